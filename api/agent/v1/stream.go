@@ -1,0 +1,53 @@
+package agentv1
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	// ProtocolVersion is the version of the contract that this code speaks.
+	ProtocolVersion = 1
+
+	// ControlPort is the guest port that serves ttrpc; StreamPort the one that takes byte streams.
+	// On AF_VSOCK they are vsock ports, on virtio-serial the first four bytes of a multiplexed stream.
+	ControlPort = 1024
+	StreamPort  = 1025
+
+	// MaxHeader bounds a framed StreamHeader or StreamReply, in bytes.
+	MaxHeader = 64 << 10
+)
+
+// WriteMessage writes m with a big-endian 32-bit length before it.
+func WriteMessage(w io.Writer, m proto.Message) error {
+	body, err := proto.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if len(body) > MaxHeader {
+		return fmt.Errorf("stream message of %d bytes exceeds %d", len(body), MaxHeader)
+	}
+	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...))
+	return err
+}
+
+// ReadMessage reads what WriteMessage wrote and never more than that: the bytes after it belong to the
+// stream. A length over MaxHeader is an error and nothing of the body is read.
+func ReadMessage(r io.Reader, m proto.Message) error {
+	var size [4]byte
+	if _, err := io.ReadFull(r, size[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint32(size[:])
+	if n > MaxHeader {
+		return fmt.Errorf("stream message of %d bytes exceeds %d", n, MaxHeader)
+	}
+	body := make([]byte, n)
+	if _, err := io.ReadFull(r, body); err != nil {
+		return err
+	}
+	return proto.Unmarshal(body, m)
+}

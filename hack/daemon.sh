@@ -1,0 +1,71 @@
+# Sourced by scripts that need a pistisd, and a registry, of their own. The caller sets BIN and GUEST, calls
+# start_registry and start_daemon, and stop_all from its exit trap.
+# shellcheck shell=bash
+
+daemon='' registry='' state=''
+
+# start_registry DIR [FLAGS...]: serves the test images on a loopback port; sets registry_address.
+start_registry() {
+	local dir=$1
+	shift
+	mkdir -p "$dir"
+	rm -f "$dir/registry.address"
+	"$BIN/registry" -listen 127.0.0.1:0 -address-file "$dir/registry.address" "$@" >"$dir/registry.log" 2>&1 &
+	registry=$!
+	until [ -s "$dir/registry.address" ]; do
+		kill -0 "$registry" 2>/dev/null || { cat "$dir/registry.log" >&2; return 1; }
+		sleep 0.1
+	done
+	# shellcheck disable=SC2034 # for the caller
+	registry_address=$(cat "$dir/registry.address")
+}
+
+# start_daemon NAME DIR [TOML]: a daemon whose state, bridge and cgroup are called after NAME, its data in DIR.
+start_daemon() {
+	local name=$1 dir=$2 extra=${3:-}
+	state=/run/$name
+	export PISTIS_SOCKET=$state/pistisd.sock
+	if "$BIN/pistis" pods >/dev/null 2>&1; then
+		state=''
+		echo "a daemon already runs at $PISTIS_SOCKET: end it first" >&2
+		return 1
+	fi
+	mkdir -p "$dir" "$state"
+	cat >"$state/config.toml" <<-END
+		root = "$dir/root"
+		state = "$state"
+		socket = "$PISTIS_SOCKET"
+		cgroup_parent = "$name"
+		[network]
+		cni_conf_dir = ""
+		[network.bridge]
+		name = "$name"
+		[vm]
+		kernel = "$GUEST/vmlinuz"
+		initrd = "$GUEST/initrd"
+		$extra
+	END
+	"$BIN/pistisd" --config "$state/config.toml" >"$dir/pistisd.log" 2>&1 &
+	daemon=$!
+	until "$BIN/pistis" info >/dev/null 2>&1; do
+		kill -0 "$daemon" 2>/dev/null || { tail -n 30 "$dir/pistisd.log" >&2; return 1; }
+		sleep 0.1
+	done
+}
+
+# stop_all ends what the two started and removes it from the host; it fails if a part of that failed.
+stop_all() {
+	local failed=0
+	if [ -n "$daemon" ]; then
+		"$BIN/pistis" rm -f --all >/dev/null || failed=1
+		kill "$daemon" || failed=1
+		wait "$daemon" || failed=1
+		"$BIN/pistisd" --config "$state/config.toml" wipe || failed=1
+	fi
+	if [ -n "$registry" ]; then
+		kill "$registry" 2>/dev/null || failed=1
+		wait "$registry" 2>/dev/null || true
+	fi
+	[ -z "$state" ] || rm -rf "$state"
+	return $failed
+}

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Unit and integration tests, as `make test` and continuous integration run them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PISTIS_BIN=${PISTIS_BIN:-$PWD/bin} PISTIS_GUEST=${PISTIS_GUEST:-$PWD/.cache/guest}
+
+echo "== formatting"
+unformatted=$(git ls-files '*.go' | xargs -r gofmt -l)
+[ -z "$unformatted" ] || { echo "not formatted by gofmt:" "$unformatted" >&2; exit 1; }
+
+echo "== go vet"
+go vet ./...
+
+echo "== unit, contract and fuzz-seed tests"
+go test -timeout 15m ./api/... ./cmd/... ./internal/...
+
+echo "== integration tests"
+go test -timeout 25m -v -count=1 ./test/integration/...

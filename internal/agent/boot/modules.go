@@ -1,0 +1,63 @@
+package boot
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// moduleList names the kernel modules to load, one absolute path per line, in order.
+const moduleList = "/lib/modules/load"
+
+// maxModuleList bounds it.
+const maxModuleList = 1 << 20
+
+// loadModules loads the modules of a list. One that fails is logged: what needs it will say so more clearly.
+func loadModules(list string, log *slog.Logger) error {
+	f, err := os.Open(list)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // a kernel that has everything built in
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxModuleList))
+	if err != nil {
+		return fmt.Errorf("%s: %w", list, err)
+	}
+	for _, path := range modulePaths(string(text)) {
+		if err := loadModule(path); err != nil {
+			log.Warn("kernel module not loaded", "module", path, "error", err)
+		}
+	}
+	return nil
+}
+
+func modulePaths(text string) []string {
+	var paths []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			paths = append(paths, line)
+		}
+	}
+	return paths
+}
+
+func loadModule(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,298 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	"github.com/pistis-run/pistis/internal/agent/cgroup"
+	"github.com/pistis-run/pistis/internal/agent/runc"
+	"github.com/pistis-run/pistis/internal/agent/stdio"
+)
+
+// undoTimeout bounds what a failed call does to leave nothing.
+const undoTimeout = 30 * time.Second
+
+// container and what Create made of it. Everything but execs is fixed once it is in state created.
+type container struct {
+	id     string
+	bundle string
+	root   string // the merged root file system
+	group  cgroup.Group
+	init   *process
+	// process of the spec as it was started: what an exec does not say is taken from here.
+	spec specs.Process
+
+	mu    sync.Mutex
+	execs map[string]*process
+}
+
+func (c *container) exec(id string) (*process, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p, ok := c.execs[id]
+	if !ok {
+		return nil, fmt.Errorf("exec %.200q in container %s: %w", id, c.id, errdefs.ErrNotFound)
+	}
+	return p, nil
+}
+
+// CreateContainer implements agentv1.AgentService.
+func (a *Agent) CreateContainer(ctx context.Context, req *agentv1.CreateContainerRequest) (*agentv1.CreateContainerResponse, error) {
+	if err := checkID("container", req.Id); err != nil {
+		return nil, err
+	}
+	c := &container{
+		id: req.Id, bundle: filepath.Join(a.Dir, "bundles", req.Id), group: cgroup.OfContainer(req.Id),
+		init: newProcess(req.Id), execs: map[string]*process{},
+	}
+	placement, err := a.reserve(c)
+	if err != nil {
+		return nil, err
+	}
+	user, err := a.create(ctx, c, placement, req)
+	if err != nil {
+		a.forget(c)
+		return nil, fmt.Errorf("create container %s: %w", req.Id, err)
+	}
+	c.init.settle(created)
+	return &agentv1.CreateContainerResponse{Pid: c.init.pid(), User: user}, nil
+}
+
+// reserve puts a container into the table.
+func (a *Agent) reserve(c *container) (placement, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case !a.sandbox.ready:
+		return placement{}, precondition("container %s: the sandbox is not configured", c.id)
+	case a.containers[c.id] != nil:
+		return placement{}, fmt.Errorf("container %s: %w", c.id, errdefs.ErrAlreadyExists)
+	case len(a.containers) >= maxContainers:
+		return placement{}, fmt.Errorf("container %s: the pod has %d containers: %w", c.id, maxContainers, errdefs.ErrResourceExhausted)
+	}
+	a.containers[c.id] = c
+	p := placement{id: c.id, mounts: a.sandbox.mounts}
+	if a.sandbox.pause != nil {
+		p.pidNamespace = fmt.Sprintf("/proc/%d/ns/pid", a.sandbox.pause.PID())
+	}
+	return p, nil
+}
+
+func (a *Agent) forget(c *container) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.containers, c.id)
+}
+
+// create makes everything of a container, and undoes it when a step fails.
+func (a *Agent) create(ctx context.Context, c *container, place placement, req *agentv1.CreateContainerRequest) (_ *agentv1.ResolvedUser, err error) {
+	spec, err := parseSpec(req.Spec)
+	if err != nil {
+		return nil, err
+	}
+	var undo []func(context.Context) error
+	defer func() {
+		if err == nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		for i := len(undo) - 1; i >= 0; i-- {
+			err = errors.Join(err, undo[i](ctx))
+		}
+	}()
+	root, err := a.Roots.Mount(ctx, c.id, req.Layers)
+	if err != nil {
+		return nil, err
+	}
+	undo = append(undo, func(context.Context) error { _, err := a.Roots.Unmount(c.id); return err })
+	c.root, place.root = root.Path, root.Path
+
+	user, err := resolveUser(root.Path, req.User, spec.Process)
+	if err != nil {
+		return nil, err
+	}
+	sysctls, err := adapt(spec, place)
+	if err != nil {
+		return nil, err
+	}
+	c.spec = *spec.Process
+	if err := setSysctls(sysctls); err != nil {
+		return nil, err
+	}
+	undo = append(undo, func(context.Context) error { return os.RemoveAll(c.bundle) })
+	if err := writeJSON(c.bundle, "config.json", spec); err != nil {
+		return nil, err
+	}
+	if c.init.stdio, err = newStdio(spec.Process.Terminal, req.Stdin); err != nil {
+		return nil, err
+	}
+	undo = append(undo, func(context.Context) error { c.init.stdio.Close(); return nil })
+	return user, a.spawnInit(ctx, c)
+}
+
+func newStdio(terminal, stdin bool) (*stdio.Set, error) {
+	if terminal {
+		return stdio.NewTerminal(stdin), nil
+	}
+	return stdio.NewPipes(stdin)
+}
+
+func writeJSON(dir, name string, v any) error {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, name), text, 0o600)
+}
+
+// spawnInit has the runtime create the container. A program that cannot be executed is no failure of creation:
+// the container exists, and its start fails.
+func (a *Agent) spawnInit(ctx context.Context, c *container) error {
+	p := c.init
+	proc, err := a.Runtime.Create(ctx, c.id, c.bundle, runc.Stdio{Files: p.stdio.Child(), Terminal: p.stdio.Terminal()})
+	p.stdio.CloseChild()
+	if errors.As(err, &p.refused) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	p.adopt(proc)
+	a.work.Go(func() { a.follow(c, p, proc, true) })
+	return nil
+}
+
+// follow records the end of a process. The end of a container's own ends all others of the container.
+func (a *Agent) follow(c *container, p *process, proc *runc.Process, init bool) {
+	ooms := c.group.OOMKills()
+	<-proc.Done()
+	e := exit{code: proc.Exit().Code, at: proc.Exit().At, oomKilled: c.group.OOMKills() > ooms}
+	if init {
+		// Its own PID namespace would have ended them; a shared one does not.
+		if err := c.group.Kill(); err != nil {
+			a.Log.Warn("processes of an ended container not killed", "container", c.id, "error", err)
+		}
+	}
+	p.stdio.CloseStdin()
+	p.finish(e)
+}
+
+// Start implements agentv1.AgentService.
+func (a *Agent) Start(ctx context.Context, req *agentv1.StartRequest) (*agentv1.StartResponse, error) {
+	c, p, err := a.process(req.Container, req.Exec)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.claim(starting, created); err != nil {
+		return nil, fmt.Errorf("start: %w", err)
+	}
+	if req.Exec == "" {
+		err = a.startInit(ctx, c)
+	} else {
+		err = a.startExec(ctx, c, p, req.Exec)
+	}
+	if err != nil {
+		p.fail(err)
+		return nil, fmt.Errorf("start %s: %w", p.name, err)
+	}
+	p.settle(running)
+	return &agentv1.StartResponse{Pid: p.pid()}, nil
+}
+
+func (a *Agent) startInit(ctx context.Context, c *container) error {
+	if c.init.refused != nil {
+		return c.init.refused
+	}
+	err := a.Runtime.Start(ctx, c.id)
+	if err != nil {
+		// It waits for ever to be started, unless it has ended: then its exit is on the way.
+		_ = c.init.signal(unix.SIGKILL)
+	}
+	return err
+}
+
+// fail ends a process that could not be started.
+func (p *process) fail(err error) {
+	e := exit{code: 255, at: time.Now(), reason: err.Error()}
+	if refused := new(runc.ProgramError); errors.As(err, &refused) {
+		e.code = refused.Code
+	}
+	p.stdio.CloseStdin()
+	p.finish(e)
+	p.settle(stopped)
+}
+
+// Delete implements agentv1.AgentService.
+func (a *Agent) Delete(ctx context.Context, req *agentv1.DeleteRequest) (*agentv1.DeleteResponse, error) {
+	c, p, err := a.process(req.Container, req.Exec)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.claim(deleting, created, stopped); err != nil {
+		return nil, fmt.Errorf("delete: %w", err)
+	}
+	if req.Exec != "" {
+		c.mu.Lock()
+		delete(c.execs, req.Exec)
+		c.mu.Unlock()
+		p.stdio.Close()
+		p.finish(exit{code: 137, at: time.Now(), reason: "deleted before it was started"})
+		return &agentv1.DeleteResponse{}, nil
+	}
+	disks, err := a.remove(context.WithoutCancel(ctx), c)
+	if err != nil {
+		p.settle(stopped)
+		return nil, fmt.Errorf("delete container %s: %w", c.id, err)
+	}
+	a.forget(c)
+	return &agentv1.DeleteResponse{Disks: disks}, nil
+}
+
+// remove ends what is left of a container and frees what it has. It may be called again after an error.
+func (a *Agent) remove(ctx context.Context, c *container) ([]*agentv1.DiskAddress, error) {
+	ctx, cancel := context.WithTimeout(ctx, undoTimeout)
+	defer cancel()
+	if err := a.Runtime.Delete(ctx, c.id); err != nil {
+		return nil, err
+	}
+	if err := c.group.Kill(); err != nil {
+		return nil, err
+	}
+	if c.init.pid() == 0 {
+		c.init.finish(exit{code: 137, at: time.Now(), reason: "deleted before it was started"})
+	}
+	c.mu.Lock()
+	all := []*process{c.init}
+	for _, p := range c.execs {
+		all = append(all, p)
+	}
+	c.mu.Unlock()
+	for _, p := range all {
+		p.stdio.Close()
+		if p.pid() == 0 {
+			continue // never started
+		}
+		select {
+		case <-p.done:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s does not end: %w", p.name, context.Cause(ctx))
+		}
+	}
+	disks, err := a.Roots.Unmount(c.id)
+	return disks, errors.Join(err, os.RemoveAll(c.bundle))
+}

@@ -1,0 +1,86 @@
+package agentclient
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	"github.com/pistis-run/pistis/internal/task"
+)
+
+// Stream is a byte stream into the guest. CloseWrite ends the bytes of the host and leaves those of the guest.
+type Stream interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// OpenStdio opens one file descriptor of a process that was created and not started.
+func (c *Client) OpenStdio(ctx context.Context, id task.ID, fd agentv1.StdioStream_FD) (Stream, error) {
+	s, err := c.open(ctx, &agentv1.StreamHeader{Kind: &agentv1.StreamHeader_Stdio{
+		Stdio: &agentv1.StdioStream{Container: id.Container, Exec: id.Exec, Fd: fd},
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("open %s in guest: %s: %w", fd, name(id), err)
+	}
+	return s, nil
+}
+
+// Dial connects to an address in the guest: tcp or unix.
+func (c *Client) Dial(ctx context.Context, network, address string) (Stream, error) {
+	s, err := c.open(ctx, &agentv1.StreamHeader{Kind: &agentv1.StreamHeader_Dial{
+		Dial: &agentv1.DialStream{Network: network, Address: address},
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("dial in guest: %s %s: %w", network, address, err)
+	}
+	return s, nil
+}
+
+// open dials the stream port and exchanges header and reply.
+func (c *Client) open(ctx context.Context, header *agentv1.StreamHeader) (_ Stream, err error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.timeout)
+		defer cancel()
+	}
+	conn, err := c.dial(ctx, agentv1.StreamPort)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer func() {
+		if !stop() && err == nil {
+			err = context.Cause(ctx)
+		}
+		if err != nil {
+			conn.Close()
+		}
+	}()
+	stream, ok := conn.(Stream)
+	if !ok {
+		return nil, fmt.Errorf("a %T cannot be closed in one direction", conn)
+	}
+	if err := agentv1.WriteMessage(conn, header); err != nil {
+		return nil, orCause(ctx, err)
+	}
+	var reply agentv1.StreamReply
+	if err := agentv1.ReadMessage(conn, &reply); err != nil {
+		return nil, orCause(ctx, fmt.Errorf("read reply: %w", err))
+	}
+	if reply.Error != "" || reply.Code != 0 {
+		return nil, fmt.Errorf("%s: %w", clean(reply.Error, maxText), classOf(codes.Code(reply.Code)))
+	}
+	return stream, nil
+}
+
+// orCause prefers why ctx ended to the error that its end made.
+func orCause(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return fmt.Errorf("the guest did not answer: %w", cause)
+	}
+	return err
+}

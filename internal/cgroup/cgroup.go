@@ -1,0 +1,261 @@
+package cgroup
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	unified = "cgroup2"
+	legacy  = "cgroup"
+	// removeInterval is how often the removal of a group is tried again: the kernel tells nobody when the last
+	// dead process has left a v1 group.
+	removeInterval = 10 * time.Millisecond
+)
+
+// controllers are the v1 hierarchies that a pod's group is made on. name=systemd and the unified hierarchy of a
+// hybrid host are what takes a process out of the service that started it.
+func controllers() []string {
+	return []string{"memory", "cpu", "cpuacct", "pids", "freezer", "blkio", "name=systemd"}
+}
+
+// Group is a cgroup with the same path on one or more hierarchies.
+type Group struct {
+	path string
+	dirs []string
+}
+
+// Open names a group; it need not exist. path is relative to the root of each hierarchy, as pistis/<id>.
+func Open(path string) (*Group, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("open cgroup %s: %w", path, err)
+	}
+	defer f.Close()
+	roots, err := hierarchies(f)
+	if err != nil {
+		return nil, fmt.Errorf("open cgroup %s: %w", path, err)
+	}
+	return open(path, roots)
+}
+
+func open(path string, roots []string) (*Group, error) {
+	clean := filepath.Clean("/" + path)
+	if clean == "/" || strings.Contains(path, "..") {
+		return nil, fmt.Errorf("open cgroup %q: the path must name a group below the root: %w", path, errdefs.ErrInvalidArgument)
+	}
+	if len(roots) == 0 {
+		return nil, fmt.Errorf("open cgroup %s: no cgroup hierarchy is mounted: %w", path, errdefs.ErrFailedPrecondition)
+	}
+	g := &Group{path: clean}
+	for _, root := range roots {
+		g.dirs = append(g.dirs, filepath.Join(root, clean))
+	}
+	return g, nil
+}
+
+// hierarchies finds the mount points to use in a mountinfo table.
+func hierarchies(r io.Reader) ([]string, error) {
+	var roots []string
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		left, right, ok := strings.Cut(lines.Text(), " - ")
+		mount, super := strings.Fields(left), strings.Fields(right)
+		if !ok || len(mount) < 6 || len(super) < 3 {
+			continue
+		}
+		wanted := super[0] == unified || super[0] == legacy && slices.ContainsFunc(
+			strings.Split(super[2], ","), func(option string) bool { return slices.Contains(controllers(), option) })
+		// A bind mount of some group inside a container is no root.
+		if wanted && mount[3] == "/" && !slices.Contains(roots, mount[4]) {
+			roots = append(roots, mount[4])
+		}
+	}
+	return roots, lines.Err()
+}
+
+// String is the path.
+func (g *Group) String() string { return g.path }
+
+// Create makes the group where it is not there. On error nothing new is left.
+func (g *Group) Create() error {
+	var made []string
+	for _, dir := range g.dirs {
+		err := os.MkdirAll(filepath.Dir(dir), 0o755)
+		if err == nil {
+			if err = os.Mkdir(dir, 0o755); err == nil {
+				made = append(made, dir)
+			}
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			err = fmt.Errorf("create cgroup %s: %w", g.path, err)
+			for _, dir := range made {
+				err = errors.Join(err, unix.Rmdir(dir))
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// Add moves a process into the group.
+func (g *Group) Add(pid int) error {
+	for _, dir := range g.dirs {
+		err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
+		if err != nil {
+			return fmt.Errorf("add process %d to cgroup %s: %w", pid, g.path, err)
+		}
+	}
+	return nil
+}
+
+// Pids lists the processes of the group on any hierarchy. A group that is not there has none.
+func (g *Group) Pids() ([]int, error) {
+	var pids []int
+	for _, dir := range g.dirs {
+		data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+			continue
+		} else if err != nil {
+			return nil, fmt.Errorf("list cgroup %s: %w", g.path, err)
+		}
+		for field := range bytes.FieldsSeq(data) {
+			if pid, err := strconv.Atoi(string(field)); err == nil && pid > 0 {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	slices.Sort(pids)
+	return slices.Compact(pids), nil
+}
+
+// Kill ends every process in the group, except for those given, and waits until they have gone or ctx ends.
+func (g *Group) Kill(ctx context.Context, except ...int) error {
+	for {
+		pids, err := g.Pids()
+		if err != nil {
+			return err
+		}
+		pids = slices.DeleteFunc(pids, func(pid int) bool { return slices.Contains(except, pid) })
+		handles, err := g.open(pids)
+		if err != nil {
+			return err
+		}
+		if len(handles) == 0 {
+			return nil
+		}
+		if err := killAll(ctx, handles); err != nil {
+			return fmt.Errorf("kill cgroup %s: %w", g.path, err)
+		}
+	}
+}
+
+// open opens those of the processes that live and are in the group still, now that their pids are held.
+func (g *Group) open(pids []int) ([]unix.PollFd, error) {
+	var fds []unix.PollFd
+	for _, pid := range pids {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue // it has ended
+		}
+		fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+	}
+	still, err := g.Pids()
+	living := fds[:0]
+	for _, fd := range fds {
+		if err == nil && memberOf(int(fd.Fd), still) && !ended(fd) {
+			living = append(living, fd)
+			continue
+		}
+		unix.Close(int(fd.Fd))
+	}
+	return living, err
+}
+
+// memberOf asks the kernel which pid a pidfd has now.
+func memberOf(pidfd int, pids []int) bool {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", pidfd))
+	if err != nil {
+		return false
+	}
+	for line := range bytes.Lines(data) {
+		if value, ok := bytes.CutPrefix(line, []byte("Pid:")); ok {
+			pid, err := strconv.Atoi(string(bytes.TrimSpace(value)))
+			return err == nil && slices.Contains(pids, pid)
+		}
+	}
+	return false
+}
+
+func ended(fd unix.PollFd) bool {
+	n, _ := unix.Poll([]unix.PollFd{fd}, 0)
+	return n > 0
+}
+
+// killAll kills and waits; it closes the descriptors.
+func killAll(ctx context.Context, fds []unix.PollFd) error {
+	defer func() {
+		for _, fd := range fds {
+			unix.Close(int(fd.Fd))
+		}
+	}()
+	for _, fd := range fds {
+		if err := unix.PidfdSendSignal(int(fd.Fd), unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	for _, fd := range fds {
+		for !ended(fd) {
+			if err := ctx.Err(); err != nil {
+				return fmt.Errorf("a process does not end: %w", err)
+			}
+			if _, err := unix.Poll([]unix.PollFd{fd}, 100); err != nil && err != unix.EINTR {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Remove removes the group, which must be empty. It tries until ctx ends: dead processes leave a group a moment
+// after their end. It is idempotent; parents stay.
+func (g *Group) Remove(ctx context.Context) error {
+	tick := time.NewTicker(removeInterval)
+	defer tick.Stop()
+	for {
+		err := g.remove()
+		if err == nil || !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+func (g *Group) remove() error {
+	var errs []error
+	for _, dir := range g.dirs {
+		err := unix.Rmdir(dir)
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("remove cgroup %s: %s: %w", g.path, dir, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,93 @@
+package cgroup
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+)
+
+func TestHierarchies(t *testing.T) {
+	table := `25 20 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw
+26 25 0:23 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct
+27 25 0:24 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset
+28 25 0:25 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd
+29 25 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+30 25 0:24 /docker/x /mnt/memory rw - cgroup cgroup rw,memory
+nonsense
+`
+	got, err := hierarchies(strings.NewReader(table))
+	want := []string{"/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"}
+	if err != nil || !slices.Equal(got, want) {
+		t.Fatalf("hierarchies = %q, %v, want %q", got, err, want)
+	}
+}
+
+func TestOpenRefusesPathsOutside(t *testing.T) {
+	for _, path := range []string{"", "/", ".", "../x", "a/../../b"} {
+		if _, err := open(path, []string{"/sys/fs/cgroup"}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("open(%q) = %v, want InvalidArgument", path, err)
+		}
+	}
+}
+
+// TestKillAndRemove uses the machine's real hierarchies.
+func TestKillAndRemove(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: cgroups need root")
+	}
+	g, err := Open(fmt.Sprintf("pistis-test-%d/pod", os.Getpid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Create(); err != nil {
+		t.Fatal(err)
+	}
+	parent, err := Open(fmt.Sprintf("pistis-test-%d", os.Getpid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		for _, g := range []*Group{g, parent} {
+			if err := g.Remove(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	if err := g.Create(); err != nil {
+		t.Fatalf("Create is not idempotent: %v", err)
+	}
+	cmd := exec.Command("sh", "-c", "sleep 1000 & sleep 1000 & echo; wait")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The shell is added before it forks, so that its children are members too.
+	cmd.Args[2] = "read x; " + cmd.Args[2]
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Add(cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	in.Close()
+	out.Read(make([]byte, 1))
+	pids, err := g.Pids()
+	if err != nil || len(pids) != 3 {
+		t.Fatalf("Pids = %v, %v, want three", pids, err)
+	}
+	if err := g.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("the shell was not killed")
+	}
+}

@@ -1,0 +1,174 @@
+package cli
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func (a *app) podsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "pods",
+		Short: "List pods",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer c.close(cmd.Context())
+			pods, err := c.ListPodSandbox(cmd.Context(), nil)
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return printJSON(a.out, pods)
+			}
+			slices.SortFunc(pods, func(x, y *runtime.PodSandbox) int { return int(y.CreatedAt - x.CreatedAt) })
+			var rows [][]string
+			for _, p := range pods {
+				state := strings.ToLower(strings.TrimPrefix(p.State.String(), "SANDBOX_"))
+				rows = append(rows, []string{short(p.Id), p.Metadata.GetName(), p.Metadata.GetNamespace(), p.RuntimeHandler, state, ago(p.CreatedAt)})
+			}
+			return table(a.out, "POD NAME NAMESPACE HANDLER STATE CREATED", rows)
+		},
+	}
+}
+
+func (a *app) psCommand() *cobra.Command {
+	var all bool
+	cmd := &cobra.Command{
+		Use:   "ps",
+		Short: "List containers: those that run, or all with -a",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer c.close(cmd.Context())
+			var filter *runtime.ContainerFilter
+			if !all {
+				filter = &runtime.ContainerFilter{State: &runtime.ContainerStateValue{State: runtime.ContainerState_CONTAINER_RUNNING}}
+			}
+			containers, err := c.ListContainers(cmd.Context(), filter)
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return printJSON(a.out, containers)
+			}
+			slices.SortFunc(containers, func(x, y *runtime.Container) int { return int(y.CreatedAt - x.CreatedAt) })
+			var rows [][]string
+			for _, ctr := range containers {
+				state := strings.ToLower(strings.TrimPrefix(ctr.State.String(), "CONTAINER_"))
+				rows = append(rows, []string{short(ctr.Id), ctr.Metadata.GetName(), ctr.Image.GetUserSpecifiedImage(), state,
+					fmt.Sprint(ctr.Metadata.GetAttempt()), short(ctr.PodSandboxId), ago(ctr.CreatedAt)})
+			}
+			return table(a.out, "CONTAINER NAME IMAGE STATE ATTEMPT POD CREATED", rows)
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those that ended or were not started")
+	return cmd
+}
+
+func (a *app) statsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "stats [CONTAINER...]",
+		Short: "Show what running containers use",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer c.close(cmd.Context())
+			stats, err := c.ListContainerStats(cmd.Context(), nil)
+			if err != nil {
+				return err
+			}
+			if len(args) > 0 {
+				want := map[string]bool{}
+				for _, arg := range args {
+					ctr, err := c.container(cmd.Context(), arg)
+					if err != nil {
+						return err
+					}
+					want[ctr.Id] = true
+				}
+				stats = slices.DeleteFunc(stats, func(s *runtime.ContainerStats) bool { return !want[s.Attributes.GetId()] })
+			}
+			if a.output == "json" {
+				return printJSON(a.out, stats)
+			}
+			var rows [][]string
+			for _, s := range stats {
+				rows = append(rows, []string{short(s.Attributes.GetId()), s.Attributes.GetMetadata().GetName(),
+					fmt.Sprintf("%.2f", float64(s.Cpu.GetUsageNanoCores().GetValue())/1e9),
+					fmt.Sprintf("%.2f s", float64(s.Cpu.GetUsageCoreNanoSeconds().GetValue())/1e9),
+					size(s.Memory.GetWorkingSetBytes().GetValue()), size(s.WritableLayer.GetUsedBytes().GetValue())})
+			}
+			return table(a.out, "CONTAINER NAME CORES CPU MEMORY WRITABLE", rows)
+		},
+	}
+}
+
+func (a *app) inspectCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "inspect POD|CONTAINER|IMAGE",
+		Short: "Show everything known about a pod, a container or an image, as JSON",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			c, err := a.connect(ctx)
+			if err != nil {
+				return err
+			}
+			defer c.close(ctx)
+			if pod, err := c.pod(ctx, args[0]); err == nil {
+				resp, err := c.PodSandboxStatus(ctx, pod.Id, true)
+				if err != nil {
+					return err
+				}
+				return printJSON(a.out, []*runtime.PodSandboxStatusResponse{resp})
+			}
+			if ctr, err := c.container(ctx, args[0]); err == nil {
+				resp, err := c.ContainerStatus(ctx, ctr.Id, true)
+				if err != nil {
+					return err
+				}
+				return printJSON(a.out, []*runtime.ContainerStatusResponse{resp})
+			}
+			resp, err := c.images.ImageStatus(ctx, &runtime.ImageSpec{Image: args[0]}, true)
+			if err != nil {
+				return err
+			}
+			if resp.Image == nil {
+				return fmt.Errorf("no pod, container or image %q", args[0])
+			}
+			return printJSON(a.out, []*runtime.ImageStatusResponse{resp})
+		},
+	}
+}
+
+func (a *app) infoCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "info",
+		Short: "Show what the daemon says of itself, as JSON",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer c.close(cmd.Context())
+			resp, err := c.Status(cmd.Context(), true)
+			if err != nil {
+				return err
+			}
+			return printJSON(a.out, []*runtime.StatusResponse{resp})
+		},
+	}
+}

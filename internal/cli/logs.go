@@ -1,0 +1,61 @@
+package cli
+
+import (
+	"context"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/cri-client/pkg/logs"
+)
+
+func (a *app) logsCommand() *cobra.Command {
+	var (
+		follow, timestamps bool
+		tail               int64
+		since              time.Duration
+	)
+	cmd := &cobra.Command{
+		Use:   "logs [-f] CONTAINER",
+		Short: "Show a container's output",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer c.close(cmd.Context())
+			ctr, err := c.container(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			opts := &logs.LogOptions{Follow: follow, Timestamp: timestamps}
+			if tail >= 0 {
+				opts.TailLines = &tail
+			}
+			if since > 0 {
+				opts.Since = time.Now().Add(-since)
+			}
+			return c.readLogs(cmd.Context(), ctr.Id, opts, a.out, a.err)
+		},
+	}
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the container ends")
+	cmd.Flags().BoolVar(&timestamps, "timestamps", false, "with the time of each line")
+	cmd.Flags().Int64Var(&tail, "tail", -1, "only that many lines from the end")
+	cmd.Flags().DurationVar(&since, "since", 0, "only what is younger, as 10m")
+	return cmd
+}
+
+// readLogs copies a container's log file. The file is on this host: so is the daemon.
+func (c *client) readLogs(ctx context.Context, id string, opts *logs.LogOptions, stdout, stderr io.Writer) error {
+	status, err := c.ContainerStatus(ctx, id, false)
+	if err != nil {
+		return err
+	}
+	path := status.Status.GetLogPath()
+	if _, err := os.Stat(path); err != nil {
+		return err
+	}
+	return logs.ReadLogs(ctx, path, id, opts, c.RuntimeService, stdout, stderr)
+}

@@ -1,0 +1,95 @@
+package cli
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func (a *app) stopCommand() *cobra.Command {
+	var grace int64
+	cmd := &cobra.Command{
+		Use:   "stop POD|CONTAINER...",
+		Short: "Stop pods, or single containers",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			c, err := a.connect(ctx)
+			if err != nil {
+				return err
+			}
+			defer c.close(ctx)
+			for _, what := range args {
+				if pod, err := c.pod(ctx, what); err == nil {
+					containers, err := c.ListContainers(ctx, &runtime.ContainerFilter{PodSandboxId: pod.Id})
+					if err != nil {
+						return err
+					}
+					for _, ctr := range containers {
+						if err := c.StopContainer(ctx, ctr.Id, grace); err != nil {
+							return err
+						}
+					}
+					if err := c.StopPodSandbox(ctx, pod.Id); err != nil {
+						return err
+					}
+				} else if ctr, err := c.container(ctx, what); err != nil {
+					return fmt.Errorf("no pod or container %q: `pistis pods` and `pistis ps -a` list them", what)
+				} else if err := c.StopContainer(ctx, ctr.Id, grace); err != nil {
+					return err
+				}
+				fmt.Fprintln(a.out, what)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().Int64Var(&grace, "grace", 10, "seconds between the stop signal and the kill")
+	return cmd
+}
+
+func (a *app) rmCommand() *cobra.Command {
+	var force, all bool
+	cmd := &cobra.Command{
+		Use:   "rm POD|CONTAINER...",
+		Short: "Remove pods, or single containers; running ones with -f",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			c, err := a.connect(ctx)
+			if err != nil {
+				return err
+			}
+			defer c.close(ctx)
+			if all {
+				pods, err := c.ListPodSandbox(ctx, nil)
+				if err != nil {
+					return err
+				}
+				for _, p := range pods {
+					args = append(args, p.Id)
+				}
+			} else if len(args) == 0 {
+				return fmt.Errorf("name pods or containers, or use --all")
+			}
+			for _, what := range args {
+				pod, err := c.pod(ctx, what)
+				switch {
+				case err != nil:
+					err = c.removeContainer(ctx, what, force)
+				case pod.State == runtime.PodSandboxState_SANDBOX_READY && !force:
+					err = fmt.Errorf("pod %s runs: stop it first, or use -f", what)
+				default:
+					err = c.removePod(ctx, pod.Id)
+				}
+				if err != nil {
+					return err
+				}
+				fmt.Fprintln(a.out, what)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "also what runs")
+	cmd.Flags().BoolVar(&all, "all", false, "all pods")
+	return cmd
+}

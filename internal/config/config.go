@@ -1,0 +1,118 @@
+package config
+
+import "time"
+
+// Config is pistisd's configuration file.
+type Config struct {
+	// Root keeps what survives a reboot, State (run directory) what does not.
+	Root  string `toml:"root" json:"root"`
+	State string `toml:"state" json:"state"`
+	// Socket of the CRI.
+	Socket  string  `toml:"socket" json:"socket"`
+	Log     Log     `toml:"log" json:"log"`
+	Image   Image   `toml:"image" json:"image"`
+	Network Network `toml:"network" json:"network"`
+	Stream  Stream  `toml:"stream" json:"stream"`
+	// DefaultHandler is used without a RuntimeClass, UntrustedHandler for pods that are annotated as untrusted
+	// (empty: such pods are refused).
+	DefaultHandler   string             `toml:"default_handler" json:"default_handler"`
+	UntrustedHandler string             `toml:"untrusted_handler" json:"untrusted_handler"`
+	Handlers         map[string]Handler `toml:"handlers" json:"handlers"`
+	VM               VM                 `toml:"vm" json:"vm"`
+	// CgroupDriver is cgroupfs or systemd; empty finds out.
+	CgroupDriver string `toml:"cgroup_driver" json:"cgroup_driver"`
+	// CgroupParent is the cgroup, below each hierarchy's root, of pods that name none.
+	CgroupParent string `toml:"cgroup_parent" json:"cgroup_parent"`
+	// Metrics is a listen address; empty: off.
+	Metrics string `toml:"metrics" json:"metrics"`
+	// DrainTimeout bounds what SIGTERM waits for calls that run.
+	DrainTimeout Duration `toml:"drain_timeout" json:"drain_timeout"`
+}
+
+// Log is how the daemon logs, to standard error.
+type Log struct {
+	Level  string `toml:"level" json:"level"`   // debug, info, warn, error
+	Format string `toml:"format" json:"format"` // text, json
+}
+
+// Image is how images are pulled and kept.
+type Image struct {
+	// HostsDir holds hosts.toml files as containerd's config_path.
+	HostsDir string `toml:"hosts_dir" json:"hosts_dir"`
+	// Mirrors maps a registry host to the URLs that are asked before it.
+	Mirrors map[string][]string `toml:"mirrors" json:"mirrors"`
+	// Insecure are registries, as host or host:port, that are spoken to over plain HTTP.
+	Insecure               []string `toml:"insecure" json:"insecure"`
+	MaxConcurrentDownloads int      `toml:"max_concurrent_downloads" json:"max_concurrent_downloads"`
+	// PullTimeout is how long a pull may go without progress.
+	PullTimeout Duration `toml:"pull_timeout" json:"pull_timeout"`
+	Pinned      []string `toml:"pinned" json:"pinned"`
+}
+
+// Network of the pods.
+type Network struct {
+	// CNIConfDir is watched for a CNI configuration; empty means the built-in bridge.
+	CNIConfDir string   `toml:"cni_conf_dir" json:"cni_conf_dir"`
+	CNIBinDirs []string `toml:"cni_bin_dirs" json:"cni_bin_dirs"`
+	Bridge     Bridge   `toml:"bridge" json:"bridge"`
+}
+
+// Bridge is the built-in network.
+type Bridge struct {
+	Name string `toml:"name" json:"name"`
+	IPv4 string `toml:"ipv4" json:"ipv4"`
+	IPv6 string `toml:"ipv6" json:"ipv6"` // empty: IPv4 only
+}
+
+// Stream is the server for exec, attach and port-forward.
+type Stream struct {
+	Address     string   `toml:"address" json:"address"` // host:port, port 0 picks one
+	IdleTimeout Duration `toml:"idle_timeout" json:"idle_timeout"`
+}
+
+// The types of handlers.
+const (
+	HandlerVM  = "vm"
+	HandlerOCI = "oci"
+)
+
+// Handler is one runtime handler.
+type Handler struct {
+	// Type is HandlerVM (microVM shim) or HandlerOCI (an OCI runtime on the host's kernel).
+	Type string `toml:"type" json:"type"`
+	// Hypervisor of a VM handler: qemu, …; empty picks the best that works.
+	Hypervisor string `toml:"hypervisor" json:"hypervisor"`
+	// Path of the OCI runtime or of the shim.
+	Path string `toml:"path" json:"path"`
+}
+
+// VM settings for all VM handlers.
+type VM struct {
+	Shim         string   `toml:"shim" json:"shim"` // path of containerd-shim-pistis-v2; empty: beside pistisd, then PATH
+	QEMU         string   `toml:"qemu" json:"qemu"` // path; empty: PATH
+	Kernel       string   `toml:"kernel" json:"kernel"`
+	Initrd       string   `toml:"initrd" json:"initrd"`
+	Machine      string   `toml:"machine" json:"machine"`
+	KernelParams []string `toml:"kernel_params" json:"kernel_params"`
+	// Acceleration is auto, kvm or tcg.
+	Acceleration string   `toml:"acceleration" json:"acceleration"`
+	VCPUs        uint32   `toml:"vcpus" json:"vcpus"`             // default of a pod without limits
+	MemoryMiB    uint64   `toml:"memory_mib" json:"memory_mib"`   // default, and the base that limits are added to
+	ScratchMiB   uint64   `toml:"scratch_mib" json:"scratch_mib"` // size of a pod's writable disk (sparse)
+	BootTimeout  Duration `toml:"boot_timeout" json:"boot_timeout"`
+	// UIDs is the range, as 2000000-2065535, that VMMs run as, one each; empty: as the shim.
+	UIDs string `toml:"uids" json:"uids"`
+}
+
+// Duration is a time.Duration that is written as "1m30s" in files.
+type Duration struct{ time.Duration }
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	d.Duration = v
+	return err
+}

@@ -1,0 +1,134 @@
+package container
+
+import (
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/pistis-run/pistis/internal/task"
+)
+
+// Config is what was asked for.
+type Config struct {
+	SandboxID string
+	Name      string
+	Attempt   uint32
+	// Image is the reference as the user gave it, ImageRef what it resolved to.
+	Image, ImageRef string
+	Command, Args   []string
+	WorkDir         string
+	Env             []string // KEY=value, in order
+	Mounts          []Mount
+	Devices         []Device
+	Labels          map[string]string
+	Annotations     map[string]string
+	// LogPath is relative to the sandbox's log directory; empty means no log.
+	LogPath               string
+	Stdin, StdinOnce, TTY bool
+	StopSignal            string // SIGTERM, …; empty: the image's, then SIGTERM
+
+	Resources *specs.LinuxResources
+	OOMScore  int
+	Security  Security
+}
+
+// Security is the security context.
+type Security struct {
+	Privileged    bool
+	NoNewPrivs    bool
+	ReadonlyRoot  bool
+	AddCaps       []string // with or without CAP_; "ALL"
+	DropCaps      []string
+	AmbientCaps   []string
+	User          task.UserRequest
+	Seccomp       Profile
+	AppArmor      Profile
+	SELinuxLabel  string
+	MaskedPaths   []string
+	ReadonlyPaths []string
+	// SharedPID: as the sandbox; TargetPID joins that container's PID namespace.
+	SharedPID                     bool
+	TargetPID                     string
+	HostNetwork, HostPID, HostIPC bool
+}
+
+// ProfileKind of a security profile.
+type ProfileKind string
+
+const (
+	ProfileDefault    ProfileKind = "runtime/default"
+	ProfileUnconfined ProfileKind = "unconfined"
+	ProfileLocalhost  ProfileKind = "localhost"
+)
+
+// Profile of seccomp or AppArmor; Path is for localhost: an absolute file (seccomp) or a loaded name (AppArmor).
+type Profile struct {
+	Kind ProfileKind
+	Path string
+}
+
+// Mount into the container.
+type Mount struct {
+	ContainerPath, HostPath string
+	Readonly                bool
+	RecursiveReadonly       bool
+	SELinuxRelabel          bool
+	Propagation             string // private, rslave, rshared
+	// Image, where set, is mounted instead of HostPath; SubPath is inside it.
+	Image, SubPath           string
+	UIDMappings, GIDMappings []specs.LinuxIDMapping
+}
+
+// Device of the host, or a CDI name.
+type Device struct {
+	ContainerPath, HostPath, Permissions string
+	CDI                                  string
+}
+
+// State of a container; transitions are in lifecycle.go.
+type State string
+
+const (
+	Creating State = "creating"
+	Created  State = "created"
+	Starting State = "starting"
+	Running  State = "running"
+	Exited   State = "exited"
+	Removing State = "removing"
+	Unknown  State = "unknown"
+)
+
+// Status is a snapshot of a container.
+type Status struct {
+	ID                         string
+	Config                     Config
+	State                      State
+	ImageID                    string
+	User                       *task.User
+	PID                        uint32
+	Created, Started, Finished time.Time
+	ExitCode                   int32
+	// Reason is Completed, Error, OOMKilled, ContainerCannotRun, Unknown; Message the sentence for people.
+	Reason, Message string
+	LogPath         string // absolute
+}
+
+// Manager has these methods (for its users in internal/cri):
+//
+//	(*Manager) Create(ctx, Config) (id string, err error)
+//	(*Manager) Start(ctx, id string) error
+//	(*Manager) Stop(ctx, id string, grace time.Duration) error   // idempotent, nil for an unknown id
+//	(*Manager) Remove(ctx, id string) error                      // idempotent; kills a running one
+//	(*Manager) Status(ctx, id string) (Status, error)            // id or unambiguous prefix; NotFound
+//	(*Manager) List(ctx) []Status
+//	(*Manager) Update(ctx, id string, *specs.LinuxResources) error
+//	(*Manager) ReopenLog(ctx, id string) error
+//	(*Manager) ExecSync(ctx, id string, cmd []string, timeout time.Duration) (stdout, stderr []byte, code int32, err error) // DeadlineExceeded; output bounded to 16 MiB each
+//	(*Manager) Exec(ctx, id string, cmd []string, tty bool, io task.Stdio, resize <-chan Size) (code int32, err error)
+//	(*Manager) Attach(ctx, id string, tty bool, io task.Stdio, resize <-chan Size) error
+//	(*Manager) Stats(ctx, ids ...string) ([]task.ContainerStats, error)
+//	(*Manager) StopAll(ctx, sandboxID string), RemoveAll(ctx, sandboxID string)   // called by whoever stops or removes the sandbox
+//	(*Manager) Recover(ctx) error
+
+// Size of a terminal.
+type Size struct{ Width, Height uint16 }

@@ -1,0 +1,231 @@
+package cri
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
+
+	"github.com/pistis-run/pistis/internal/container"
+	"github.com/pistis-run/pistis/internal/image"
+	"github.com/pistis-run/pistis/internal/sandbox"
+)
+
+// maxGrace is the longest time, in seconds, that a container is given to stop by itself: a day.
+const maxGrace = 24 * 60 * 60
+
+// containerLifecycle makes and ends containers. Stop and Remove are idempotent and nil for an unknown id.
+type containerLifecycle interface {
+	Create(ctx context.Context, cfg container.Config) (id string, err error)
+	Start(ctx context.Context, id string) error
+	Stop(ctx context.Context, id string, grace time.Duration) error
+	Remove(ctx context.Context, id string) error
+}
+
+// containerReader looks at them. Status takes an id or an unambiguous prefix of one.
+type containerReader interface {
+	Status(ctx context.Context, id string) (container.Status, error)
+	List(ctx context.Context) []container.Status
+}
+
+// containerUpdater changes what a container has.
+type containerUpdater interface {
+	Update(ctx context.Context, id string, resources *specs.LinuxResources) error
+	ReopenLog(ctx context.Context, id string) error
+}
+
+// imageReader finds images.
+type imageReader interface {
+	Get(ctx context.Context, ref string) (image.Image, error)
+}
+
+// containerCalls are the calls about containers.
+type containerCalls struct {
+	containers containerLifecycle
+	reader     containerReader
+	updater    containerUpdater
+	sandboxes  sandboxReader
+	images     imageReader
+	handlers   Handlers
+}
+
+// CreateContainer makes a container in a sandbox that is ready.
+func (c *containerCalls) CreateContainer(ctx context.Context, req *runtime.CreateContainerRequest) (*runtime.CreateContainerResponse, error) {
+	if err := requireID("pod sandbox", req.PodSandboxId); err != nil {
+		return nil, fmt.Errorf("create container: %w", err)
+	}
+	pod, err := c.sandboxes.Status(ctx, req.PodSandboxId)
+	if err != nil {
+		return nil, fmt.Errorf("create container: pod %s: %w", req.PodSandboxId, err)
+	}
+	name := req.GetConfig().GetMetadata().GetName()
+	if pod.State != sandbox.Ready {
+		return nil, fmt.Errorf("create container %q: pod %s is %s, not ready: %w", name, pod.ID, pod.State, errdefs.ErrFailedPrecondition)
+	}
+	cfg, err := containerConfig(req.GetConfig(), pod, c.handlers.ByName[pod.Config.Handler])
+	if err != nil {
+		return nil, fmt.Errorf("create container %q: %w", name, err)
+	}
+	img, err := c.images.Get(ctx, req.Config.Image.Image)
+	if errdefs.IsNotFound(err) {
+		return nil, fmt.Errorf("create container %q: image %q is not on this node, pull it first: %w", name, req.Config.Image.Image, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create container %q: image %q: %w", name, req.Config.Image.Image, err)
+	}
+	cfg.ImageRef = img.ID.String()
+	id, err := c.containers.Create(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("create container %q: %w", name, imageVolumeError(cfg, err))
+	}
+	return &runtime.CreateContainerResponse{ContainerId: id}, nil
+}
+
+// imageVolumeError marks an error for the kubelet, which looks for the mark where a volume of an image failed.
+func imageVolumeError(cfg container.Config, err error) error {
+	for _, m := range cfg.Mounts {
+		if m.Image != "" && strings.Contains(err.Error(), m.ContainerPath) {
+			return fmt.Errorf("%w: %w", crierrors.ErrImageVolumeMountFailed, err)
+		}
+	}
+	return err
+}
+
+// StartContainer starts a created container.
+func (c *containerCalls) StartContainer(ctx context.Context, req *runtime.StartContainerRequest) (*runtime.StartContainerResponse, error) {
+	s, err := c.find(ctx, "start", req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.containers.Start(ctx, s.ID); err != nil {
+		return nil, fmt.Errorf("start container %s: %w", s.ID, err)
+	}
+	return &runtime.StartContainerResponse{}, nil
+}
+
+// StopContainer stops a container, by force when the grace period is over.
+func (c *containerCalls) StopContainer(ctx context.Context, req *runtime.StopContainerRequest) (*runtime.StopContainerResponse, error) {
+	s, err := c.find(ctx, "stop", req.ContainerId)
+	if errdefs.IsNotFound(err) {
+		return &runtime.StopContainerResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if req.Timeout < 0 {
+		return nil, fmt.Errorf("stop container %s: %w", s.ID, invalid("timeout of %d seconds is negative", req.Timeout))
+	}
+	grace := time.Duration(min(req.Timeout, maxGrace)) * time.Second
+	if err := c.containers.Stop(ctx, s.ID, grace); err != nil {
+		return nil, fmt.Errorf("stop container %s: %w", s.ID, err)
+	}
+	return &runtime.StopContainerResponse{}, nil
+}
+
+// RemoveContainer removes a container, killing it where it runs.
+func (c *containerCalls) RemoveContainer(ctx context.Context, req *runtime.RemoveContainerRequest) (*runtime.RemoveContainerResponse, error) {
+	s, err := c.find(ctx, "remove", req.ContainerId)
+	if errdefs.IsNotFound(err) {
+		return &runtime.RemoveContainerResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := c.containers.Remove(ctx, s.ID); err != nil {
+		return nil, fmt.Errorf("remove container %s: %w", s.ID, err)
+	}
+	return &runtime.RemoveContainerResponse{}, nil
+}
+
+// ReopenContainerLog opens the log file anew after it was rotated away.
+func (c *containerCalls) ReopenContainerLog(ctx context.Context, req *runtime.ReopenContainerLogRequest) (*runtime.ReopenContainerLogResponse, error) {
+	s, err := c.find(ctx, "reopen the log of", req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	if s.State != container.Running {
+		return nil, fmt.Errorf("reopen the log of container %s: it is %s, not running: %w", s.ID, s.State, errdefs.ErrFailedPrecondition)
+	}
+	if err := c.updater.ReopenLog(ctx, s.ID); err != nil {
+		return nil, fmt.Errorf("reopen the log of container %s: %w", s.ID, err)
+	}
+	return &runtime.ReopenContainerLogResponse{}, nil
+}
+
+// UpdateContainerResources changes the limits of a container.
+func (c *containerCalls) UpdateContainerResources(ctx context.Context, req *runtime.UpdateContainerResourcesRequest) (*runtime.UpdateContainerResourcesResponse, error) {
+	s, err := c.find(ctx, "update", req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	resources, err := updatedResources(req, s)
+	if err != nil {
+		return nil, fmt.Errorf("update container %s: %w", s.ID, err)
+	}
+	if err := c.updater.Update(ctx, s.ID, resources); err != nil {
+		return nil, fmt.Errorf("update container %s: %w", s.ID, err)
+	}
+	return &runtime.UpdateContainerResourcesResponse{}, nil
+}
+
+func (c *containerCalls) find(ctx context.Context, verb, id string) (container.Status, error) {
+	if err := requireID("container", id); err != nil {
+		return container.Status{}, fmt.Errorf("%s container: %w", verb, err)
+	}
+	s, err := c.reader.Status(ctx, id)
+	if err != nil {
+		return container.Status{}, fmt.Errorf("%s container %s: %w", verb, id, err)
+	}
+	return s, nil
+}
+
+// ListContainers lists the containers that the filter lets through, the newest first.
+func (c *containerCalls) ListContainers(ctx context.Context, req *runtime.ListContainersRequest) (*runtime.ListContainersResponse, error) {
+	resp := &runtime.ListContainersResponse{}
+	list := slices.Clone(c.reader.List(ctx))
+	slices.SortStableFunc(list, func(a, b container.Status) int { return b.Created.Compare(a.Created) })
+	for _, s := range list {
+		if !matchesContainer(s, req.GetFilter()) {
+			continue
+		}
+		resp.Containers = append(resp.Containers, &runtime.Container{
+			Id: s.ID, PodSandboxId: s.Config.SandboxID, Metadata: containerMetadata(s.Config),
+			Image: imageSpec(s.Config), ImageRef: s.Config.ImageRef, ImageId: s.ImageID, State: containerState(s.State),
+			CreatedAt: s.Created.UnixNano(), Labels: maps.Clone(s.Config.Labels), Annotations: maps.Clone(s.Config.Annotations),
+		})
+	}
+	return resp, nil
+}
+
+func matchesContainer(s container.Status, f *runtime.ContainerFilter) bool {
+	return strings.HasPrefix(s.ID, f.GetId()) &&
+		strings.HasPrefix(s.Config.SandboxID, f.GetPodSandboxId()) &&
+		(f.GetState() == nil || f.State.State == containerState(s.State)) &&
+		matchesLabels(s.Config.Labels, f.GetLabelSelector())
+}
+
+// ContainerStatus describes a container.
+func (c *containerCalls) ContainerStatus(ctx context.Context, req *runtime.ContainerStatusRequest) (*runtime.ContainerStatusResponse, error) {
+	s, err := c.find(ctx, "status of", req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtime.ContainerStatusResponse{Status: containerStatus(s)}
+	if req.Verbose {
+		resp.Info = map[string]string{}
+		details := map[string]any{
+			"sandboxID": s.Config.SandboxID, "pid": s.PID, "state": s.State, "config": s.Config, "user": s.User,
+		}
+		if err := addInfo(resp.Info, "info", details); err != nil {
+			return nil, err
+		}
+	}
+	return resp, nil
+}

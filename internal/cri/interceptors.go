@@ -1,0 +1,122 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/pistis-run/pistis/internal/logfields"
+)
+
+// MaxMessageSize bounds messages both ways, in bytes. It is what the kubelet's client takes.
+const MaxMessageSize = 16 << 20
+
+// Interceptors are the options of a gRPC server whose handlers return errdefs classes: errors become gRPC codes,
+// panics become Internal, every call is logged, and observed where observe is not nil.
+func Interceptors(log *slog.Logger, observe func(method string, code codes.Code, d time.Duration)) []grpc.ServerOption {
+	done := func(ctx context.Context, method string, req any, start time.Time, err error) {
+		duration := time.Since(start)
+		logCall(ctx, log, path.Base(method), req, duration, err)
+		if observe != nil {
+			observe(path.Base(method), status.Code(err), duration)
+		}
+	}
+	unary := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+		start := time.Now()
+		defer func() { done(ctx, info.FullMethod, req, start, err) }()
+		defer func() { err = toStatus(ctx, err) }()
+		defer recovered(ctx, log, info.FullMethod, &err)
+		return handler(ctx, req)
+	}
+	stream := func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+		start := time.Now()
+		ctx := ss.Context()
+		defer func() { done(ctx, info.FullMethod, nil, start, err) }()
+		defer func() { err = toStatus(ctx, err) }()
+		defer recovered(ctx, log, info.FullMethod, &err)
+		return handler(srv, ss)
+	}
+	return []grpc.ServerOption{
+		grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(stream),
+		grpc.MaxRecvMsgSize(MaxMessageSize), grpc.MaxSendMsgSize(MaxMessageSize),
+	}
+}
+
+// recovered turns a panic of one call into its error; the others go on.
+func recovered(ctx context.Context, log *slog.Logger, method string, err *error) {
+	if p := recover(); p != nil {
+		log.ErrorContext(ctx, "call panicked", logfields.Method, path.Base(method), logfields.Error, fmt.Sprint(p), logfields.Stack, string(debug.Stack()))
+		*err = fmt.Errorf("%s: internal error: %v: %w", path.Base(method), p, errdefs.ErrInternal)
+	}
+}
+
+// toStatus gives an error its gRPC code. Nothing leaves as Unknown: what has no class is Internal.
+func toStatus(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {
+		return err
+	}
+	converted := errgrpc.ToGRPC(err)
+	if s, ok := status.FromError(converted); ok && s.Code() != codes.Unknown {
+		return converted
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return status.Error(codes.DeadlineExceeded, err.Error())
+	case errors.Is(err, context.Canceled), errors.Is(ctx.Err(), context.Canceled):
+		return status.Error(codes.Canceled, err.Error())
+	}
+	return status.Error(codes.Internal, err.Error())
+}
+
+// logCall writes one line for a call. Those that only look are asked every second and are of interest to nobody.
+func logCall(ctx context.Context, log *slog.Logger, method string, req any, d time.Duration, err error) {
+	level := slog.LevelInfo
+	if onlyLooks(method) {
+		level = slog.LevelDebug
+	}
+	switch status.Code(err) {
+	case codes.OK:
+	case codes.NotFound, codes.Canceled, codes.Unimplemented:
+	case codes.Internal, codes.DataLoss:
+		level = slog.LevelError
+	default:
+		level = slog.LevelWarn
+	}
+	if !log.Enabled(ctx, level) {
+		return
+	}
+	attrs := []slog.Attr{slog.String(logfields.Method, method), slog.Duration(logfields.Duration, d), slog.String(logfields.Code, status.Code(err).String())}
+	if r, ok := req.(interface{ GetPodSandboxId() string }); ok && r.GetPodSandboxId() != "" {
+		attrs = append(attrs, slog.String(logfields.Sandbox, r.GetPodSandboxId()))
+	}
+	if r, ok := req.(interface{ GetContainerId() string }); ok && r.GetContainerId() != "" {
+		attrs = append(attrs, slog.String(logfields.Container, r.GetContainerId()))
+	}
+	if err != nil {
+		attrs = append(attrs, slog.String(logfields.Error, status.Convert(err).Message()))
+	}
+	log.LogAttrs(ctx, level, "call", attrs...)
+}
+
+func onlyLooks(method string) bool {
+	for _, word := range []string{"List", "Status", "Stats", "Version", "Info", "RuntimeConfig", "GetContainerEvents", "ExecSync"} {
+		if strings.Contains(method, word) {
+			return true
+		}
+	}
+	return false
+}

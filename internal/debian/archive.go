@@ -1,0 +1,303 @@
+package debian
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// Options for Open.
+type Options struct {
+	// Dir keeps the private apt's state; it is made when missing. It stays the caller's.
+	Dir string
+	// Sources is the directory that holds sources.list, sources.list.d and what they refer to.
+	// Empty means /etc/apt.
+	Sources string
+	// Progress, where set, is called with a line for every step that takes time.
+	Progress func(string)
+}
+
+// Archive is a private view of the machine's package sources.
+type Archive struct {
+	dir      string
+	progress func(string)
+	updated  bool
+}
+
+// Package is one version of a package.
+type Package struct {
+	Name, Version, Architecture string
+	// Depends names the packages it needs: of alternatives the first, without versions.
+	Depends []string
+}
+
+// Open prepares a private apt below o.Dir. NotFound when the machine has no apt or no package sources.
+func Open(o Options) (*Archive, error) {
+	if _, err := exec.LookPath("apt-get"); err != nil {
+		return nil, fmt.Errorf("debian packages: this machine has no apt-get: %w", errdefs.ErrNotFound)
+	}
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("debian packages: %w", err)
+	}
+	if o.Sources == "" {
+		o.Sources = "/etc/apt"
+	}
+	if o.Progress == nil {
+		o.Progress = func(string) {}
+	}
+	a := &Archive{dir: dir, progress: o.Progress}
+	if err := os.RemoveAll(a.path("etc")); err != nil {
+		return nil, fmt.Errorf("debian packages: %w", err)
+	}
+	for _, sub := range []string{"etc/sources.list.d", "etc/apt.conf.d", "none", "state/lists/partial", "cache/archives/partial", "debs"} {
+		if err := os.MkdirAll(a.path(sub), 0o755); err != nil {
+			return nil, fmt.Errorf("debian packages: %w", err)
+		}
+	}
+	n, err := a.copyFiles(o.Sources, "sources.list", "sources.list.d/*.sources", "sources.list.d/*.list")
+	if err != nil {
+		return nil, fmt.Errorf("debian packages: copy package sources: %w", err)
+	}
+	if n == 0 {
+		return nil, fmt.Errorf("debian packages: %s has no sources.list and no sources.list.d/*.sources or *.list: %w", o.Sources, errdefs.ErrNotFound)
+	}
+	// The machine's configuration carries its proxies, so it is copied too; ours comes last and wins.
+	if _, err := a.copyFiles(o.Sources, "apt.conf", "apt.conf.d/*"); err != nil {
+		return nil, fmt.Errorf("debian packages: copy apt's configuration: %w", err)
+	}
+	if err := a.configure(o.Sources); err != nil {
+		return nil, fmt.Errorf("debian packages: %w", err)
+	}
+	return a, nil
+}
+
+func (a *Archive) path(name string) string { return filepath.Join(a.dir, name) }
+
+// copyFiles copies the files that match the patterns to the same place below etc, and counts them.
+func (a *Archive) copyFiles(from string, patterns ...string) (int, error) {
+	n := 0
+	for _, pattern := range patterns {
+		found, err := filepath.Glob(filepath.Join(from, pattern))
+		if err != nil {
+			return 0, err
+		}
+		for _, f := range found {
+			if info, err := os.Stat(f); err != nil || !info.Mode().IsRegular() {
+				continue
+			}
+			data, err := os.ReadFile(f)
+			if err != nil {
+				return 0, err
+			}
+			if err := os.WriteFile(filepath.Join(a.dir, "etc", filepath.Dir(pattern), filepath.Base(f)), data, 0o644); err != nil {
+				return 0, err
+			}
+			n++
+		}
+	}
+	return n, nil
+}
+
+// configure writes our part of the configuration. Its first file, which APT_CONFIG names, sends apt to the
+// private directory for all others.
+func (a *Archive) configure(sources string) error {
+	first := fmt.Sprintf("Dir::Etc %q;\n", a.path("etc"))
+	if err := os.WriteFile(a.path("apt.conf"), []byte(first), 0o644); err != nil {
+		return err
+	}
+	// With an empty dpkg status nothing counts as installed, so that a dependency closure is complete.
+	if err := os.WriteFile(a.path("status"), nil, 0o644); err != nil {
+		return err
+	}
+	var b strings.Builder
+	for _, hooks := range []string{"APT::Update", "DPkg"} {
+		for _, hook := range []string{"Pre-Invoke", "Post-Invoke", "Post-Invoke-Success", "Pre-Install-Pkgs"} {
+			fmt.Fprintf(&b, "#clear %s::%s;\n", hooks, hook)
+		}
+	}
+	for _, s := range [][2]string{
+		{"Dir::State", a.path("state")},
+		{"Dir::State::lists", "lists/"},
+		{"Dir::State::status", a.path("status")},
+		{"Dir::Cache", a.path("cache")},
+		{"Dir::Cache::archives", "archives/"},
+		{"Dir::Cache::pkgcache", "pkgcache.bin"},
+		{"Dir::Cache::srcpkgcache", "srcpkgcache.bin"},
+		{"Dir::Log", a.path("state")},
+		{"Dir::Etc::sourcelist", a.path("etc/sources.list")},
+		{"Dir::Etc::sourceparts", a.path("etc/sources.list.d")},
+		{"Dir::Etc::preferences", filepath.Join(sources, "preferences")},
+		{"Dir::Etc::preferencesparts", filepath.Join(sources, "preferences.d")},
+		{"Dir::Etc::netrc", filepath.Join(sources, "auth.conf")},
+		{"Dir::Etc::netrcparts", filepath.Join(sources, "auth.conf.d")},
+		{"Dir::Etc::trusted", filepath.Join(sources, "trusted.gpg")},
+		{"Dir::Etc::trustedparts", filepath.Join(sources, "trusted.gpg.d")},
+		{"Acquire::Languages", "none"},
+		{"Acquire::GzipIndexes", "false"},
+		{"Acquire::IndexTargets::deb::DEP-11::DefaultEnabled", "false"},
+		{"Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled", "false"},
+		{"Acquire::Retries", "2"},
+		{"APT::Sandbox::User", ""},
+		{"APT::Keep-Downloaded-Packages", "true"},
+	} {
+		fmt.Fprintf(&b, "%s %q;\n", s[0], s[1])
+	}
+	return os.WriteFile(a.path("etc/apt.conf.d/zzz-private"), []byte(b.String()), 0o644)
+}
+
+// Update fetches the package lists, once per Archive. Sources that do not answer are not an error as long as
+// the packages asked for are found in the others.
+func (a *Archive) Update(ctx context.Context) error {
+	if a.updated {
+		return nil
+	}
+	a.progress("fetching package lists")
+	if _, err := a.apt(ctx, "apt-get", "-q", "update"); err != nil {
+		if lists, _ := filepath.Glob(a.path("state/lists/*_Packages*")); len(lists) == 0 {
+			return fmt.Errorf("debian packages: update: %w: %w", err, errdefs.ErrUnavailable)
+		}
+		a.progress("some package sources did not answer, using the others")
+	}
+	a.updated = true
+	return nil
+}
+
+// Latest returns the version of a package that apt would install, from the lists as they are. NotFound when
+// no source has it.
+func (a *Archive) Latest(ctx context.Context, name string) (Package, error) {
+	out, err := a.apt(ctx, "apt-cache", "show", "--no-all-versions", name)
+	if err != nil || len(bytes.TrimSpace(out)) == 0 {
+		return Package{}, fmt.Errorf("debian packages: %s: none of this machine's package sources has it: %w", name, errdefs.ErrNotFound)
+	}
+	return parsePackage(out), nil
+}
+
+// Fetch downloads exactly the named packages (name or name=version) and returns their files, in order. Files
+// that are there already are not downloaded again.
+func (a *Archive) Fetch(ctx context.Context, names ...string) ([]string, error) {
+	uris, err := a.uris(ctx, append([]string{"download", "--print-uris"}, names...))
+	if err != nil {
+		return nil, err
+	}
+	return a.fetch(ctx, a.path("debs"), uris, append([]string{"-q", "download"}, names...))
+}
+
+// FetchAll downloads the named packages with all that they depend on, as if nothing was installed, and
+// returns the files.
+func (a *Archive) FetchAll(ctx context.Context, names ...string) ([]string, error) {
+	install := append([]string{"install", "--yes", "--no-install-recommends"}, names...)
+	uris, err := a.uris(ctx, append([]string{"--print-uris"}, install...))
+	if err != nil {
+		return nil, err
+	}
+	return a.fetch(ctx, a.path("cache/archives"), uris, append([]string{"-q", "--download-only"}, install...))
+}
+
+// uris asks apt for the names of the files that a command would have in the end.
+func (a *Archive) uris(ctx context.Context, args []string) ([]string, error) {
+	// A directory without archives in it: otherwise apt leaves out what it has.
+	out, err := a.apt(ctx, "apt-get", append([]string{"-q", "-o", "Dir::Cache::archives=" + a.path("none/")}, args...)...)
+	if err != nil {
+		return nil, fmt.Errorf("debian packages: %s: %w: %w", args[len(args)-1], err, errdefs.ErrNotFound)
+	}
+	var files []string
+	for s := bufio.NewScanner(bytes.NewReader(out)); s.Scan(); {
+		// 'http://…/x_1_amd64.deb' x_1_amd64.deb 1234 SHA256:…
+		if f := strings.Fields(s.Text()); len(f) >= 3 && strings.HasPrefix(f[0], "'") && strings.HasSuffix(f[1], ".deb") {
+			files = append(files, filepath.Base(f[1]))
+		}
+	}
+	return files, nil
+}
+
+func (a *Archive) fetch(ctx context.Context, dir string, names, command []string) ([]string, error) {
+	var files, missing []string
+	for _, name := range names {
+		files = append(files, filepath.Join(dir, name))
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			missing = append(missing, name)
+		}
+	}
+	if len(missing) == 0 {
+		return files, nil
+	}
+	if len(missing) == 1 {
+		a.progress("downloading " + missing[0])
+	} else {
+		a.progress(fmt.Sprintf("downloading %d packages", len(missing)))
+	}
+	if _, err := a.aptIn(ctx, dir, "apt-get", command...); err != nil {
+		return nil, fmt.Errorf("debian packages: download: %w: %w", err, errdefs.ErrUnavailable)
+	}
+	for _, f := range files {
+		if _, err := os.Stat(f); err != nil {
+			return nil, fmt.Errorf("debian packages: apt did not download what it promised: %w", err)
+		}
+	}
+	return files, nil
+}
+
+func (a *Archive) apt(ctx context.Context, tool string, args ...string) ([]byte, error) {
+	return a.aptIn(ctx, a.dir, tool, args...)
+}
+
+func (a *Archive) aptIn(ctx context.Context, dir, tool string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, tool, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "APT_CONFIG="+a.path("apt.conf"), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("%s: %w: %s", tool, err, lastLines(stderr.Bytes(), 5))
+	}
+	return stdout.Bytes(), nil
+}
+
+// parsePackage reads the first paragraph of apt-cache show.
+func parsePackage(data []byte) Package {
+	var p Package
+	for s := bufio.NewScanner(bytes.NewReader(data)); s.Scan() && s.Text() != ""; {
+		key, value, _ := strings.Cut(s.Text(), ": ")
+		switch key {
+		case "Package":
+			p.Name = value
+		case "Version":
+			p.Version = value
+		case "Architecture":
+			p.Architecture = value
+		case "Depends":
+			for d := range strings.SplitSeq(value, ",") {
+				if f := strings.Fields(d); len(f) > 0 {
+					p.Depends = append(p.Depends, f[0])
+				}
+			}
+		}
+	}
+	return p
+}
+
+// lastLines is the end of a command's output in one line.
+func lastLines(out []byte, n int) string {
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "; ")
+}
+
+// Extract unpacks a package's files into dir, which is made when missing.
+func Extract(ctx context.Context, deb, dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("unpack %s: %w", filepath.Base(deb), err)
+	}
+	out, err := exec.CommandContext(ctx, "dpkg-deb", "-x", deb, dir).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("unpack %s: %w: %s", filepath.Base(deb), err, lastLines(out, 3))
+	}
+	return nil
+}

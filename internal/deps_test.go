@@ -1,0 +1,144 @@
+package internal_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/pistis-run/pistis/"
+
+type pkg struct {
+	ImportPath   string
+	Name         string
+	Doc          string
+	Deps         []string
+	Imports      []string
+	GoFiles      []string
+	TestGoFiles  []string
+	XTestGoFiles []string
+}
+
+// listPackages asks the go command for the packages of this module and what they import.
+func listPackages(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Name,Doc,Deps,Imports,GoFiles,TestGoFiles,XTestGoFiles", "./...")
+	cmd.Dir = ".."
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			t.Fatalf("go list: %s", exit.Stderr)
+		}
+		t.Fatal(err)
+	}
+	var pkgs []pkg
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return pkgs
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+func matches(name string, patterns []string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		if prefix, ok := strings.CutSuffix(p, "/..."); ok {
+			return name == prefix || strings.HasPrefix(name, prefix+"/")
+		}
+		return name == p
+	})
+}
+
+// TestForbiddenDependencies holds the import rules of docs/architecture.md. "deps" is the transitive
+// closure, "imports" what the package's own files name.
+func TestForbiddenDependencies(t *testing.T) {
+	rules := []struct {
+		why        string
+		packages   []string // whose rule it is; without the module's prefix
+		except     []string
+		transitive bool
+		forbidden  []string
+	}{
+		{
+			why:       "the hypervisor seam knows nothing of ours but the transport",
+			packages:  []string{"internal/hypervisor/..."},
+			except:    []string{"internal/hypervisor/hypervisortest/..."},
+			forbidden: []string{module + "internal/sandbox/...", module + "internal/container/...", module + "internal/network/...", module + "internal/agent/...", module + "internal/cri/...", module + "api/...", "k8s.io/..."},
+		},
+		{
+			why:        "the guest side stays small",
+			packages:   []string{"internal/agent/...", "cmd/pistis-agent"},
+			transitive: true,
+			forbidden:  []string{"google.golang.org/grpc", "k8s.io/...", "github.com/containerd/containerd/v2/core/...", "net/http"},
+		},
+		{
+			why:        "the shim stays small",
+			packages:   []string{"internal/shim", "internal/vm", "cmd/containerd-shim-pistis-v2"},
+			transitive: true,
+			forbidden:  []string{"google.golang.org/grpc", "k8s.io/...", "github.com/containerd/containerd/v2/core/metadata", module + "internal/sandbox", module + "internal/container"},
+		},
+		{
+			why:       "the CRI API is the business of the CRI server and of its clients",
+			packages:  []string{"internal/...", "cmd/..."},
+			except:    []string{"internal/cri/...", "internal/cli/..."},
+			forbidden: []string{"k8s.io/cri-api/..."},
+		},
+		{
+			why:       "sandbox and container see mechanisms only as interfaces that are injected",
+			packages:  []string{"internal/sandbox", "internal/container"},
+			forbidden: []string{module + "internal/shimclient", module + "internal/hypervisor/...", module + "internal/vm/...", module + "internal/vmpod", module + "internal/cri/..."},
+		},
+		{
+			why:       "vocabulary and leaves import nothing of ours",
+			packages:  []string{"internal/task", "internal/lifecycle", "internal/store", "internal/cleanup", "internal/failpoint", "internal/logfields", "api/..."},
+			forbidden: []string{module + "internal/..."},
+		},
+	}
+	pkgs := listPackages(t)
+	for _, rule := range rules {
+		for _, p := range pkgs {
+			name := strings.TrimPrefix(p.ImportPath, module)
+			if !matches(name, rule.packages) || matches(name, rule.except) {
+				continue
+			}
+			deps := p.Imports
+			if rule.transitive {
+				deps = p.Deps
+			}
+			for _, dep := range deps {
+				if matches(dep, rule.forbidden) {
+					t.Errorf("%s imports %s: %s", name, dep, rule.why)
+				}
+			}
+		}
+	}
+}
+
+// TestPackages holds what every package owes its reader: a name that says something, and a doc comment.
+func TestPackages(t *testing.T) {
+	vague := []string{"util", "utils", "common", "types", "helpers", "base", "manager"}
+	for _, p := range listPackages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		if slices.Contains(vague, path.Base(name)) {
+			t.Errorf("%s: a package named %s says nothing of what is in it", name, path.Base(name))
+		}
+		if len(p.GoFiles) == 0 {
+			continue
+		}
+		if p.Doc == "" {
+			t.Errorf("%s: no package comment", name)
+		}
+		if strings.HasPrefix(name, "internal/") && !slices.Contains(p.GoFiles, "doc.go") && len(p.GoFiles) > 1 {
+			t.Errorf("%s: several files and no doc.go", name)
+		}
+	}
+}

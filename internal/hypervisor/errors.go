@@ -1,0 +1,6 @@
+package hypervisor
+
+import "github.com/containerd/errdefs"
+
+// ErrInvalidConfig is what Config.Validate returns.
+var ErrInvalidConfig = errdefs.ErrInvalidArgument

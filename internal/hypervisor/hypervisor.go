@@ -1,0 +1,169 @@
+package hypervisor
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+)
+
+// Driver starts VMs of one kind of VMM. It is stateless.
+type Driver interface {
+	// Name is the driver's name in configuration and logs, as qemu.
+	Name() string
+	// Version asks the VMM binary for its version. NotFound when there is no such binary, and
+	// FailedPrecondition, with the number, for one that is too old to work with.
+	Version(ctx context.Context, binary string) (string, error)
+	// Capabilities are facts about what this driver's VMs can do.
+	Capabilities() Capabilities
+	// Start starts the VMM and the guest's processors; it does not wait for the guest. cfg is complete and
+	// was checked with Config.Validate. On error nothing is left running. ctx bounds the call alone, not the VM.
+	// The files in cfg stay the caller's: Start duplicates what the VMM needs.
+	Start(ctx context.Context, cfg Config) (VM, error)
+}
+
+// VM is one running virtual machine.
+type VM interface {
+	// PID is the VMM's process id on the host.
+	PID() int
+	// Dial opens a stream to a port of the guest, whatever carries it. It retries while the guest is still
+	// booting, until ctx ends or the VM does.
+	Dial(ctx context.Context, port uint32) (net.Conn, error)
+	// Shutdown waits until the guest that was told to power off has gone, and asks the VMM to quit when ctx ends.
+	Shutdown(ctx context.Context) error
+	// Kill ends the VMM at once. It is idempotent and does not wait: Done tells.
+	Kill() error
+	// Done is closed once, after the VMM was reaped.
+	Done() <-chan struct{}
+	// Err is nil until Done; then why the VMM ended: its exit status and its last words.
+	Err() error
+}
+
+// DiskPlugger attaches and detaches disks while the VM runs.
+type DiskPlugger interface {
+	AttachDisk(ctx context.Context, disk Disk) (DiskAddress, error)
+	// DetachDisk removes the disk; the guest must have unmounted it.
+	DetachDisk(ctx context.Context, id string) error
+}
+
+// Pauser stops and continues the guest's processors.
+type Pauser interface {
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+}
+
+// Capabilities are facts about a driver's VMs.
+type Capabilities struct {
+	// HotplugDisk: the VMs implement DiskPlugger.
+	HotplugDisk bool
+	// MaxDisks is how many disks a VM can have in all.
+	MaxDisks int
+	// MinMemory is the least guest memory in bytes with which a guest boots.
+	MinMemory uint64
+}
+
+// Acceleration is how guest code runs.
+type Acceleration string
+
+const (
+	KVM Acceleration = "kvm"
+	TCG Acceleration = "tcg"
+)
+
+// Config describes a VM completely. Paths are of the host.
+type Config struct {
+	// ID names the VM, for process titles and logs; the sandbox's id.
+	ID string
+	// Binary is the VMM's path; empty looks up the driver's default on PATH.
+	Binary string
+	// Machine overrides the driver's choice of a machine type; empty leaves it.
+	Machine string
+	Accel   Acceleration
+	Kernel  string
+	Initrd  string
+	// Params are added to the kernel command line that the driver itself needs.
+	Params []string
+	VCPUs  int
+	// Memory in bytes.
+	Memory uint64
+	// Disks that are there from the start.
+	Disks []Disk
+	NICs  []NIC
+	// Console receives what the guest writes to its console. It must not block.
+	Console io.Writer
+	// RunDir is a directory of the caller's in which the driver may make sockets and files; the caller removes it.
+	RunDir string
+	// User that the VMM runs as; nil keeps the caller's.
+	User *User
+	// Started, where set, is called with the VMM's pid before the guest runs, to put it into a cgroup and to
+	// record it. An error aborts the start.
+	Started func(pid int) error
+}
+
+// User is the VMM's identity on the host.
+type User struct{ UID, GID uint32 }
+
+// Disk is a block device of the guest, backed by a raw image file.
+type Disk struct {
+	// ID is unique in the VM: letters, digits, '-', at most 64.
+	ID string
+	// File is the open image. It stays the caller's.
+	File *os.File
+	// ReadOnly disks may be shared between VMs.
+	ReadOnly bool
+}
+
+// DiskAddress is where the guest finds a disk. Exactly one field is meaningful, by Kind.
+type DiskAddress struct {
+	Kind   DiskAddressKind
+	LUN    uint32
+	Serial string
+	Device string
+}
+
+// DiskAddressKind says which field of a DiskAddress is meaningful.
+type DiskAddressKind int
+
+const (
+	// SCSILUN: a LUN of target 0 on the only virtio-scsi controller.
+	SCSILUN DiskAddressKind = iota + 1
+	// BlkSerial: a virtio-blk serial.
+	BlkSerial
+	// BlkDevice: a device name that the machine fixes.
+	BlkDevice
+)
+
+// NIC is a network card of the guest.
+type NIC struct {
+	ID string
+	// Tap is an open tap queue without packet information and with a virtio-net header (IFF_VNET_HDR).
+	// It stays the caller's.
+	Tap *os.File
+	MAC net.HardwareAddr
+	MTU int
+}
+
+// Timeout for the calls of a driver to its VMM's control socket.
+const ControlTimeout = 10 * time.Second
+
+// Validate reports the first thing that can never work.
+func (c Config) Validate(caps Capabilities) error {
+	switch {
+	case c.ID == "":
+		return fmt.Errorf("vm config: no id: %w", ErrInvalidConfig)
+	case c.Kernel == "":
+		return fmt.Errorf("vm config: no kernel: %w", ErrInvalidConfig)
+	case c.Accel != KVM && c.Accel != TCG:
+		return fmt.Errorf("vm config: acceleration %q is neither kvm nor tcg: %w", c.Accel, ErrInvalidConfig)
+	case c.VCPUs < 1:
+		return fmt.Errorf("vm config: %d vcpus, at least 1 is needed: %w", c.VCPUs, ErrInvalidConfig)
+	case c.Memory < caps.MinMemory:
+		return fmt.Errorf("vm config: %d MiB of memory are too little to boot, at least %d MiB are needed: %w",
+			c.Memory>>20, caps.MinMemory>>20, ErrInvalidConfig)
+	case caps.MaxDisks > 0 && len(c.Disks) > caps.MaxDisks:
+		return fmt.Errorf("vm config: %d disks, at most %d can be attached: %w", len(c.Disks), caps.MaxDisks, ErrInvalidConfig)
+	}
+	return nil
+}

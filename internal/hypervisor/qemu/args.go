@@ -1,0 +1,176 @@
+package qemu
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/transport"
+)
+
+// firstFD is the number of the first descriptor that the child inherits beside its standard streams.
+const firstFD = 3
+
+// Identifiers of things on the command line.
+const (
+	consoleID   = "console"
+	monitorID   = "monitor"
+	transportID = "transport"
+	scsiID      = "scsi"
+)
+
+// descriptors are the numbers that the child has inherited its files under.
+type descriptors struct {
+	monitor, console int
+	kernel, initrd   int
+	// pipe is the virtio-serial transport's socket; 0 with vsock, which has the context id cid.
+	pipe  int
+	vsock int
+	cid   uint32
+	taps  []int
+	// vhostNet has one for every tap, or none where the host has no vhost-net.
+	vhostNet []int
+	disks    []int
+}
+
+// commandLine is QEMU's arguments, without the program. cfg is valid. It is pure.
+func commandLine(cfg hypervisor.Config, fds descriptors) []string {
+	args := []string{
+		"-name", "guest=pistis-" + escape(cfg.ID) + ",debug-threads=on",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-machine", machine(cfg),
+		"-cpu", cpu(cfg.Accel),
+		"-smp", strconv.Itoa(cfg.VCPUs),
+		"-m", fmt.Sprintf("%dM", cfg.Memory>>20),
+		"-kernel", inherited(fds.kernel),
+	}
+	if fds.initrd != 0 {
+		args = append(args, "-initrd", inherited(fds.initrd))
+	}
+	args = append(args,
+		"-append", kernelParams(cfg, fds),
+		"-chardev", fmt.Sprintf("socket,id=%s,fd=%d", monitorID, fds.monitor),
+		"-mon", "chardev="+monitorID+",mode=control",
+		"-chardev", fmt.Sprintf("socket,id=%s,fd=%d", consoleID, fds.console),
+		"-serial", "chardev:"+consoleID,
+		"-object", `{"qom-type":"rng-builtin","id":"rng"}`,
+		"-device", `{"driver":"virtio-rng-pci","rng":"rng","disable-legacy":"on"}`,
+		"-device", `{"driver":"virtio-scsi-pci","id":"`+scsiID+`","disable-legacy":"on"}`,
+	)
+	if fds.pipe == 0 {
+		args = append(args, "-device", fmt.Sprintf(
+			`{"driver":"vhost-vsock-pci","guest-cid":%d,"vhostfd":"%d","disable-legacy":"on"}`, fds.cid, fds.vsock))
+	} else {
+		args = append(args,
+			"-device", `{"driver":"virtio-serial-pci","max_ports":2,"disable-legacy":"on"}`,
+			"-chardev", fmt.Sprintf("socket,id=%s,fd=%d", transportID, fds.pipe),
+			"-device", `{"driver":"virtserialport","chardev":"`+transportID+`","name":"`+transport.SerialPort+`"}`)
+	}
+	for i, nic := range cfg.NICs {
+		args = append(args, nicArgs(nic, i, fds)...)
+	}
+	for lun, disk := range cfg.Disks {
+		args = append(args,
+			"-add-fd", fmt.Sprintf("fd=%d,set=%d", fds.disks[lun], fdset(uint32(lun))),
+			"-blockdev", encode(blockdev(disk, uint32(lun))),
+			"-device", encode(scsiDisk(disk, uint32(lun))))
+	}
+	return args
+}
+
+// machine is q35 without what a microVM has no use for, unless the configuration names another.
+func machine(cfg hypervisor.Config) string {
+	kind := cfg.Machine
+	if kind == "" {
+		kind = "q35,usb=off,vmport=off,smm=off,sata=off,smbus=off,i8042=off,graphics=off,dump-guest-core=off"
+	}
+	return kind + ",accel=" + string(cfg.Accel)
+}
+
+// cpu masks cmpxchg16b under TCG: QEMU 7.2 computes its flags wrongly, and kernels that use it for their
+// allocator die within seconds. svm is masked because QEMU warns of what TCG cannot do in it.
+func cpu(accel hypervisor.Acceleration) string {
+	if accel == hypervisor.KVM {
+		return "host"
+	}
+	return "EPYC,-cx16,-svm"
+}
+
+// kernelParams are the driver's parameters and then the configuration's, which win.
+func kernelParams(cfg hypervisor.Config, fds descriptors) string {
+	carrier := transport.KindSerial
+	if fds.pipe == 0 {
+		carrier = transport.KindVSOCK
+	}
+	params := []string{
+		"console=ttyS0", "quiet", "8250.nr_uarts=1",
+		// A kernel that panics resets at once, and a reset ends QEMU.
+		"panic=-1", "reboot=t",
+		"random.trust_cpu=on", "cryptomgr.notests", "rcupdate.rcu_expedited=1",
+		transport.Param + carrier,
+	}
+	if cfg.Accel == hypervisor.TCG {
+		// Emulated time is too coarse for the kernel's checks, and there is nothing to mitigate.
+		params = append(params, "no_timer_check", "tsc=reliable", "mitigations=off")
+	}
+	return strings.Join(append(params, cfg.Params...), " ")
+}
+
+func nicArgs(nic hypervisor.NIC, i int, fds descriptors) []string {
+	backend := fmt.Sprintf("tap,id=net%d,fd=%d,vhost=off", i, fds.taps[i])
+	if len(fds.vhostNet) > 0 {
+		backend = fmt.Sprintf("tap,id=net%d,fd=%d,vhost=on,vhostfd=%d", i, fds.taps[i], fds.vhostNet[i])
+	}
+	device := map[string]any{
+		"driver": "virtio-net-pci", "id": fmt.Sprintf("nic%d", i), "netdev": fmt.Sprintf("net%d", i),
+		"mac": net.HardwareAddr(nic.MAC).String(), "romfile": "", "disable-legacy": "on",
+	}
+	if nic.MTU > 0 {
+		device["host_mtu"] = nic.MTU
+	}
+	return []string{"-netdev", backend, "-device", encode(device)}
+}
+
+// fdset is the number of the descriptor set that holds the disk at a LUN.
+func fdset(lun uint32) int { return int(lun) + 1 }
+
+func nodeName(lun uint32) string { return fmt.Sprintf("disk%d", lun) }
+func deviceID(lun uint32) string { return fmt.Sprintf("lun%d", lun) }
+
+// blockdev is a raw image behind a descriptor set. Read-only images are not locked: VMs share them.
+func blockdev(d hypervisor.Disk, lun uint32) map[string]any {
+	file := map[string]any{"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", fdset(lun)), "aio": "threads"}
+	if d.ReadOnly {
+		file["locking"] = "off"
+	}
+	return map[string]any{
+		"driver": "raw", "node-name": nodeName(lun), "read-only": d.ReadOnly, "discard": "unmap", "file": file,
+	}
+}
+
+// scsiDisk reports errors to the guest, where QEMU's default would stop the VM when the host's disk is full.
+func scsiDisk(d hypervisor.Disk, lun uint32) map[string]any {
+	return map[string]any{
+		"driver": "scsi-hd", "id": deviceID(lun), "bus": scsiID + ".0", "scsi-id": 0, "lun": lun,
+		"drive": nodeName(lun), "device_id": d.ID, "werror": "report", "rerror": "report",
+	}
+}
+
+// encode turns a description into JSON. Maps of strings, numbers and truth values always encode.
+func encode(v map[string]any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return string(b)
+}
+
+// inherited is a path to an inherited descriptor, for options that take files by path alone.
+func inherited(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+
+// escape doubles commas, as QEMU's option parser wants it.
+func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }

@@ -1,0 +1,49 @@
+package qemu
+
+import (
+	"strings"
+	"sync"
+	"unicode"
+)
+
+// tail keeps the last bytes that were written to it.
+type tail struct {
+	mu  sync.Mutex
+	buf []byte
+	max int
+	cut bool // something before buf was dropped
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.buf = append(t.buf, p...)
+	if drop := len(t.buf) - t.max; drop > 0 {
+		t.buf = append(t.buf[:0], t.buf[drop:]...)
+		t.cut = true
+	}
+	return len(p), nil
+}
+
+// lines returns the last lines, at most n, as printable text with " | " between them.
+func (t *tail) lines(n int) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	text := strings.Map(func(r rune) rune {
+		if r == '\n' || unicode.IsPrint(r) {
+			return r
+		}
+		return -1
+	}, strings.ToValidUTF8(string(t.buf), "?"))
+	all := strings.Split(text, "\n")
+	if t.cut {
+		all = all[1:] // the first line lost its beginning
+	}
+	var kept []string
+	for _, line := range all {
+		if line = strings.TrimSpace(line); line != "" {
+			kept = append(kept, line)
+		}
+	}
+	return strings.Join(kept[max(0, len(kept)-n):], " | ")
+}

@@ -1,0 +1,117 @@
+package image
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+)
+
+// zstdWindow bounds the memory of a decoder; compressors stay below it unless told otherwise.
+const zstdWindow = 128 << 20
+
+// OpenLayer returns a layer's uncompressed tar. Both digests are verified while it is read: instead of io.EOF comes a
+// DataLoss error when the content is not what it should be. Nothing read before io.EOF may be relied on.
+func (s *Service) OpenLayer(ctx context.Context, layer Layer) (io.ReadCloser, error) {
+	ctx = s.scope(ctx)
+	ra, err := s.content.ReaderAt(ctx, layer.Blob)
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: %w", layer.Blob.Digest, classify(err))
+	}
+	if layer.Blob.Size > 0 && ra.Size() != layer.Blob.Size {
+		return nil, errors.Join(corrupt("layer %s: %d bytes instead of %d", layer.Blob.Digest, ra.Size(), layer.Blob.Size), ra.Close())
+	}
+	blob := layer.Blob.Digest.Algorithm().Hash()
+	raw := io.TeeReader(content.NewReader(ra), blob)
+	tar, release, err := decompress(raw)
+	if err != nil {
+		return nil, errors.Join(corrupt("layer %s: %w", layer.Blob.Digest, err), ra.Close())
+	}
+	return &layerReader{ctx: ctx, layer: layer, raw: raw, tar: tar, blob: blob, diff: layer.DiffID.Algorithm().Hash(),
+		close: func() error { release(); return ra.Close() }}, nil
+}
+
+// decompress tells by its first bytes how a stream is compressed; media types are not always right.
+func decompress(r io.Reader) (_ io.Reader, release func(), err error) {
+	br := bufio.NewReaderSize(r, 64<<10)
+	magic, err := br.Peek(4)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, nil, err
+	}
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		z, err := gzip.NewReader(br)
+		if err != nil {
+			return nil, nil, err
+		}
+		return z, func() { _ = z.Close() }, nil
+	case isZstd(magic):
+		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(zstdWindow))
+		if err != nil {
+			return nil, nil, err
+		}
+		return z, z.Close, nil
+	}
+	return br, func() {}, nil
+}
+
+// isZstd knows frames and skippable frames.
+func isZstd(magic []byte) bool {
+	return bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) ||
+		(len(magic) == 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18}))
+}
+
+type layerReader struct {
+	ctx        context.Context
+	layer      Layer
+	raw, tar   io.Reader
+	blob, diff hash.Hash
+	close      func() error
+	err        error
+}
+
+func (l *layerReader) Read(p []byte) (int, error) {
+	if l.err != nil {
+		return 0, l.err
+	}
+	if err := l.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := l.tar.Read(p)
+	l.diff.Write(p[:n])
+	switch {
+	case err == nil:
+	case errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+		l.err = l.verify()
+	case errdefs.IsDataLoss(err):
+		l.err = err
+	default:
+		l.err = corrupt("layer %s: %w", l.layer.Blob.Digest, err)
+	}
+	return n, l.err
+}
+
+// verify returns io.EOF when both digests are right.
+func (l *layerReader) verify() error {
+	if _, err := io.Copy(io.Discard, l.raw); err != nil {
+		return fmt.Errorf("layer %s: %w", l.layer.Blob.Digest, classify(err))
+	}
+	if got := digest.NewDigest(l.layer.Blob.Digest.Algorithm(), l.blob); got != l.layer.Blob.Digest {
+		return corrupt("layer %s: the stored blob has digest %s; remove the image and pull it again", l.layer.Blob.Digest, got)
+	}
+	if got := digest.NewDigest(l.layer.DiffID.Algorithm(), l.diff); got != l.layer.DiffID {
+		return corrupt("layer %s: its content has digest %s, the image's config says %s", l.layer.Blob.Digest, got, l.layer.DiffID)
+	}
+	return io.EOF
+}
+
+func (l *layerReader) Close() error { return l.close() }

@@ -1,0 +1,213 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/plugins/content/local"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sync/semaphore"
+)
+
+const (
+	namespace = "pistis"
+
+	defaultDownloads   = 3
+	defaultPullTimeout = 5 * time.Minute
+	lockTimeout        = 2 * time.Second
+	// cleanupTimeout bounds what goes on after the caller has gone.
+	cleanupTimeout = 5 * time.Minute
+	// resumeWindow is how long an interrupted pull's downloads are kept for the next one.
+	resumeWindow    = time.Hour
+	janitorInterval = 10 * time.Minute
+)
+
+// Options of a Service.
+type Options struct {
+	// Root is the directory of the store. It is made where it does not exist.
+	Root string
+	// HostsDir holds hosts.toml files as containerd's config_path does; empty: none.
+	HostsDir string
+	// Mirrors maps a registry host to the URLs that are asked before it. A directory for the host in HostsDir wins.
+	Mirrors map[string][]string
+	// Insecure registries, as host or host:port, need no valid certificate and may speak plain HTTP. Those on
+	// the loopback interface always may.
+	Insecure []string
+	// PinnedImages are names of images that the kubelet is told not to remove.
+	PinnedImages []string
+	// MaxConcurrentDownloads of blobs over all pulls; 0 is 3.
+	MaxConcurrentDownloads int
+	// PullTimeout ends a pull that makes no progress for so long; 0 is five minutes.
+	PullTimeout time.Duration
+	// Log is where the progress of pulls goes; nil is slog.Default().
+	Log *slog.Logger
+}
+
+// forms are what another package makes of layers, such as disks for virtual machines.
+type forms interface {
+	// Prepare makes the forms of an image's layers.
+	Prepare(ctx context.Context, img Image) error
+	// Collect removes the forms of all layers that inUse does not name, by DiffID.
+	Collect(ctx context.Context, inUse func() (map[digest.Digest]struct{}, error)) error
+	// Usage is what the forms occupy.
+	Usage(ctx context.Context) (bytes, inodes uint64, err error)
+}
+
+// Service is the node's images.
+type Service struct {
+	opts      Options
+	log       *slog.Logger
+	clog      *log.Entry
+	mirrors   map[string][]*url.URL
+	pinned    map[string]struct{}
+	platform  platforms.MatchComparer
+	bolt      *bolt.DB
+	db        *metadata.DB
+	content   content.Store
+	images    images.Store
+	leases    leases.Manager
+	downloads *semaphore.Weighted
+	blobs     *keyedMutex[digest.Digest]
+	forms     forms
+
+	ctx    context.Context // of the pulls; ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex
+	flights map[flightKey]*flight
+	active  map[string]struct{}              // leases of this process's pulls, imports and exports
+	pending map[*flight][]digest.Digest      // layers whose forms are made before the image has a name
+	parsed  map[digest.Digest]parsedManifest // by the manifest's digest; content never changes
+}
+
+// Open opens the store in opts.Root, which it owns until Close, and removes what a process that died left behind.
+// FailedPrecondition when another process has it open.
+func Open(ctx context.Context, opts Options) (*Service, error) {
+	s, err := newService(opts)
+	if err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	if err := s.open(s.scope(ctx)); err != nil {
+		return nil, fmt.Errorf("image store %s: %w", opts.Root, errors.Join(classify(err), s.closeDB()))
+	}
+	s.ctx, s.cancel = context.WithCancel(s.scope(context.WithoutCancel(ctx)))
+	s.wg.Go(s.janitor)
+	return s, nil
+}
+
+func newService(opts Options) (*Service, error) {
+	if opts.MaxConcurrentDownloads <= 0 {
+		opts.MaxConcurrentDownloads = defaultDownloads
+	}
+	if opts.PullTimeout <= 0 {
+		opts.PullTimeout = defaultPullTimeout
+	}
+	if opts.Log == nil {
+		opts.Log = slog.Default()
+	}
+	s := &Service{
+		opts: opts, log: opts.Log, clog: containerdLog(opts.Log),
+		mirrors: map[string][]*url.URL{}, pinned: map[string]struct{}{},
+		platform:  platforms.Only(platforms.DefaultSpec()),
+		downloads: semaphore.NewWeighted(int64(opts.MaxConcurrentDownloads)),
+		blobs:     newKeyedMutex[digest.Digest](),
+		flights:   map[flightKey]*flight{}, active: map[string]struct{}{},
+		pending: map[*flight][]digest.Digest{}, parsed: map[digest.Digest]parsedManifest{},
+	}
+	for _, name := range opts.PinnedImages {
+		full, err := Normalize(name)
+		if err != nil {
+			return nil, fmt.Errorf("pinned image: %w", err)
+		}
+		s.pinned[full] = struct{}{}
+	}
+	for host, urls := range opts.Mirrors {
+		for _, raw := range urls {
+			u, err := url.Parse(raw)
+			if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+				return nil, fmt.Errorf("mirror of %s: %q is no http or https URL: %w", host, raw, errdefs.ErrInvalidArgument)
+			}
+			s.mirrors[host] = append(s.mirrors[host], u)
+		}
+	}
+	return s, nil
+}
+
+func (s *Service) open(ctx context.Context) error {
+	if err := os.MkdirAll(s.opts.Root, 0o700); err != nil {
+		return err
+	}
+	db, err := bolt.Open(filepath.Join(s.opts.Root, "metadata.db"), 0o600, &bolt.Options{Timeout: lockTimeout})
+	if errors.Is(err, bolterrors.ErrTimeout) {
+		return fmt.Errorf("in use by another process: %w", errdefs.ErrFailedPrecondition)
+	} else if err != nil {
+		return fmt.Errorf("metadata.db: %w", err)
+	}
+	s.bolt = db
+	blobs, err := local.NewStore(filepath.Join(s.opts.Root, "content"))
+	if err != nil {
+		return err
+	}
+	s.db = metadata.NewDB(db, blobs, nil)
+	if err := s.db.Init(ctx); err != nil {
+		return err
+	}
+	s.content, s.images, s.leases = s.db.ContentStore(), metadata.NewImageStore(s.db), metadata.NewLeaseManager(s.db)
+	return s.recover(ctx, blobs)
+}
+
+// SetForms says what is made of layers besides their content. It is called once, before the first pull.
+func (s *Service) SetForms(f forms) { s.forms = f }
+
+// Close ends the pulls that are under way, waits for them and releases the store. What they have downloaded stays
+// for the next pull.
+func (s *Service) Close() error {
+	s.cancel()
+	s.wg.Wait()
+	return s.closeDB()
+}
+
+func (s *Service) closeDB() error {
+	if s.bolt == nil {
+		return nil
+	}
+	return s.bolt.Close()
+}
+
+// scope gives ctx what containerd's stores expect of it.
+func (s *Service) scope(ctx context.Context) context.Context {
+	return log.WithLogger(namespaces.WithNamespace(ctx, namespace), s.clog)
+}
+
+// detached is a context for cleaning up after ctx ended.
+func detached(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+}
+
+func (s *Service) isInsecure(host string) bool {
+	for _, h := range s.opts.Insecure {
+		if h == host || strings.HasPrefix(host, h+":") {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,324 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/network/netns"
+)
+
+// bridgeOptions gives every test a bridge and prefixes of its own.
+func bridgeOptions(t *testing.T) BridgeOptions {
+	t.Helper()
+	needsRoot(t)
+	var n uint16
+	for _, c := range t.Name() {
+		n = n*31 + uint16(c)
+	}
+	return BridgeOptions{
+		Name:     fmt.Sprintf("ptst%04x", n),
+		IPv4:     netip.MustParsePrefix(fmt.Sprintf("10.%d.%d.0/24", n>>8, n&0xff)),
+		IPv6:     netip.MustParsePrefix(fmt.Sprintf("fd00:%x::/64", n)),
+		StateDir: t.TempDir(),
+	}
+}
+
+func newBridge(t *testing.T, opts BridgeOptions) *Bridge {
+	t.Helper()
+	b, err := NewBridge(opts)
+	must(t, err)
+	t.Cleanup(func() {
+		if err := b.Wipe(t.Context()); err != nil && !errdefs.IsUnavailable(err) {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+// setup gives a fresh pod a network.
+func setup(t *testing.T, n Network, id string, ports ...Port) (Pod, Result) {
+	t.Helper()
+	pod := Pod{ID: id, Namespace: "default", Name: id, NetNS: newNetNS(t, id), Ports: ports}
+	result, err := n.Setup(t.Context(), pod)
+	must(t, err)
+	return pod, result
+}
+
+func TestBridgeReachability(t *testing.T) {
+	b := newBridge(t, bridgeOptions(t))
+	away := outside(t)
+	one, oneResult := setup(t, b, "one", Port{HostPort: 8080, ContainerPort: 80}, Port{Protocol: "udp", HostPort: 8080, ContainerPort: 80})
+	two, twoResult := setup(t, b, "two")
+	if len(oneResult.IPs) != 2 || !oneResult.IPs[0].Is4() || !oneResult.IPs[1].Is6() {
+		t.Fatalf("addresses are %v, want IPv4 and IPv6", oneResult.IPs)
+	}
+	for _, ns := range []string{one.NetNS, away, ""} {
+		serve(t, ns, 80)
+	}
+	gw4, gw6 := b.gateways()[0].Addr(), b.gateways()[1].Addr()
+	one4, one6 := oneResult.IPs[0], oneResult.IPs[1]
+	two4, two6 := twoResult.IPs[0], twoResult.IPs[1]
+	at := func(ip string, port uint16) string { return netip.AddrPortFrom(netip.MustParseAddr(ip), port).String() }
+	for _, c := range []struct {
+		name, from string
+		to         string
+		seen       netip.Addr // as whom the server sees the client
+	}{
+		{"pod to pod", two.NetNS, at(one4.String(), 80), two4},
+		{"pod to pod, IPv6", two.NetNS, at(one6.String(), 80), two6},
+		{"pod to host", two.NetNS, at(gw4.String(), 80), two4},
+		{"pod to host, IPv6", two.NetNS, at(gw6.String(), 80), two6},
+		{"host to pod", "", at(one4.String(), 80), gw4},
+		{"host to pod, IPv6", "", at(one6.String(), 80), gw6},
+		{"pod to the outside is masqueraded", two.NetNS, at("192.0.2.2", 80), netip.MustParseAddr("192.0.2.1")},
+		{"pod to the outside is masqueraded, IPv6", two.NetNS, at("2001:db8::2", 80), netip.MustParseAddr("2001:db8::1")},
+		{"outside to host port", away, at("192.0.2.1", 8080), netip.MustParseAddr("192.0.2.2")},
+		{"outside to host port, IPv6", away, at("2001:db8::1", 8080), netip.MustParseAddr("2001:db8::2")},
+		{"pod to host port of another", two.NetNS, at("192.0.2.1", 8080), gw4},
+		{"pod to host port of another, IPv6", two.NetNS, at("2001:db8::1", 8080), gw6},
+		{"pod to its own host port", one.NetNS, at("192.0.2.1", 8080), gw4},
+		{"pod to its own host port, IPv6", one.NetNS, at("2001:db8::1", 8080), gw6},
+		{"pod to its own host port at the gateway", one.NetNS, at(gw4.String(), 8080), gw4},
+		{"host to host port", "", at("192.0.2.1", 8080), netip.MustParseAddr("192.0.2.1")},
+		{"host to host port, IPv6", "", at("2001:db8::1", 8080), netip.MustParseAddr("2001:db8::1")},
+		{"host to host port on localhost", "", at("127.0.0.1", 8080), gw4},
+	} {
+		for _, network := range []string{"tcp", "udp"} {
+			seen, err := ask(c.from, network, c.to)
+			if err != nil {
+				t.Errorf("%s over %s: %v", c.name, network, err)
+			} else if seen != c.seen {
+				t.Errorf("%s over %s: the server saw %s, want %s", c.name, network, seen, c.seen)
+			}
+		}
+	}
+	must(t, b.Check(t.Context(), one))
+	// Clients go on to 127.0.0.1 when ::1 refuses.
+	if _, err := ask("", "tcp", at("::1", 8080)); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("host port on ::1: %v", err)
+	}
+}
+
+func TestBridgeGuard(t *testing.T) {
+	b := newBridge(t, bridgeOptions(t))
+	pod, result := setup(t, b, "pod")
+	serve(t, "", 7070)
+	// The pod takes a route to the host's loopback by the gateway, which route_localnet alone would let through.
+	must(t, netns.Do(pod.NetNS, func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetDown(lo); err != nil {
+			return err
+		}
+		if _, err := setSysctl("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1"); err != nil {
+			return err
+		}
+		eth0, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return netlink.RouteAdd(&netlink.Route{
+			LinkIndex: eth0.Attrs().Index, Dst: ipNet(netip.MustParsePrefix("127.0.0.1/32")), Gw: b.gateways()[0].Addr().AsSlice(),
+			Src: result.IPs[0].AsSlice(),
+		})
+	}))
+	if seen, err := askWithin(pod.NetNS, "udp", "127.0.0.1:7070", 300*time.Millisecond); err == nil {
+		t.Errorf("a pod reached the host's loopback as %s", seen)
+	}
+}
+
+func TestBridgePortsAreRefused(t *testing.T) {
+	b := newBridge(t, bridgeOptions(t))
+	serve(t, "", 9000)
+	setup(t, b, "first", Port{HostPort: 8081, ContainerPort: 80}, Port{Protocol: "tcp", HostPort: 8083, ContainerPort: 80, HostIP: "127.0.0.1"})
+	for _, c := range []struct {
+		name  string
+		ports []Port
+		is    func(error) bool
+		says  string
+	}{
+		{"taken by a pod", []Port{{HostPort: 8081, ContainerPort: 81}}, errdefs.IsAlreadyExists, "taken by pod first"},
+		{"taken on all addresses", []Port{{HostPort: 8081, ContainerPort: 81, HostIP: "127.0.0.1"}}, errdefs.IsAlreadyExists, "taken by pod first"},
+		{"taken on one address", []Port{{HostPort: 8083, ContainerPort: 81}}, errdefs.IsAlreadyExists, "taken by pod first"},
+		{"taken by a process", []Port{{HostPort: 9000, ContainerPort: 80}}, errdefs.IsAlreadyExists, "process of this host"},
+		{"taken by a process, UDP", []Port{{Protocol: "udp", HostPort: 9000, ContainerPort: 80}}, errdefs.IsAlreadyExists, "process of this host"},
+		{"twice", []Port{{HostPort: 8082, ContainerPort: 80}, {HostPort: 8082, ContainerPort: 81}}, errdefs.IsInvalidArgument, "twice"},
+		{"port 0", []Port{{HostPort: 8082}}, errdefs.IsInvalidArgument, "1 to 65535"},
+		{"host port 0", []Port{{ContainerPort: 8082}}, errdefs.IsInvalidArgument, "1 to 65535"},
+		{"protocol", []Port{{Protocol: "icmp", HostPort: 8082, ContainerPort: 80}}, errdefs.IsInvalidArgument, "icmp"},
+		{"host IP", []Port{{HostPort: 8082, ContainerPort: 80, HostIP: "here"}}, errdefs.IsInvalidArgument, "here"},
+		{"foreign host IP", []Port{{HostPort: 8082, ContainerPort: 80, HostIP: "198.51.100.1"}}, errdefs.IsInvalidArgument, "no such address"},
+	} {
+		pod := Pod{ID: "second", NetNS: newNetNS(t, "second"+fmt.Sprint(len(c.name))), Ports: c.ports}
+		_, err := b.Setup(t.Context(), pod)
+		if !c.is(err) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if _, there := b.ledger.Pods["second"]; there {
+			t.Fatalf("%s: the refused pod has addresses", c.name)
+		}
+	}
+	// The other protocol, and another address, are free.
+	setup(t, b, "udp", Port{Protocol: "udp", HostPort: 8081, ContainerPort: 80})
+	setup(t, b, "sctp", Port{Protocol: "sctp", HostPort: 8081, ContainerPort: 80})
+	setup(t, b, "address", Port{HostPort: 8083, ContainerPort: 80, HostIP: b.gateways()[0].Addr().String()})
+}
+
+func TestBridgeSurvivesRestart(t *testing.T) {
+	opts := bridgeOptions(t)
+	b, err := NewBridge(opts)
+	must(t, err)
+	pod, result := setup(t, b, "kept", Port{HostPort: 8084, ContainerPort: 80})
+	gone, _ := setup(t, b, "gone")
+	serve(t, pod.NetNS, 80)
+	if _, err := NewBridge(opts); !errdefs.IsUnavailable(err) {
+		t.Fatalf("a second bridge on the same ledger: %v", err)
+	}
+	must(t, b.Close())
+	b = newBridge(t, opts)
+	_, next := setup(t, b, "next")
+	if next.IPs[0] == result.IPs[0] || next.IPs[1] == result.IPs[1] {
+		t.Fatalf("address %s was given twice", next.IPs[0])
+	}
+	must(t, b.Reconcile(t.Context(), map[string]bool{"kept": true, "next": true}))
+	if err := b.Check(t.Context(), gone); !errdefs.IsNotFound(err) {
+		t.Errorf("check of a reconciled pod: %v", err)
+	}
+	if _, err := ask("", "tcp", "127.0.0.1:8084"); err != nil {
+		t.Errorf("host port after a restart: %v", err)
+	}
+	must(t, b.rules.remove()) // as nft flush ruleset does
+	must(t, b.Status())
+	if _, err := ask("", "tcp", "127.0.0.1:8084"); err != nil {
+		t.Errorf("host port after the rules were flushed: %v", err)
+	}
+	must(t, b.Close())
+	opts.IPv4 = netip.MustParsePrefix("10.255.0.0/24")
+	if _, err := NewBridge(opts); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("another prefix while pods exist: %v", err)
+	}
+}
+
+func TestBridgeLeavesNothing(t *testing.T) {
+	opts := bridgeOptions(t)
+	opts.IPv4 = netip.PrefixFrom(opts.IPv4.Addr(), 29) // five pods: addresses must come back
+	b, err := NewBridge(opts)
+	must(t, err)
+	before := names(t)
+	for i := range 100 {
+		pod := Pod{ID: fmt.Sprint("pod", i), NetNS: newNetNS(t, "pod"), Ports: []Port{{HostPort: 8085, ContainerPort: 80}}}
+		_, err := b.Setup(t.Context(), pod)
+		must(t, err)
+		if i%2 == 0 {
+			must(t, RemoveNetNS(pod.NetNS)) // as after a crash
+		}
+		must(t, b.Teardown(t.Context(), pod))
+		must(t, b.Teardown(t.Context(), pod))
+		must(t, RemoveNetNS(pod.NetNS))
+	}
+	if len(b.ledger.Pods) != 0 {
+		t.Errorf("addresses of %d pods are still taken", len(b.ledger.Pods))
+	}
+	for i := range 5 {
+		setup(t, b, fmt.Sprint("full", i))
+	}
+	full := Pod{ID: "full", NetNS: newNetNS(t, "full")}
+	if _, err := b.Setup(t.Context(), full); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("a sixth pod in a /29: %v", err)
+	}
+	must(t, b.Wipe(t.Context()))
+	if after := names(t); after != before {
+		t.Errorf("interfaces are %s, were %s", after, before)
+	}
+	if there, err := b.rules.exists(); err != nil || there {
+		t.Errorf("the nftables table is there: %v, %v", there, err)
+	}
+	if left, _ := os.ReadDir(opts.StateDir); len(left) != 1 {
+		t.Errorf("left in the state directory: %v", left)
+	}
+}
+
+// names lists the interfaces of the test's namespace.
+func names(t *testing.T) string {
+	t.Helper()
+	links, err := netlink.LinkList()
+	must(t, err)
+	var out []string
+	for _, l := range links {
+		out = append(out, l.Attrs().Name)
+	}
+	return strings.Join(out, " ")
+}
+
+func TestBridgeSetupFailsHalfway(t *testing.T) {
+	b := newBridge(t, bridgeOptions(t))
+	setup(t, b, "makes-the-bridge")
+	before := names(t)
+	pod := Pod{ID: "pod", NetNS: newNetNS(t, "pod"), Ports: []Port{{HostPort: 8086, ContainerPort: 80}}}
+	// Something has eth0 already: the link cannot be made.
+	must(t, netns.Do(pod.NetNS, func() error {
+		return netlink.LinkAdd(strange("eth0"))
+	}))
+	if _, err := b.Setup(t.Context(), pod); !errdefs.IsAlreadyExists(err) {
+		t.Fatalf("set-up of a pod that has eth0: %v", err)
+	}
+	if after := names(t); after != before || len(b.ledger.Pods) != 1 {
+		t.Errorf("interfaces are %s, were %s; %d pods have addresses", after, before, len(b.ledger.Pods))
+	}
+	must(t, netns.Do(pod.NetNS, func() error {
+		return disconnect("eth0")
+	}))
+	if _, err := b.Setup(t.Context(), pod); err != nil {
+		t.Errorf("the same pod again: %v", err)
+	}
+	if _, err := b.Setup(t.Context(), pod); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("the same pod twice: %v", err)
+	}
+	pod.ID, pod.NetNS, pod.Ports = "gone", pod.NetNS+"gone", nil
+	if _, err := b.Setup(t.Context(), pod); !errdefs.IsNotFound(err) {
+		t.Errorf("a pod without a namespace: %v", err)
+	}
+}
+
+// strange is an interface that somebody else made.
+func strange(name string) netlink.Link {
+	return &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}, PeerName: name + "peer", PeerTxQLen: -1}
+}
+
+func TestBridgeOptions(t *testing.T) {
+	good := bridgeOptions(t)
+	for name, change := range map[string]func(*BridgeOptions){
+		"no name":      func(o *BridgeOptions) { o.Name = "" },
+		"long name":    func(o *BridgeOptions) { o.Name = "0123456789abcdef" },
+		"path":         func(o *BridgeOptions) { o.Name = "a/b" },
+		"no prefix":    func(o *BridgeOptions) { o.IPv4, o.IPv6 = netip.Prefix{}, netip.Prefix{} },
+		"small prefix": func(o *BridgeOptions) { o.IPv4 = netip.MustParsePrefix("10.0.0.0/30") },
+		"wrong family": func(o *BridgeOptions) { o.IPv4 = o.IPv6 },
+		"no directory": func(o *BridgeOptions) { o.StateDir = "" },
+		"MTU":          func(o *BridgeOptions) { o.MTU = 500 },
+	} {
+		opts := good
+		change(&opts)
+		if _, err := NewBridge(opts); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	opts := good
+	opts.Name = "ptstdummy"
+	must(t, netlink.LinkAdd(strange(opts.Name)))
+	b := newBridge(t, opts)
+	if _, err := b.Setup(t.Context(), Pod{ID: "pod", NetNS: newNetNS(t, "pod")}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("an interface of the bridge's name that is no bridge: %v", err)
+	}
+}

@@ -1,0 +1,168 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// self names the network namespace of the calling thread, which /proc/self (the main thread) does not.
+const self = "/proc/thread-self/ns/net"
+
+// Create makes a network namespace with its loopback interface up and pins it at dir/id. It fails with
+// ErrAlreadyExists when the pin is there; on any error nothing is left. The caller owns the pin: see Remove.
+func Create(dir, id string) (string, error) {
+	if id == "" || id == "." || id == ".." || strings.ContainsRune(id, '/') {
+		return "", fmt.Errorf("create network namespace: %q cannot be a file name: %w", id, errdefs.ErrInvalidArgument)
+	}
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return "", fmt.Errorf("create network namespace: %w", err)
+	}
+	path := filepath.Join(dir, id)
+	pin, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o444)
+	if errors.Is(err, os.ErrExist) {
+		return "", fmt.Errorf("create network namespace: %s: %w", path, errdefs.ErrAlreadyExists)
+	}
+	if err != nil {
+		return "", fmt.Errorf("create network namespace: %w", err)
+	}
+	pin.Close()
+	err = onThread(func() error { return unix.Unshare(unix.CLONE_NEWNET) }, func() error {
+		if err := unix.Mount(self, path, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("pin at %s: %w", path, err)
+		}
+		return loopbackUp()
+	})
+	if err != nil {
+		return "", errors.Join(fmt.Errorf("create network namespace: %s: %w", id, err), Remove(path))
+	}
+	return path, nil
+}
+
+// loopbackUp acts on the namespace of the calling thread.
+func loopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find the loopback interface: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("set the loopback interface up: %w", err)
+	}
+	return nil
+}
+
+// Remove unmounts the pin and deletes it; what is gone already is no error. The namespace itself ends with the last
+// process and descriptor in it.
+func Remove(path string) error {
+	for {
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err == nil {
+			continue // pins can lie on top of each other
+		}
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break
+		}
+		return fmt.Errorf("remove network namespace: %s: unmount: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove network namespace: %w", err)
+	}
+	return nil
+}
+
+// List returns the IDs of the pins in dir, whether or not a namespace is still mounted there.
+func List(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list network namespaces: %w", err)
+	}
+	ids := make([]string, 0, len(entries))
+	for _, e := range entries {
+		ids = append(ids, e.Name())
+	}
+	return ids, nil
+}
+
+// Open opens a pinned namespace. ErrNotFound says that the path or the namespace behind it is gone.
+func Open(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("open network namespace: %s: %w", path, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open network namespace: %s: %w", path, err)
+	}
+	if fs.Type != unix.NSFS_MAGIC {
+		f.Close()
+		return nil, fmt.Errorf("open network namespace: %s: no namespace is mounted there: %w", path, errdefs.ErrNotFound)
+	}
+	return f, nil
+}
+
+// Do runs fn on a thread that is in the namespace at path. Goroutines that fn starts are not in it.
+func Do(path string, fn func() error) error {
+	f, err := Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return DoFile(f, fn)
+}
+
+// DoFile is Do for a namespace that is open.
+func DoFile(f *os.File, fn func() error) error {
+	return onThread(func() error {
+		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter network namespace: %s: %w", f.Name(), err)
+		}
+		return nil
+	}, fn)
+}
+
+// DoNew runs fn on a thread in a fresh namespace that ends with fn, unless fn lets something hold it.
+func DoNew(fn func() error) error {
+	return onThread(func() error { return unix.Unshare(unix.CLONE_NEWNET) }, fn)
+}
+
+// onThread runs move and then fn on a thread of their own and brings the thread back afterwards. Where that fails the
+// goroutine ends with the thread locked, so that the Go runtime discards the thread.
+func onThread(move, fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		err, home := moved(move, fn)
+		if home {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+func moved(move, fn func() error) (err error, home bool) {
+	own, err := os.Open(self)
+	if err != nil {
+		return fmt.Errorf("open the thread's network namespace: %w", err), true
+	}
+	defer own.Close()
+	if err := move(); err != nil {
+		return err, true
+	}
+	defer func() { home = unix.Setns(int(own.Fd()), unix.CLONE_NEWNET) == nil }()
+	return fn(), false
+}

@@ -1,0 +1,76 @@
+package sandbox
+
+import "time"
+
+// Config is what was asked for; it never changes after Run, but for Resources.
+type Config struct {
+	Name        string // of the pod
+	Namespace   string
+	UID         string
+	Attempt     uint32
+	Handler     string // after selection: never empty
+	Hostname    string
+	LogDir      string
+	DNS         *DNS // nil: the host's resolv.conf
+	Ports       []Port
+	Labels      map[string]string
+	Annotations map[string]string
+
+	CgroupParent string
+	Sysctls      map[string]string
+	// Namespaces of the pod.
+	HostNetwork, HostPID, HostIPC bool
+	// SharedPID: the containers of the pod share one PID namespace.
+	SharedPID  bool
+	Privileged bool
+	// Overhead and Resources size a VM: what the pod's containers may use together, and what the runtime may on top.
+	Overhead, Resources Resources
+}
+
+// Resources of a pod, for sizing.
+type Resources struct {
+	CPUPeriod, CPUQuota, CPUShares int64
+	// MemoryLimit in bytes; 0 is unlimited.
+	MemoryLimit int64
+}
+
+// DNS of the pod, as in resolv.conf.
+type DNS struct {
+	Servers, Searches, Options []string
+}
+
+// Port is a host port that leads to the pod.
+type Port struct {
+	Protocol      string // tcp, udp, sctp
+	ContainerPort uint16
+	HostPort      uint16
+	HostIP        string
+}
+
+// State of a sandbox; transitions are in lifecycle.go.
+type State string
+
+const (
+	Creating State = "creating"
+	Ready    State = "ready"
+	NotReady State = "not-ready"
+	Removing State = "removing"
+)
+
+// Status is a snapshot of a sandbox.
+type Status struct {
+	ID      string
+	Config  Config
+	State   State
+	Created time.Time
+	// Reason says why a sandbox became NotReady by itself.
+	Reason string
+	// IPs, the primary first.
+	IPs []string
+	// NetNS is the path of its network namespace.
+	NetNS string
+	// VM: the containers run on a kernel of their own; paths, devices and namespaces of the host mean nothing there.
+	VM bool
+	// Info is for verbose status: shim pid, vmm pid, hypervisor, acceleration, guest kernel, phases.
+	Info map[string]string
+}

@@ -1,0 +1,219 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/network"
+)
+
+const recordVersion = 1
+
+// record is what is kept on disk of a sandbox.
+type record struct {
+	ID      string
+	Config  Config
+	State   State
+	Created time.Time
+	Reason  string `json:",omitempty"`
+	// NetNS is set once the namespace was made, and empty again when it was removed.
+	NetNS string `json:",omitempty"`
+	// Networked: a set-up of the network was begun and has not been undone.
+	Networked bool     `json:",omitempty"`
+	IPs       []string `json:",omitempty"`
+	DNS       DNS
+	// Launched: a launch was begun and has not been cleaned up. LaunchState is the launcher's own.
+	Launched    bool            `json:",omitempty"`
+	LaunchState json.RawMessage `json:",omitempty"`
+}
+
+// name is what must be unique on the node.
+func (c Config) name() string {
+	return strings.Join([]string{c.Name, c.Namespace, c.UID, fmt.Sprint(c.Attempt)}, "_")
+}
+
+func (r record) networkPod() network.Pod {
+	c := r.Config
+	pod := network.Pod{
+		ID: r.ID, Namespace: c.Namespace, Name: c.Name, UID: c.UID,
+		NetNS:        r.NetNS,
+		Annotations:  c.Annotations,
+		CgroupParent: c.CgroupParent,
+	}
+	if c.DNS != nil {
+		pod.DNSServers, pod.DNSSearches, pod.DNSOptions = c.DNS.Servers, c.DNS.Searches, c.DNS.Options
+	}
+	for _, p := range c.Ports {
+		pod.Ports = append(pod.Ports, network.Port{Protocol: p.Protocol, HostPort: p.HostPort, ContainerPort: p.ContainerPort, HostIP: p.HostIP})
+	}
+	return pod
+}
+
+func (r record) launchRequest() LaunchRequest {
+	return LaunchRequest{ID: r.ID, Config: r.Config, NetNS: r.NetNS, IPs: r.IPs, DNS: r.DNS, State: r.LaunchState}
+}
+
+// sandbox is one sandbox in memory.
+type sandbox struct {
+	// claim has one element while an operation runs.
+	claim chan struct{}
+	// writer orders changes of the record: memory and disk change together.
+	writer sync.Mutex
+
+	mu       sync.Mutex // guards what follows; held for moments
+	rec      record
+	instance Instance
+	ended    chan struct{} // closed when the sandbox is no longer Ready
+	removed  bool
+}
+
+func newSandbox(rec record) *sandbox {
+	sb := &sandbox{claim: make(chan struct{}, 1), rec: rec, ended: make(chan struct{})}
+	if rec.State == NotReady || rec.State == Removing {
+		close(sb.ended)
+	}
+	return sb
+}
+
+// acquire waits for the claim; the caller calls release.
+func (sb *sandbox) acquire(ctx context.Context) (release func(), err error) {
+	select {
+	case sb.claim <- struct{}{}:
+		return func() { <-sb.claim }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("another operation on it is still running: %w", ctx.Err())
+	}
+}
+
+func (sb *sandbox) snapshot() (record, Instance) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	return sb.rec, sb.instance
+}
+
+func (sb *sandbox) setInstance(i Instance) {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	sb.instance = i
+}
+
+// update changes the record by a function, on disk and then in memory. The function may refuse.
+func (m *Manager) update(sb *sandbox, change func(*record) error) error {
+	sb.writer.Lock()
+	defer sb.writer.Unlock()
+	rec, _ := sb.snapshot()
+	if err := change(&rec); err != nil {
+		return err
+	}
+	if err := m.records.Put(rec.ID, rec); err != nil {
+		return err
+	}
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	sb.rec = rec
+	return nil
+}
+
+// note records that something was freed. Where it cannot be saved, as on a full disk, memory changes all the same: who
+// reads the old record only frees it again.
+func (m *Manager) note(sb *sandbox, change func(*record)) {
+	sb.writer.Lock()
+	defer sb.writer.Unlock()
+	rec, _ := sb.snapshot()
+	change(&rec)
+	if err := m.records.Put(rec.ID, rec); err != nil {
+		m.log.Warn("sandbox record could not be saved; its last state is older", logfields.Sandbox, rec.ID, logfields.Error, err)
+	}
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	sb.rec = rec
+}
+
+// move changes the state by the table. It reports whether the sandbox stopped being Ready by this. Leaving Ready is a
+// fact that a full disk cannot undo: memory changes even where the record cannot be saved.
+func (m *Manager) move(sb *sandbox, op operation, change func(*record)) (left bool, err error) {
+	sb.writer.Lock()
+	defer sb.writer.Unlock()
+	rec, _ := sb.snapshot()
+	next, err := transitions().Next(rec.State, op)
+	if err != nil {
+		return false, fmt.Errorf("sandbox %s: %w", rec.ID, err)
+	}
+	left = rec.State == Ready && next != Ready
+	rec.State = next
+	if change != nil {
+		change(&rec)
+	}
+	if err := m.records.Put(rec.ID, rec); err != nil {
+		if !left {
+			return false, err
+		}
+		m.log.Error("sandbox record could not be saved; its last state is older", logfields.Sandbox, rec.ID, logfields.Error, err)
+	}
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	sb.rec = rec
+	if next == NotReady || next == Removing {
+		select {
+		case <-sb.ended:
+		default:
+			close(sb.ended)
+		}
+	}
+	return left, nil
+}
+
+// find returns the sandbox with this id or with the only id that begins with it.
+func (m *Manager) find(id string) (*sandbox, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if sb, ok := m.sandboxes[id]; ok {
+		return sb, nil
+	}
+	var found *sandbox
+	for full, sb := range m.sandboxes {
+		if id == "" || !strings.HasPrefix(full, id) {
+			continue
+		}
+		if found != nil {
+			return nil, fmt.Errorf("sandbox %q: several ids begin so: %w", id, errdefs.ErrInvalidArgument)
+		}
+		found = sb
+	}
+	if found == nil {
+		return nil, fmt.Errorf("sandbox %q: %w", id, errdefs.ErrNotFound)
+	}
+	return found, nil
+}
+
+func (m *Manager) add(sb *sandbox) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sandboxes[sb.rec.ID] = sb
+}
+
+// forget removes record, name and the sandbox itself.
+func (m *Manager) forget(sb *sandbox) error {
+	rec, _ := sb.snapshot()
+	if err := m.records.Delete(rec.ID); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	delete(m.sandboxes, rec.ID)
+	m.mu.Unlock()
+	sb.mu.Lock()
+	sb.removed = true
+	sb.mu.Unlock()
+	m.names.Release(rec.Config.name(), rec.ID)
+	return nil
+}
+
+func (m *Manager) netnsPath(id string) string { return filepath.Join(m.netnsDir, id) }

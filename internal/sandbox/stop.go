@@ -1,0 +1,153 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/pistis-run/pistis/internal/event"
+	"github.com/pistis-run/pistis/internal/failpoint"
+	"github.com/pistis-run/pistis/internal/logfields"
+)
+
+// Stop ends the sandbox with its containers and frees its network. It is idempotent, goes on where an earlier
+// call failed, and succeeds for an id that is not known.
+func (m *Manager) Stop(ctx context.Context, id string) error {
+	return m.claimed(ctx, "stop sandbox", id, func(sb *sandbox) error { return m.stop(ctx, sb) })
+}
+
+// Remove stops the sandbox, removes its containers and forgets it. It is idempotent and succeeds for an id that is
+// not known.
+func (m *Manager) Remove(ctx context.Context, id string) error {
+	return m.claimed(ctx, "remove sandbox", id, func(sb *sandbox) error {
+		if err := m.stop(ctx, sb); err != nil {
+			return err
+		}
+		return m.remove(ctx, sb)
+	})
+}
+
+// claimed runs fn while no other operation runs on the sandbox.
+func (m *Manager) claimed(ctx context.Context, what, id string, fn func(*sandbox) error) error {
+	sb, err := m.find(id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	release, err := sb.acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("%s: %s: %w", what, id, err)
+	}
+	defer release()
+	sb.mu.Lock()
+	removed := sb.removed
+	sb.mu.Unlock()
+	if removed {
+		return nil
+	}
+	if err := fn(sb); err != nil {
+		return fmt.Errorf("%s: %s: %w", what, id, err)
+	}
+	return nil
+}
+
+func (m *Manager) stop(ctx context.Context, sb *sandbox) error {
+	rec, _ := sb.snapshot()
+	left, err := m.move(sb, opStop, nil)
+	if err != nil {
+		return err
+	}
+	if left {
+		m.publish(event.Stopped, rec.ID)
+	}
+	if err := failpoint.Hit(ctx, "sandbox.stopping"); err != nil {
+		return err
+	}
+	// The containers end with the sandbox even if the guest does not answer any more.
+	if err := m.containers.StopAll(ctx, rec.ID); err != nil {
+		m.log.WarnContext(ctx, "containers did not stop before their sandbox", logfields.Sandbox, rec.ID, logfields.Error, err)
+	}
+	return m.release(ctx, sb)
+}
+
+func (m *Manager) remove(ctx context.Context, sb *sandbox) error {
+	rec, _ := sb.snapshot()
+	if _, err := m.move(sb, opRemove, nil); err != nil {
+		return err
+	}
+	if err := failpoint.Hit(ctx, "sandbox.removing"); err != nil {
+		return err
+	}
+	if err := m.containers.RemoveAll(ctx, rec.ID); err != nil {
+		return err
+	}
+	if err := m.forget(sb); err != nil {
+		return err
+	}
+	m.publish(event.Deleted, rec.ID)
+	return nil
+}
+
+// release frees what the record says that the sandbox has, the newest first. A step that succeeded is saved and not
+// repeated. The network stays while the instance does: its addresses are in use.
+func (m *Manager) release(ctx context.Context, sb *sandbox) error {
+	if err := m.endInstance(ctx, sb); err != nil {
+		return err
+	}
+	rec, _ := sb.snapshot()
+	if rec.Networked {
+		if err := m.network.Teardown(ctx, rec.networkPod()); err != nil {
+			return fmt.Errorf("network: %w", err)
+		}
+		m.note(sb, func(r *record) { r.Networked = false })
+	}
+	if rec.Config.HostNetwork {
+		return nil
+	}
+	// The namespace may exist though the record does not say so yet.
+	path := rec.NetNS
+	if path == "" {
+		path = m.netnsPath(rec.ID)
+	}
+	if err := m.netns.Remove(path); err != nil {
+		return fmt.Errorf("network namespace: %w", err)
+	}
+	if rec.NetNS != "" {
+		m.note(sb, func(r *record) { r.NetNS = "" })
+	}
+	return nil
+}
+
+// endInstance stops the instance, if there is one, and removes what was made for it.
+func (m *Manager) endInstance(ctx context.Context, sb *sandbox) error {
+	rec, instance := sb.snapshot()
+	if !rec.Launched {
+		return nil
+	}
+	launcher, ok := m.launchers[rec.Config.Handler]
+	if !ok {
+		return fmt.Errorf("instance: its runtime handler %q is no longer configured; configure it again to remove the pod: %w", rec.Config.Handler, errdefs.ErrFailedPrecondition)
+	}
+	var stopErr error
+	if instance != nil {
+		// Cleanup ends by force what does not stop; its success is what counts.
+		stopErr = instance.Stop(ctx)
+	}
+	if err := launcher.Cleanup(ctx, rec.launchRequest()); err != nil {
+		return fmt.Errorf("instance: %w", errors.Join(stopErr, err))
+	}
+	if stopErr != nil {
+		m.log.WarnContext(ctx, "sandbox had to be ended by force", logfields.Sandbox, rec.ID, logfields.Error, stopErr)
+	}
+	if instance != nil {
+		if err := instance.Close(); err != nil {
+			m.log.DebugContext(ctx, "close connection to sandbox", logfields.Sandbox, rec.ID, logfields.Error, err)
+		}
+		sb.setInstance(nil)
+	}
+	m.note(sb, func(r *record) { r.Launched, r.LaunchState = false, nil })
+	return nil
+}

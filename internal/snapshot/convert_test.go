@@ -1,0 +1,532 @@
+package snapshot
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/archive"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+var mtime = time.Unix(1700000000, 0)
+
+// regular is a regular file for a test's tar.
+func regular(name, content string) tar.Header {
+	return tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(content)), Mode: 0o644, ModTime: mtime, PAXRecords: map[string]string{bodyRecord: content}}
+}
+
+func dir(name string, mode int64) tar.Header {
+	return tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: mode, ModTime: mtime}
+}
+
+func link(kind byte, name, target string) tar.Header {
+	return tar.Header{Typeflag: kind, Name: name, Linkname: target, Mode: 0o777, ModTime: mtime}
+}
+
+func whiteout(name string) tar.Header { return regular(name, "") }
+
+// bodyRecord smuggles a file's content into its header.
+const bodyRecord = "TEST.body"
+
+func makeTar(t testing.TB, entries ...tar.Header) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, h := range entries {
+		body := h.PAXRecords[bodyRecord]
+		h.PAXRecords = maps.Clone(h.PAXRecords)
+		delete(h.PAXRecords, bodyRecord)
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+func opener(raw []byte) func() (io.ReadCloser, error) {
+	return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw)), nil }
+}
+
+// disk converts a tar into an ext4 file.
+func disk(t testing.TB, raw []byte) (string, error) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	return f.Name(), convert(t.Context(), opener(raw), f)
+}
+
+func mustDisk(t testing.TB, raw []byte) string {
+	t.Helper()
+	path, err := disk(t, raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// fsck fails the test when the file system checker finds anything.
+func fsck(t testing.TB, path string) {
+	t.Helper()
+	if _, err := exec.LookPath("e2fsck"); err != nil {
+		t.Skip("SKIPPED: e2fsck is not installed")
+	}
+	if out, err := exec.Command("e2fsck", "-fn", path).CombinedOutput(); err != nil {
+		t.Errorf("e2fsck: %v\n%s", err, out)
+	}
+}
+
+// mountDisk mounts an ext4 file and returns where.
+func mountDisk(t testing.TB, path string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: mounting a disk needs root")
+	}
+	at := t.TempDir()
+	if out, err := exec.Command("mount", "-o", "loop,ro", path, at).CombinedOutput(); err != nil {
+		t.Skipf("SKIPPED: this machine cannot mount loop devices: %v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(at, 0); err != nil {
+			t.Errorf("unmount: %v", err)
+		}
+	})
+	return at
+}
+
+// describe lists all files below root with all that matters about them.
+func describe(t testing.TB, root string) map[string]string {
+	t.Helper()
+	out, inodes := map[string]string{}, map[uint64]string{}
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, _ := filepath.Rel(root, path)
+		if name == "lost+found" || name == "." {
+			return nil
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		st := info.Sys().(*syscall.Stat_t)
+		text := fmt.Sprintf("%o %d:%d rdev=%x mtime=%d.%09d", st.Mode, st.Uid, st.Gid, st.Rdev, st.Mtim.Sec, st.Mtim.Nsec)
+		switch {
+		case info.Mode().IsRegular():
+			raw, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			text += fmt.Sprintf(" size=%d content=%.40q", len(raw), raw)
+		case info.Mode()&fs.ModeSymlink != 0:
+			target, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			text += " -> " + target
+		}
+		if !info.IsDir() {
+			if first := inodes[st.Ino]; first != "" {
+				text += " same as " + first
+			} else {
+				inodes[st.Ino] = name
+			}
+			text += fmt.Sprintf(" links=%d", st.Nlink)
+		}
+		out[name] = text + xattrsOf(t, path)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func xattrsOf(t testing.TB, path string) string {
+	buf := make([]byte, 64<<10)
+	n, err := unix.Llistxattr(path, buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := slices.DeleteFunc(strings.Split(string(buf[:n]), "\x00"), func(s string) bool { return s == "" })
+	slices.Sort(names)
+	var out string
+	for _, name := range names {
+		value := make([]byte, 64<<10)
+		n, err := unix.Lgetxattr(path, name, value)
+		if err != nil {
+			t.Errorf("%s: %s is listed but cannot be read: %v", path, name, err)
+			continue
+		}
+		out += fmt.Sprintf(" %s=%q", name, value[:n])
+	}
+	return out
+}
+
+// TestConvertMatchesApply compares the disk with what containerd unpacks from the same tar.
+func TestConvertMatchesApply(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: unpacking devices and mounting need root")
+	}
+	capability := "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	acl := "\x02\x00\x00\x00" + "\x01\x00\x07\x00\xff\xff\xff\xff" + "\x02\x00\x05\x00\xe8\x03\x00\x00" + "\x04\x00\x05\x00\xff\xff\xff\xff" + "\x10\x00\x05\x00\xff\xff\xff\xff" + "\x20\x00\x05\x00\xff\xff\xff\xff"
+	withXattrs := regular("bin/ping", "ping")
+	withXattrs.Mode = 0o755
+	withXattrs.PAXRecords["SCHILY.xattr.security.capability"] = capability
+	withXattrs.PAXRecords["SCHILY.xattr.user.first"] = strings.Repeat("1", 300)
+	withXattrs.PAXRecords["SCHILY.xattr.user.second.longer"] = strings.Repeat("2", 200)
+	withXattrs.PAXRecords["SCHILY.xattr.trusted.x"] = strings.Repeat("3", 150)
+	withACL := regular("etc/acl", "acl")
+	withACL.PAXRecords["SCHILY.xattr.system.posix_acl_access"] = acl
+	withACL.Mode = 0o755
+	setuid := regular("bin/su", "su")
+	setuid.Mode, setuid.Uid, setuid.Gid = 0o6755, 1000, 70000
+	nanos := regular("etc/nanos", "n")
+	nanos.ModTime = time.Unix(1700000000, 123456789)
+	old := regular("etc/old", "before 1970")
+	old.ModTime = time.Unix(-1000, 0)
+	entries := []tar.Header{
+		dir("./", 0o755), dir("bin/", 0o755), dir("etc/", 0o2775), dir("tmp/", 0o1777),
+		withXattrs, withACL, setuid, nanos, old,
+		regular("/absolute/name", "absolute names are below the root too"),
+		regular("implied/parent/of/file", "x"),
+		regular("etc/empty", ""), regular("etc/caf\xe9-\xff", "not UTF-8"), regular("etc/größe", "UTF-8"),
+		regular("etc/"+strings.Repeat("n", 255), "longest name"),
+		link(tar.TypeLink, "bin/ping2", "bin/ping"), link(tar.TypeLink, "tmp/ping3", "/bin/ping2"),
+		link(tar.TypeSymlink, "etc/short", "../bin/ping"), link(tar.TypeSymlink, "etc/abs", "/etc/passwd"),
+		link(tar.TypeSymlink, "etc/59", strings.Repeat("a", 59)), link(tar.TypeSymlink, "etc/60", strings.Repeat("b", 60)),
+		link(tar.TypeSymlink, "etc/long", strings.Repeat("c/", 2000)),
+		link(tar.TypeLink, "etc/linked-symlink", "etc/short"),
+		{Typeflag: tar.TypeChar, Name: "tmp/null", Mode: 0o666, Devmajor: 1, Devminor: 3, ModTime: mtime},
+		{Typeflag: tar.TypeBlock, Name: "tmp/sda", Mode: 0o660, Devmajor: 259, Devminor: 300, ModTime: mtime},
+		{Typeflag: tar.TypeFifo, Name: "tmp/fifo", Mode: 0o600, ModTime: mtime},
+		regular("etc/replaced", "first"), regular("etc/replaced", "second, and longer"),
+		dir("etc/becomes-file", 0o755), regular("etc/becomes-file/below", "gone"), regular("etc/becomes-file", "a file now"),
+		regular("etc/becomes-dir", "gone"), dir("etc/becomes-dir", 0o700), regular("etc/becomes-dir/below", "there"),
+		dir("etc/", 0o755), // attributes come again
+	}
+	for i := range 3000 {
+		entries = append(entries, regular(fmt.Sprintf("many/%d", i), fmt.Sprint(i)))
+	}
+	raw := makeTar(t, entries...)
+	want := t.TempDir()
+	if _, err := archive.Apply(t.Context(), want, bytes.NewReader(raw)); err != nil {
+		t.Fatal(err)
+	}
+	path := mustDisk(t, raw)
+	fsck(t, path)
+	compare(t, describe(t, want), describe(t, mountDisk(t, path)))
+}
+
+func compare(t testing.TB, want, got map[string]string) {
+	t.Helper()
+	for name, w := range want {
+		// Directories that no entry describes get the time of unpacking there, of their first entry here.
+		if strings.HasPrefix(name, "implied") || name == "absolute" || name == "many" {
+			w, got[name] = cutTime(w), cutTime(got[name])
+		}
+		if got[name] != w {
+			t.Errorf("%q:\n want %s\n  got %s", name, w, got[name])
+		}
+	}
+	for name := range got {
+		if _, ok := want[name]; !ok {
+			t.Errorf("%q: on the disk alone", name)
+		}
+	}
+}
+
+func cutTime(s string) string {
+	before, after, _ := strings.Cut(s, " mtime=")
+	_, after, _ = strings.Cut(after, " ")
+	return before + " " + after
+}
+
+// TestConvertWhiteouts checks what overlayfs will see of removals.
+func TestConvertWhiteouts(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: mounting a disk needs root")
+	}
+	opaque := dir("noted/", 0o755)
+	opaque.PAXRecords = map[string]string{"SCHILY.xattr.trusted.overlay.opaque": "y", "SCHILY.xattr.trusted.overlay.origin": "x"}
+	raw := makeTar(t,
+		whiteout(".wh.gone"), whiteout("dir/.wh.gone"),
+		dir("opaque/", 0o700), whiteout("opaque/.wh..wh..opq"), regular("opaque/new", "new"),
+		whiteout("late/.wh..wh..opq"), dir("late/", 0o711),
+		whiteout(".wh.replaced"), dir("replaced/", 0o750), regular("replaced/new", "new"),
+		whiteout(".wh.implied"), regular("implied/new", "new"),
+		dir("kept/", 0o755), regular("kept/file", "x"), whiteout(".wh.kept"),
+		regular("stays", "stays"), whiteout(".wh.stays"), whiteout(".wh.comes"), regular("comes", "comes"),
+		whiteout(".wh..wh.aufs"), regular(".wh..wh.plnk/1", "x"), opaque,
+	)
+	path := mustDisk(t, raw)
+	fsck(t, path)
+	root := mountDisk(t, path)
+	got := describe(t, root)
+	for _, name := range []string{"gone", "dir/gone"} {
+		if !strings.HasPrefix(got[name], "20000 0:0 rdev=0 ") {
+			t.Errorf("%s is no whiteout: %s", name, got[name])
+		}
+	}
+	for _, name := range []string{"opaque", "late", "replaced", "implied", "kept", "noted"} {
+		if !strings.HasSuffix(got[name], ` trusted.overlay.opaque="y"`) {
+			t.Errorf("%s is not opaque: %s", name, got[name])
+		}
+	}
+	for name, mode := range map[string]string{"opaque": "40700", "late": "40711", "replaced": "40750", "stays": "100644", "comes": "100644"} {
+		if !strings.HasPrefix(got[name], mode+" ") {
+			t.Errorf("%s: %s, want mode %s", name, got[name], mode)
+		}
+	}
+	want := []string{"comes", "dir", "dir/gone", "gone", "implied", "implied/new", "kept", "kept/file", "late", "noted",
+		"opaque", "opaque/new", "replaced", "replaced/new", "stays"}
+	if names := slices.Sorted(maps.Keys(got)); !slices.Equal(names, want) {
+		t.Errorf("got %q", names)
+	}
+}
+
+// TestConvertRefuses: each hostile entry is refused by its name, and before it could do anything.
+func TestConvertRefuses(t *testing.T) {
+	xattr := func(key, value string) tar.Header {
+		h := regular("x", "")
+		h.PAXRecords["SCHILY.xattr."+key] = value
+		return h
+	}
+	chr := tar.Header{Typeflag: tar.TypeChar, Name: "dev", Devmajor: 1 << 13}
+	tests := map[string]struct {
+		entries []tar.Header
+		names   string
+	}{
+		"dot dot":             {[]tar.Header{regular("../../etc/passwd", "x")}, `"../../etc/passwd"`},
+		"dot dot inside":      {[]tar.Header{regular("a/../../b", "x")}, `"a/../../b"`},
+		"dot dot in absolute": {[]tar.Header{regular("/../b", "x")}, `"/../b"`},
+		"hard link outside":   {[]tar.Header{link(tar.TypeLink, "a", "../../etc/shadow")}, `"../../etc/shadow"`},
+		"hard link nowhere":   {[]tar.Header{link(tar.TypeLink, "a", "/etc/shadow")}, `"etc/shadow"`},
+		"hard link to dir":    {[]tar.Header{dir("d", 0o755), link(tar.TypeLink, "a", "d")}, `"a"`},
+		"hard link to itself": {[]tar.Header{regular("a", ""), link(tar.TypeLink, "a", "a")}, `"a"`},
+		"through a symlink":   {[]tar.Header{link(tar.TypeSymlink, "l", "/etc"), regular("l/passwd", "x")}, `"l/passwd"`},
+		"deep through one":    {[]tar.Header{link(tar.TypeSymlink, "l", "/"), regular("l/a/b/c", "x")}, `"l/a/b/c"`},
+		"below a file":        {[]tar.Header{regular("f", "x"), regular("f/g", "x")}, `"f/g"`},
+		"symlink to nothing":  {[]tar.Header{link(tar.TypeSymlink, "l", "")}, `"l"`},
+		"root as file":        {[]tar.Header{link(tar.TypeSymlink, "./", "x")}, `""`},
+		"long component":      {[]tar.Header{regular(strings.Repeat("n", 256), "x")}, `nnn`},
+		"long name":           {[]tar.Header{regular(strings.Repeat("n/", 2100), "x")}, `n/n`},
+		"long symlink":        {[]tar.Header{link(tar.TypeSymlink, "l", strings.Repeat("n", 4096))}, `"l"`},
+		"device number":       {[]tar.Header{chr}, `"dev"`},
+		"below a whiteout":    {[]tar.Header{regular(".wh.a/b", "x")}, `".wh.a/b"`},
+		"whiteout of nothing": {[]tar.Header{regular("a/.wh.", "")}, `"a/.wh."`},
+		"whiteout of dots":    {[]tar.Header{regular("a/.wh...", "")}, `"a/.wh..."`},
+		"redirect":            {[]tar.Header{xattr("trusted.overlay.redirect", "/etc")}, `"x"`},
+		"metacopy":            {[]tar.Header{xattr("trusted.overlay.metacopy", "")}, `"x"`},
+		"inline data":         {[]tar.Header{xattr("system.data", "x")}, `"x"`},
+		"attribute class":     {[]tar.Header{xattr("other.x", "x")}, `"x"`},
+		"attribute name":      {[]tar.Header{xattr("user."+strings.Repeat("n", 251), "x")}, `"x"`},
+		"attribute size":      {[]tar.Header{xattr("user.x", strings.Repeat("n", 5000))}, `"x"`},
+		"broken acl":          {[]tar.Header{xattr("system.posix_acl_access", "x")}, `"x"`},
+		"owner":               {[]tar.Header{{Typeflag: tar.TypeReg, Name: "f", Uid: -5, Format: tar.FormatGNU}}, `"f"`},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			_, err := disk(t, makeTar(t, test.entries...))
+			if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), test.names) {
+				t.Errorf("got %v, want InvalidArgument that names %s", err, test.names)
+			}
+		})
+	}
+	t.Run("truncated", func(t *testing.T) {
+		raw := makeTar(t, regular("a", strings.Repeat("x", 10000)))
+		for _, n := range []int{100, 600, 5000} {
+			if _, err := disk(t, raw[:n]); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("%d bytes: got %v", n, err)
+			}
+		}
+	})
+	t.Run("replaced link target", func(t *testing.T) {
+		_, err := disk(t, makeTar(t, regular("a", "1"), link(tar.TypeLink, "b", "a"), regular("a", "2")))
+		if !errdefs.IsNotImplemented(err) {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("huge", func(t *testing.T) {
+		h := regular("huge", "")
+		h.Size = 1 << 40
+		var buf bytes.Buffer
+		if err := tar.NewWriter(&buf).WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := disk(t, buf.Bytes()); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), `"huge"`) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// TestConvertHugeFile stores a file that needs a tree of extents, without writing its zeros.
+func TestConvertHugeFile(t *testing.T) {
+	const size = 5 << 30
+	h := regular("dir/huge", "")
+	h.Size = size
+	var head bytes.Buffer
+	if err := tar.NewWriter(&head).WriteHeader(&h); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	marks := map[int64]string{0: "first", 3 << 30: "middle", size - 4: "last"}
+	err = convert(t.Context(), func() (io.ReadCloser, error) {
+		return io.NopCloser(io.MultiReader(bytes.NewReader(head.Bytes()), io.LimitReader(&marked{marks: marks}, size), bytes.NewReader(make([]byte, 1024)))), nil
+	}, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := info.Sys().(*syscall.Stat_t).Blocks * 512; got > 8<<20 {
+		t.Errorf("%d bytes are allocated for a file of zeros", got)
+	}
+	fsck(t, f.Name())
+	in, err := os.Open(filepath.Join(mountDisk(t, f.Name()), "dir/huge"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	for at, text := range marks {
+		got := make([]byte, min(int64(len(text)), size-at))
+		if _, err := in.ReadAt(got, at); err != nil || string(got) != text[:len(got)] {
+			t.Errorf("at %d: got %q, %v", at, got, err)
+		}
+	}
+}
+
+// marked is endless zeros but for a few marks.
+type marked struct {
+	at    int64
+	marks map[int64]string
+}
+
+func (m *marked) Read(p []byte) (int, error) {
+	clear(p)
+	for at, text := range m.marks {
+		for i := range len(text) {
+			if pos := at + int64(i) - m.at; pos >= 0 && pos < int64(len(p)) {
+				p[pos] = text[i]
+			}
+		}
+	}
+	m.at += int64(len(p))
+	return len(p), nil
+}
+
+// TestConvertReportsSource: what the source says of its content is what the caller gets.
+func TestConvertReportsSource(t *testing.T) {
+	raw := makeTar(t, regular("a", "content"))
+	for _, n := range []int{0, 300, len(raw)} {
+		f, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		broken := fmt.Errorf("digest: %w", errdefs.ErrDataLoss)
+		err = convert(t.Context(), func() (io.ReadCloser, error) {
+			return io.NopCloser(io.MultiReader(bytes.NewReader(raw[:n]), &failing{broken})), nil
+		}, f)
+		if !errors.Is(err, broken) {
+			t.Errorf("after %d bytes: got %v", n, err)
+		}
+		f.Close()
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	f, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := convert(ctx, opener(raw), f); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+type failing struct{ err error }
+
+func (f *failing) Read([]byte) (int, error) { return 0, f.err }
+
+// TestConvertDirectories fills a tree at random, and expects all of it back.
+func TestConvertDirectories(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	var entries []tar.Header
+	want := map[string]bool{}
+	for i := range 2000 {
+		name := fmt.Sprintf("d%d/e%d/%s-%d", rng.IntN(20), rng.IntN(20), strings.Repeat("x", rng.IntN(200)), i)
+		entries = append(entries, regular(name, strings.Repeat("y", rng.IntN(10000))))
+		want[name] = true
+	}
+	path := mustDisk(t, makeTar(t, entries...))
+	fsck(t, path)
+	got := describe(t, mountDisk(t, path))
+	for name := range want {
+		if got[name] == "" {
+			t.Errorf("%s is missing", name)
+		}
+	}
+}
+
+func FuzzConvert(f *testing.F) {
+	f.Add(makeTar(f, dir("a/", 0o755), regular("a/b", "content"), link(tar.TypeLink, "c", "a/b"), link(tar.TypeSymlink, "d", "/etc"), whiteout("a/.wh.x")))
+	f.Add(makeTar(f, regular("a", "1"), regular("a", "2"), whiteout(".wh.b"), dir("b", 0o700), whiteout("b/.wh..wh..opq")))
+	x := regular("x", "")
+	x.PAXRecords["SCHILY.xattr.user.x"] = "value"
+	f.Add(makeTar(f, x, tar.Header{Typeflag: tar.TypeChar, Name: "dev/null", Devmajor: 1, Devminor: 3}))
+	f.Add(makeTar(f, dir("a", 0o755), regular("a/b/c", "x"), regular("a", "y"), dir("a", 0o755)))
+	path := filepath.Join(f.TempDir(), "disk")
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if len(raw) > 64<<10 {
+			t.Skip()
+		}
+		out, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		bounded := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw)), nil }
+		if err := convert(ctx, bounded, out); err != nil {
+			if known := errdefs.IsInvalidArgument(err) || errdefs.IsNotImplemented(err); !known {
+				t.Fatalf("no class: %v", err)
+			}
+			return
+		}
+		if msg, err := exec.Command("e2fsck", "-fn", path).CombinedOutput(); err != nil && !errors.Is(err, exec.ErrNotFound) {
+			t.Fatalf("%v\n%s", err, msg)
+		}
+	})
+}

@@ -1,0 +1,120 @@
+package snapshot
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	blockSize = 4096
+	// checkInterval is after how many written bytes the free space is looked at again.
+	checkInterval = 64 << 20
+)
+
+// sparseFile writes no blocks of zeros at the end of a file, and stops before the file system is full.
+type sparseFile struct {
+	file    *os.File
+	offset  int64
+	end     int64 // of what was written or skipped; beyond it all is zero
+	written int64 // bytes since the free space was looked at
+	reserve uint64
+	err     error
+}
+
+func newSparseFile(file *os.File) (*sparseFile, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(file.Fd()), &st); err != nil {
+		return nil, fmt.Errorf("free space: %w", err)
+	}
+	s := &sparseFile{file: file, reserve: st.Blocks / minFreeDivide * uint64(st.Bsize), written: checkInterval}
+	return s, nil
+}
+
+func (s *sparseFile) Seek(offset int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekStart:
+		s.offset = offset
+	case io.SeekCurrent:
+		s.offset += offset
+	case io.SeekEnd:
+		s.offset = s.end + offset
+	}
+	return s.offset, nil
+}
+
+func (s *sparseFile) Read(p []byte) (int, error) {
+	n, err := s.file.ReadAt(p, s.offset)
+	s.offset += int64(n)
+	return n, err
+}
+
+// Write writes runs of blocks that hold data and leaves holes for those that do not.
+func (s *sparseFile) Write(p []byte) (int, error) {
+	if s.err != nil {
+		return 0, s.err
+	}
+	for done := 0; done < len(p); {
+		n := s.run(p[done:])
+		chunk := p[done : done+n]
+		if !isZero(chunk) || s.offset < s.end {
+			if s.err = s.writeAt(chunk); s.err != nil {
+				return done, s.err
+			}
+		}
+		s.offset += int64(n)
+		s.end = max(s.end, s.offset)
+		done += n
+	}
+	return len(p), nil
+}
+
+// run is the length of the longest prefix of p whose blocks are either all zero or all not.
+func (s *sparseFile) run(p []byte) int {
+	next := func(at int) int { return min(len(p), at+blockSize-int((s.offset+int64(at))%blockSize)) }
+	n := next(0)
+	zero := isZero(p[:n])
+	for n < len(p) {
+		m := next(n)
+		if isZero(p[n:m]) != zero {
+			break
+		}
+		n = m
+	}
+	return n
+}
+
+func (s *sparseFile) writeAt(p []byte) error {
+	if s.written += int64(len(p)); s.written >= checkInterval {
+		s.written = 0
+		var st unix.Statfs_t
+		if err := unix.Fstatfs(int(s.file.Fd()), &st); err != nil {
+			return fmt.Errorf("free space: %w", err)
+		}
+		if st.Bavail*uint64(st.Bsize) < s.reserve {
+			return fmt.Errorf("less than %d MiB are left free: %w", s.reserve>>20, syscall.ENOSPC)
+		}
+	}
+	_, err := s.file.WriteAt(p, s.offset)
+	return err
+}
+
+// finish gives the file its length, to whole blocks.
+func (s *sparseFile) finish() error {
+	return s.file.Truncate((s.end + blockSize - 1) / blockSize * blockSize)
+}
+
+var zeroBlock [blockSize]byte
+
+func isZero(p []byte) bool {
+	for len(p) > blockSize {
+		if string(p[:blockSize]) != string(zeroBlock[:]) {
+			return false
+		}
+		p = p[blockSize:]
+	}
+	return string(p) == string(zeroBlock[:len(p)])
+}

@@ -1,0 +1,232 @@
+package store
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+const (
+	// MaxSize bounds a record's file in bytes.
+	MaxSize = 4 << 20
+
+	suffix    = ".json"
+	tempMark  = ".tmp-"
+	asideName = "corrupt"
+)
+
+// Store holds records of type T under ids.
+type Store[T any] struct {
+	dir     string
+	version int
+}
+
+// Corrupt is a record that Load could not read.
+type Corrupt struct {
+	ID string
+	// Path is where its file is now.
+	Path string
+	Err  error
+}
+
+type envelope struct {
+	Version int             `json:"version"`
+	ID      string          `json:"id"`
+	Record  json.RawMessage `json:"record"`
+}
+
+// Open makes the directory where it is missing. version is the only version of records that is understood.
+func Open[T any](dir string, version int) (*Store[T], error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	return &Store[T]{dir: dir, version: version}, nil
+}
+
+// Put writes the record durably, over an older one of the same id.
+func (s *Store[T]) Put(id string, record T) error {
+	path, err := s.path(id)
+	if err != nil {
+		return err
+	}
+	data, err := encode(s.version, id, record)
+	if err != nil {
+		return fmt.Errorf("save record: %s: %w", id, err)
+	}
+	if err := writeFile(s.dir, path, data); err != nil {
+		return fmt.Errorf("save record: %s: %w", id, err)
+	}
+	return nil
+}
+
+// Delete removes the record. There being none is not an error.
+func (s *Store[T]) Delete(id string) error {
+	path, err := s.path(id)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("delete record: %w", err)
+	}
+	if err := syncDir(s.dir); err != nil {
+		return fmt.Errorf("delete record: %s: %w", id, err)
+	}
+	return nil
+}
+
+// Load reads all records. Files that are not records of this version are moved into the directory "corrupt" and
+// returned in the second value; left-overs of interrupted writes are removed.
+func (s *Store[T]) Load() (map[string]T, []Corrupt, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, nil, fmt.Errorf("load records: %w", err)
+	}
+	records := map[string]T{}
+	var corrupt []Corrupt
+	for _, entry := range entries {
+		name := entry.Name()
+		if entry.IsDir() {
+			continue
+		}
+		if strings.Contains(name, tempMark) {
+			if err := os.Remove(filepath.Join(s.dir, name)); err != nil {
+				return nil, nil, fmt.Errorf("load records: %w", err)
+			}
+			continue
+		}
+		id, isRecord := strings.CutSuffix(name, suffix)
+		if !isRecord {
+			continue
+		}
+		record, err := s.read(id)
+		if err == nil {
+			records[id] = record
+			continue
+		}
+		path, moveErr := s.moveAside(name)
+		corrupt = append(corrupt, Corrupt{ID: id, Path: path, Err: errors.Join(err, moveErr)})
+	}
+	return records, corrupt, nil
+}
+
+func (s *Store[T]) read(id string) (record T, err error) {
+	path, err := s.path(id)
+	if err != nil {
+		return record, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return record, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, MaxSize+1))
+	if err != nil {
+		return record, err
+	}
+	return decode[T](s.version, id, data)
+}
+
+func (s *Store[T]) moveAside(name string) (string, error) {
+	aside := filepath.Join(s.dir, asideName)
+	if err := os.MkdirAll(aside, 0o700); err != nil {
+		return filepath.Join(s.dir, name), err
+	}
+	to := filepath.Join(aside, name)
+	return to, os.Rename(filepath.Join(s.dir, name), to)
+}
+
+func (s *Store[T]) path(id string) (string, error) {
+	if !ValidID(id) {
+		return "", fmt.Errorf("record id %q: only letters, digits, '-', '_' and '.', at most 128 and not first a '.': %w", id, errdefs.ErrInvalidArgument)
+	}
+	return filepath.Join(s.dir, id+suffix), nil
+}
+
+// ValidID reports whether id can name a record, and so a file or a directory.
+func ValidID(id string) bool {
+	if id == "" || len(id) > 128 || id[0] == '.' || strings.Contains(id, tempMark) {
+		return false
+	}
+	for _, c := range []byte(id) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_', c == '.':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+func encode[T any](version int, id string, record T) ([]byte, error) {
+	body, err := json.Marshal(record)
+	if err != nil {
+		return nil, err
+	}
+	data, err := json.Marshal(envelope{Version: version, ID: id, Record: body})
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > MaxSize {
+		return nil, fmt.Errorf("%d bytes, at most %d are kept: %w", len(data), MaxSize, errdefs.ErrResourceExhausted)
+	}
+	return append(data, '\n'), nil
+}
+
+func decode[T any](version int, id string, data []byte) (record T, err error) {
+	if len(data) > MaxSize {
+		return record, fmt.Errorf("larger than %d bytes", MaxSize)
+	}
+	var e envelope
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&e); err != nil {
+		return record, fmt.Errorf("not a record: %w", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return record, errors.New("not a record: data after its end")
+	}
+	if e.Version != version {
+		return record, fmt.Errorf("version %d, this program reads version %d", e.Version, version)
+	}
+	if e.ID != id {
+		return record, fmt.Errorf("is for id %q", e.ID)
+	}
+	if err := json.Unmarshal(e.Record, &record); err != nil {
+		return record, fmt.Errorf("record: %w", err)
+	}
+	return record, nil
+}
+
+func writeFile(dir, path string, data []byte) error {
+	f, err := os.CreateTemp(dir, filepath.Base(path)+tempMark+"*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return syncDir(dir)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,58 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+	"time"
+
+	"github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
+)
+
+// VSOCK dials the ports of the guest with this context id.
+type VSOCK struct{ CID uint32 }
+
+// connectTimeout bounds one attempt: a guest whose vsock driver is not loaded yet does not answer at all.
+const connectTimeout = 250 * time.Millisecond
+
+// Dial connects to a port of the guest and retries while the guest is booting, until ctx ends.
+func (v VSOCK) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+	return retry(ctx, port, func(ctx context.Context) (net.Conn, error) {
+		attempt, cancel := context.WithTimeout(ctx, connectTimeout)
+		defer cancel()
+		conn, err := vsock.DialContext(attempt, v.CID, port, nil)
+		if err == nil {
+			return conn, nil
+		}
+		if mayListenLater(err) {
+			return nil, fmt.Errorf("%w: %w", errRefused, err)
+		}
+		return nil, err
+	})
+}
+
+// mayListenLater reports whether a connect failed because the guest or its listener is not there yet.
+func mayListenLater(err error) bool {
+	var timeout interface{ Timeout() bool }
+	if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
+		return true
+	}
+	for _, errno := range []syscall.Errno{syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.ENODEV, syscall.EHOSTUNREACH, syscall.EINTR, syscall.EPIPE} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}
+
+// ListenVSOCK listens in the guest on a port of every context id that the guest has.
+func ListenVSOCK(port uint32) (net.Listener, error) {
+	l, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, port, nil)
+	if err != nil {
+		return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)
+	}
+	return l, nil
+}

@@ -1,0 +1,242 @@
+package vm
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
+	"github.com/pistis-run/pistis/internal/agentclient"
+	"github.com/pistis-run/pistis/internal/cleanup"
+	"github.com/pistis-run/pistis/internal/failpoint"
+	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/network/tap"
+)
+
+// entropySize is how much randomness a guest starts with, in bytes.
+const entropySize = 64
+
+// stopwatch records phases.
+type stopwatch struct {
+	last   time.Time
+	phases []Phase
+}
+
+func (s *stopwatch) lap(name string) {
+	now := time.Now()
+	s.phases = append(s.phases, Phase{Name: name, Duration: now.Sub(s.last)})
+	s.last = now
+}
+
+// Boot starts a VM and makes its guest the pod's. The boot timeout of the options bounds it, and ctx. On error
+// nothing is left running.
+func Boot(ctx context.Context, req Request) (_ *VM, err error) {
+	if err := req.Validate(); err != nil {
+		return nil, err
+	}
+	options := req.Options.GetVm()
+	limit := bootTimeout(options)
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	watch := stopwatch{last: time.Now()}
+	var undo cleanup.Stack
+	defer undo.Unwind(ctx, &err)
+
+	nics, err := attachNetwork(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	// The VMM has its own descriptors once it runs.
+	defer closeTaps(nics)
+	watch.lap(PhaseNetwork)
+
+	if err := failpoint.Hit(ctx, "vm.network"); err != nil {
+		return nil, err
+	}
+	v := &VM{id: req.ID, runDir: req.RunDir, done: make(chan struct{})}
+	if err := v.startMachine(ctx, req, nics, &undo); err != nil {
+		return nil, err
+	}
+	watch.lap(PhaseVMM)
+	version := v.askVersion(ctx, req)
+	defer version.Wait()
+
+	scratch, err := v.attachScratch(ctx, req.Options.Scratch)
+	if err != nil {
+		return nil, v.bootError(limit, err)
+	}
+	if err := v.connect(ctx, options, &undo); err != nil {
+		return nil, v.bootError(limit, err)
+	}
+	watch.lap(PhaseKernel)
+
+	if err := v.agent.ConfigureSandbox(ctx, configureRequest(req.Options, nics, scratch)); err != nil {
+		return nil, v.bootError(limit, err)
+	}
+	watch.lap(PhaseConfigure)
+	v.phases = watch.phases
+	undo.Release()
+	go v.supervise() // ends with the VM and closes done
+	return v, nil
+}
+
+func attachNetwork(ctx context.Context, req Request) ([]tap.NIC, error) {
+	if req.NetNS == "" {
+		return nil, nil
+	}
+	nics, err := req.AttachNetwork(ctx, req.NetNS)
+	if err != nil {
+		return nil, fmt.Errorf("boot VM %s: %w", req.ID, err)
+	}
+	return nics, nil
+}
+
+func closeTaps(nics []tap.NIC) {
+	for _, nic := range nics {
+		nic.Tap.Close()
+	}
+}
+
+// startMachine starts the VMM with its console and run directory.
+func (v *VM) startMachine(ctx context.Context, req Request, nics []tap.NIC, undo *cleanup.Stack) error {
+	var err error
+	if v.console, err = openConsole(req.ConsoleLog); err != nil {
+		return fmt.Errorf("boot VM %s: %w", req.ID, err)
+	}
+	undo.Add("close console log", func(context.Context) error { return v.console.Close() })
+	if err := os.MkdirAll(req.RunDir, 0o700); err != nil {
+		return fmt.Errorf("boot VM %s: %w", req.ID, err)
+	}
+	undo.Add("remove run directory", func(context.Context) error { return os.RemoveAll(req.RunDir) })
+	config := Config(req.ID, req.Options.GetVm(), nics)
+	config.Console, config.RunDir, config.Started = v.console, req.RunDir, req.Started
+	if u := config.User; u != nil {
+		if err := os.Chown(req.RunDir, int(u.UID), int(u.GID)); err != nil {
+			return fmt.Errorf("boot VM %s: %w", req.ID, err)
+		}
+	}
+	if v.machine, err = req.Driver.Start(ctx, config); err != nil {
+		return fmt.Errorf("boot VM %s: %w", req.ID, err)
+	}
+	undo.Add("kill VMM", v.killMachine)
+	plugger, _ := v.machine.(hypervisor.DiskPlugger)
+	v.disks = newDisks(plugger, req.Driver.Capabilities().MaxDisks)
+	return nil
+}
+
+// askVersion asks the VMM for its version while the guest boots. It is for people only; not to know it is no failure.
+func (v *VM) askVersion(ctx context.Context, req Request) *sync.WaitGroup {
+	var asked sync.WaitGroup
+	asked.Go(func() {
+		version, err := req.Driver.Version(ctx, req.Options.GetVm().GetBinary())
+		if err != nil {
+			version = "unknown: " + err.Error()
+		}
+		v.version = version
+	})
+	return &asked
+}
+
+func (v *VM) killMachine(ctx context.Context) error {
+	if err := v.machine.Kill(); err != nil {
+		return err
+	}
+	select {
+	case <-v.machine.Done():
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// attachScratch attaches the pod's writable disk while the guest's kernel boots.
+func (v *VM) attachScratch(ctx context.Context, path string) (*agentv1.DiskAddress, error) {
+	if path == "" {
+		return nil, nil
+	}
+	if v.disks.plugger == nil {
+		return nil, errors.New("attach scratch disk: this VM cannot attach disks")
+	}
+	v.disks.max-- // one of the VM's disks is taken
+	address, err := plug(ctx, v.disks.plugger, scratchID, path, false)
+	if err != nil {
+		return nil, fmt.Errorf("attach scratch disk: %w", err)
+	}
+	return address, nil
+}
+
+// connect waits for the agent.
+func (v *VM) connect(ctx context.Context, options *shimv1.VMOptions, undo *cleanup.Stack) error {
+	limit := ctx
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// A VMM that ends early must not be waited for.
+	connected := make(chan struct{})
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		select {
+		case <-v.machine.Done():
+			cancel()
+		case <-connected:
+		}
+	})
+	defer watch.Wait()
+	defer close(connected)
+	agent, err := agentclient.Connect(ctx, v.machine.Dial, options.GetAgentTimeout().AsDuration())
+	if err != nil {
+		return v.connectError(limit, err)
+	}
+	v.agent = agent
+	undo.Add("close agent connection", func(context.Context) error { return agent.Close() })
+	return nil
+}
+
+// connectError finds the reason behind a connection that failed: time, or the end of the VMM, which may take a
+// moment to be noticed.
+func (v *VM) connectError(limit context.Context, err error) error {
+	if !errors.Is(err, context.DeadlineExceeded) && !errdefs.IsFailedPrecondition(err) {
+		grace := time.NewTimer(lostAgentGrace)
+		defer grace.Stop()
+		select {
+		case <-v.machine.Done():
+			return fmt.Errorf("the virtual machine ended: %w: %w", endReason(v.machine), errdefs.ErrUnavailable)
+		case <-limit.Done():
+		case <-grace.C:
+		}
+	}
+	return err
+}
+
+// bootError says what the guest's last words were.
+func (v *VM) bootError(limit time.Duration, err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("the guest was not ready within %s: %w", limit, err)
+	}
+	return fmt.Errorf("boot VM %s: %w", v.id, withConsole(err, v.console))
+}
+
+func configureRequest(o *shimv1.SandboxOptions, nics []tap.NIC, scratch *agentv1.DiskAddress) *agentv1.ConfigureSandboxRequest {
+	entropy := make([]byte, entropySize)
+	rand.Read(entropy) // never fails
+	return &agentv1.ConfigureSandboxRequest{
+		Hostname:   o.GetHostname(),
+		Domainname: o.GetDomainname(),
+		Network:    guestNetwork(nics),
+		Hosts:      o.GetHosts(),
+		ResolvConf: o.GetResolvConf(),
+		Sysctls:    guestSysctls(nics, o.GetSysctls()),
+		Clock:      timestamppb.Now(),
+		Entropy:    entropy,
+		Scratch:    scratch,
+		SharedPid:  o.GetSharedPid(),
+		ShmSize:    o.GetShmSize(),
+	}
+}

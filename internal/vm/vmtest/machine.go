@@ -1,0 +1,200 @@
+package vmtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/hypervisor"
+)
+
+// Driver makes Machines.
+type Driver struct {
+	// Agent answers in the guest.
+	Agent *Agent
+	// StartErr makes Start fail; Console is written before the guest answers.
+	StartErr error
+	Console  string
+	// NoDialer makes Dial wait for its context, as a guest that never answers.
+	NoDialer bool
+
+	mu       sync.Mutex
+	machines []*Machine
+}
+
+// Name is fake.
+func (d *Driver) Name() string { return "fake" }
+
+// Version is a constant.
+func (d *Driver) Version(context.Context, string) (string, error) { return "fake 1.0", nil }
+
+// Capabilities are those of a VMM that can plug disks.
+func (d *Driver) Capabilities() hypervisor.Capabilities {
+	return hypervisor.Capabilities{HotplugDisk: true, MaxDisks: 8, MinMemory: 64 << 20}
+}
+
+// Start makes a machine.
+func (d *Driver) Start(_ context.Context, cfg hypervisor.Config) (hypervisor.VM, error) {
+	if d.StartErr != nil {
+		return nil, d.StartErr
+	}
+	m := &Machine{driver: d, Config: cfg, done: make(chan struct{}), Plugged: map[string]hypervisor.DiskAddress{}}
+	if cfg.Started != nil {
+		if err := cfg.Started(os.Getpid()); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.Console != nil {
+		fmt.Fprint(cfg.Console, d.Console)
+	}
+	if d.Agent != nil {
+		d.Agent.setOff(func() { m.End(nil) })
+	}
+	d.mu.Lock()
+	d.machines = append(d.machines, m)
+	d.mu.Unlock()
+	return m, nil
+}
+
+// Machines are all that were started.
+func (d *Driver) Machines() []*Machine {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.machines
+}
+
+// Machine is a VM without a VMM.
+type Machine struct {
+	Config hypervisor.Config
+	driver *Driver
+
+	mu    sync.Mutex
+	conns []net.Conn
+	err   error
+	ended bool
+	done  chan struct{}
+	next  uint32
+	// Plugged are the disks by id; Attached counts all that ever were.
+	Plugged  map[string]hypervisor.DiskAddress
+	Attached int
+}
+
+// PID is the test's own.
+func (m *Machine) PID() int { return os.Getpid() }
+
+// Dial connects to the agent.
+func (m *Machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+	if m.driver.NoDialer || m.driver.Agent == nil {
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-m.done:
+			return nil, errors.New("the VM has ended")
+		}
+	}
+	host, guest, err := Pair()
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ended {
+		host.Close()
+		guest.Close()
+		return nil, errors.New("the VM has ended")
+	}
+	m.conns = append(m.conns, guest)
+	m.driver.Agent.Serve(port, guest)
+	return host, nil
+}
+
+// Pair is two connected Unix sockets.
+func Pair() (a, b net.Conn, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	conns := [2]net.Conn{}
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "pair")
+		defer f.Close()
+		if conns[i], err = net.FileConn(f); err != nil {
+			return nil, nil, err
+		}
+	}
+	return conns[0], conns[1], nil
+}
+
+// End ends the machine with a reason, as a VMM that dies.
+func (m *Machine) End(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ended {
+		return
+	}
+	m.ended, m.err = true, err
+	for _, c := range m.conns {
+		c.Close()
+	}
+	close(m.done)
+}
+
+// Shutdown waits for the end.
+func (m *Machine) Shutdown(ctx context.Context) error {
+	select {
+	case <-m.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Kill ends the machine.
+func (m *Machine) Kill() error {
+	m.End(errors.New("killed"))
+	return nil
+}
+
+// Done is closed at the end.
+func (m *Machine) Done() <-chan struct{} { return m.done }
+
+// Err says why.
+func (m *Machine) Err() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.err
+}
+
+// AttachDisk gives the disk the next LUN.
+func (m *Machine) AttachDisk(_ context.Context, disk hypervisor.Disk) (hypervisor.DiskAddress, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	address := hypervisor.DiskAddress{Kind: hypervisor.SCSILUN, LUN: m.next}
+	m.next++
+	m.Attached++
+	m.Plugged[disk.ID] = address
+	return address, nil
+}
+
+// DetachDisk removes it.
+func (m *Machine) DetachDisk(_ context.Context, id string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.Plugged[id]; !ok {
+		return fmt.Errorf("no disk %s", id)
+	}
+	delete(m.Plugged, id)
+	return nil
+}
+
+// Disks counts those that are plugged now.
+func (m *Machine) Disks() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.Plugged)
+}
