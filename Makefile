@@ -11,38 +11,63 @@ GUEST   := $(CURDIR)/.cache/guest
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 # hack/setup.sh prints where a Go of go.mod's version is, and installs one when there is none.
 export PATH := $(CURDIR)/.cache/go/bin:$(PATH)
+# One way to build everything but runc: what one step compiled, the next need not.
+export CGO_ENABLED := 0
 LDFLAGS := -s -w -X github.com/pistis-run/pistis/internal/version.Version=$(VERSION)
 
 COMMANDS := pistisd pistis containerd-shim-pistis-v2
 
-.PHONY: all build guest run test unit integration fuzz bench conformance generate setup clean
+.PHONY: all build guest tools run test fuzz bench conformance generate install setup clean
 all: build
 
 setup:
 	@hack/setup.sh
 
 build: setup
-	@echo "building commands"
+	@echo "building the commands"
 	@mkdir -p $(BIN)
-	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(COMMANDS))
+	@go build -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(COMMANDS))
 
 # The guest: agent, static runc, kernel from the distribution's package, initrd.
 guest: build
 	@echo "building the guest"
 	@mkdir -p $(BIN)/guest
-	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/guest/ ./cmd/pistis-agent
-	@CGO_ENABLED=1 go build -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -linkmode external -extldflags -static' \
+	@go build -ldflags '$(LDFLAGS)' -o $(BIN)/guest/ ./cmd/pistis-agent
+	@CGO_ENABLED=1 go build -tags 'seccomp netgo osusergo' -ldflags '-s -w -linkmode external -extldflags -static' \
 		-o $(BIN)/guest/runc github.com/opencontainers/runc
 	@$(BIN)/pistis guest build --dir $(GUEST) --agent $(BIN)/guest/pistis-agent --runc $(BIN)/guest/runc
 
-run: guest
+# What tests and measurements need beside the commands.
+tools: guest
+	@go build -o $(BIN)/ ./test/images/registry ./test/bench ./test/leak/leakcheck
+
+run: tools
 	@IMAGE='$(IMAGE)' CMD='$(CMD)' KEEP='$(KEEP)' BIN=$(BIN) GUEST=$(GUEST) hack/run.sh
 
-test: guest
-	@hack/test.sh
+test: tools
+	@PISTIS_BIN=$(BIN) PISTIS_GUEST=$(GUEST) hack/test.sh
 
+fuzz: setup
+	@hack/fuzz.sh
+
+bench: tools
+	@BIN=$(BIN) GUEST=$(GUEST) hack/bench.sh
+
+# The Kubernetes project's CRI validation suite: make conformance HANDLER=vm
+HANDLER ?= vm
+conformance: tools
+	@PISTIS_BIN=$(BIN) PISTIS_GUEST=$(GUEST) test/conformance/run.sh $(HANDLER)
+
+# Needs protoc and its Go plugins; their output is committed.
 generate: setup
 	go generate ./api/...
+
+PREFIX ?= /usr/local
+install: guest
+	install -D -t $(DESTDIR)$(PREFIX)/bin $(addprefix $(BIN)/,$(COMMANDS))
+	install -D -t $(DESTDIR)$(PREFIX)/lib/pistis/guest $(BIN)/guest/pistis-agent $(BIN)/guest/runc
+	install -D -m 644 -t $(DESTDIR)/etc/systemd/system deploy/pistisd.service
+	$(BIN)/pistis guest build --dir $(DESTDIR)/var/lib/pistis/guest --agent $(BIN)/guest/pistis-agent --runc $(BIN)/guest/runc
 
 clean:
 	rm -rf $(BIN) .cache

@@ -75,7 +75,7 @@ bootstrap_go() {
 		[ -n "$package" ] || die "the package sources have no golang-go; install Go 1.19 or newer"
 	fi
 	say "downloading Debian's $package, to fetch the right Go with"
-	(cd "$dir" && apt-get -q download "$package" "${package%-go}-src" >&2)
+	(cd "$dir" && apt-get -q -o APT::Sandbox::User=root download "$package" "${package%-go}-src" >&2)
 	for deb in "$dir"/*.deb; do dpkg-deb -x "$deb" "$dir/debian"; done
 	local root
 	root=$(echo "$dir"/debian/usr/lib/go-*)

@@ -56,6 +56,7 @@ type Agent struct {
 	Config
 	shutdown chan struct{} // closed by Shutdown
 	halt     sync.Once
+	network  sync.Mutex // one configuration of the network at a time
 	work     sync.WaitGroup
 
 	mu         sync.Mutex

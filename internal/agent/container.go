@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -63,6 +65,7 @@ func (a *Agent) CreateContainer(ctx context.Context, req *agentv1.CreateContaine
 	user, err := a.create(ctx, c, placement, req)
 	if err != nil {
 		a.forget(c)
+		c.init.finish(exit{code: 255, at: time.Now(), reason: "not created"})
 		return nil, fmt.Errorf("create container %s: %w", req.Id, err)
 	}
 	c.init.settle(created)
@@ -173,16 +176,16 @@ func (a *Agent) spawnInit(ctx context.Context, c *container) error {
 		return err
 	}
 	p.adopt(proc)
-	a.work.Go(func() { a.follow(c, p, proc, true) })
+	a.work.Go(func() { a.follow(c, p, proc, 0) })
 	return nil
 }
 
-// follow records the end of a process. The end of a container's own ends all others of the container.
-func (a *Agent) follow(c *container, p *process, proc *runc.Process, init bool) {
-	ooms := c.group.OOMKills()
+// follow records the end of a process, before which the kernel had killed ooms processes of the container. The
+// end of a container's own ends all others of the container.
+func (a *Agent) follow(c *container, p *process, proc *runc.Process, ooms uint64) {
 	<-proc.Done()
 	e := exit{code: proc.Exit().Code, at: proc.Exit().At, oomKilled: c.group.OOMKills() > ooms}
-	if init {
+	if p == c.init {
 		// Its own PID namespace would have ended them; a shared one does not.
 		if err := c.group.Kill(); err != nil {
 			a.Log.Warn("processes of an ended container not killed", "container", c.id, "error", err)
@@ -251,7 +254,7 @@ func (a *Agent) Delete(ctx context.Context, req *agentv1.DeleteRequest) (*agentv
 		delete(c.execs, req.Exec)
 		c.mu.Unlock()
 		p.stdio.Close()
-		p.finish(exit{code: 137, at: time.Now(), reason: "deleted before it was started"})
+		p.finish(neverStarted())
 		return &agentv1.DeleteResponse{}, nil
 	}
 	disks, err := a.remove(context.WithoutCancel(ctx), c)
@@ -263,35 +266,39 @@ func (a *Agent) Delete(ctx context.Context, req *agentv1.DeleteRequest) (*agentv
 	return &agentv1.DeleteResponse{Disks: disks}, nil
 }
 
+func neverStarted() exit {
+	return exit{code: 128 + uint32(unix.SIGKILL), at: time.Now(), reason: "deleted before it was started"}
+}
+
+func (c *container) processes() []*process {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return append(slices.Collect(maps.Values(c.execs)), c.init)
+}
+
 // remove ends what is left of a container and frees what it has. It may be called again after an error.
 func (a *Agent) remove(ctx context.Context, c *container) ([]*agentv1.DiskAddress, error) {
 	ctx, cancel := context.WithTimeout(ctx, undoTimeout)
 	defer cancel()
-	if err := a.Runtime.Delete(ctx, c.id); err != nil {
-		return nil, err
-	}
 	if err := c.group.Kill(); err != nil {
 		return nil, err
 	}
-	if c.init.pid() == 0 {
-		c.init.finish(exit{code: 137, at: time.Now(), reason: "deleted before it was started"})
-	}
-	c.mu.Lock()
-	all := []*process{c.init}
-	for _, p := range c.execs {
-		all = append(all, p)
-	}
-	c.mu.Unlock()
-	for _, p := range all {
+	for _, p := range c.processes() {
+		if p.is(creating) {
+			continue // Exec sees that the container has gone
+		}
 		p.stdio.Close()
 		if p.pid() == 0 {
-			continue // never started
+			p.finish(neverStarted())
 		}
 		select {
 		case <-p.done:
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%s does not end: %w", p.name, context.Cause(ctx))
 		}
+	}
+	if err := a.Runtime.Delete(ctx, c.id); err != nil {
+		return nil, err
 	}
 	disks, err := a.Roots.Unmount(c.id)
 	return disks, errors.Join(err, os.RemoveAll(c.bundle))

@@ -110,6 +110,7 @@ func (a *Agent) startExec(ctx context.Context, c *container, p *process, id stri
 	if !c.init.is(running) {
 		return precondition("container %s is not running", c.id)
 	}
+	ooms := c.group.OOMKills()
 	file := filepath.Join(c.bundle, execFile(id))
 	defer os.Remove(file)
 	proc, err := a.Runtime.Exec(ctx, c.id, c.bundle, file, runc.Stdio{Files: p.stdio.Child(), Terminal: p.stdio.Terminal()})
@@ -121,6 +122,6 @@ func (a *Agent) startExec(ctx context.Context, c *container, p *process, id stri
 		return err
 	}
 	p.adopt(proc)
-	a.work.Go(func() { a.follow(c, p, proc, false) })
+	a.work.Go(func() { a.follow(c, p, proc, ooms) })
 	return nil
 }

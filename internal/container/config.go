@@ -108,27 +108,20 @@ type Status struct {
 	PID                        uint32
 	Created, Started, Finished time.Time
 	ExitCode                   int32
-	// Reason is Completed, Error, OOMKilled, ContainerCannotRun, Unknown; Message the sentence for people.
+	// Reason is one of the Reason constants, Message the sentence for people.
 	Reason, Message string
 	LogPath         string // absolute
 }
 
-// Manager has these methods (for its users in internal/cri):
-//
-//	(*Manager) Create(ctx, Config) (id string, err error)
-//	(*Manager) Start(ctx, id string) error
-//	(*Manager) Stop(ctx, id string, grace time.Duration) error   // idempotent, nil for an unknown id
-//	(*Manager) Remove(ctx, id string) error                      // idempotent; kills a running one
-//	(*Manager) Status(ctx, id string) (Status, error)            // id or unambiguous prefix; NotFound
-//	(*Manager) List(ctx) []Status
-//	(*Manager) Update(ctx, id string, *specs.LinuxResources) error
-//	(*Manager) ReopenLog(ctx, id string) error
-//	(*Manager) ExecSync(ctx, id string, cmd []string, timeout time.Duration) (stdout, stderr []byte, code int32, err error) // DeadlineExceeded; output bounded to 16 MiB each
-//	(*Manager) Exec(ctx, id string, cmd []string, tty bool, io task.Stdio, resize <-chan Size) (code int32, err error)
-//	(*Manager) Attach(ctx, id string, tty bool, io task.Stdio, resize <-chan Size) error
-//	(*Manager) Stats(ctx, ids ...string) ([]task.ContainerStats, error)
-//	(*Manager) StopAll(ctx, sandboxID string), RemoveAll(ctx, sandboxID string)   // called by whoever stops or removes the sandbox
-//	(*Manager) Recover(ctx) error
-
-// Size of a terminal.
+// Size of a terminal in characters.
 type Size struct{ Width, Height uint16 }
+
+// Why a container is Exited.
+const (
+	ReasonCompleted  = "Completed"          // exit code 0
+	ReasonError      = "Error"              // another exit code
+	ReasonOOMKilled  = "OOMKilled"          // the kernel's OOM killer ended it
+	ReasonCannotRun  = "ContainerCannotRun" // its command cannot be executed: 126, 127
+	ReasonStartError = "StartError"         // it could not be started for another cause: 128
+	ReasonUnknown    = "Unknown"            // its runtime has gone: 255
+)

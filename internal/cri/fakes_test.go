@@ -113,7 +113,9 @@ func (e pods) List(context.Context) []sandbox.Status {
 	return list
 }
 
-func (e pods) Tasks(context.Context, string) (task.Service, error) { return nil, errdefs.ErrNotImplemented }
+func (e pods) Tasks(context.Context, string) (task.Service, error) {
+	return nil, errdefs.ErrNotImplemented
+}
 
 func (e pods) Stats(ctx context.Context, id string) (task.Stats, error) {
 	e.mu.Lock()
@@ -225,7 +227,7 @@ type store struct {
 
 func testImage(name string) image.Image {
 	return image.Image{
-		ID: digest.FromString(name), Tags: []string{name}, Digests: []string{strings.Split(name, ":")[0] + "@" + digest.FromString("m" + name).String()},
+		ID: digest.FromString(name), Tags: []string{name}, Digests: []string{strings.Split(name, ":")[0] + "@" + digest.FromString("m"+name).String()},
 		Size: 1234, Config: ocispec.Image{Config: ocispec.ImageConfig{User: "nobody:users"}},
 	}
 }

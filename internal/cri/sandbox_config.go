@@ -134,6 +134,9 @@ func portMappings(mappings []*runtime.PortMapping) ([]sandbox.Port, error) {
 				return nil, invalid("config.port_mappings[%d]: host IP %q is not an IP address", i, m.HostIp)
 			}
 		}
+		if m.HostPort == 0 {
+			continue // nothing leads to it from the host: it is only said that somebody listens there
+		}
 		ports = append(ports, sandbox.Port{
 			Protocol: protocol, ContainerPort: uint16(m.ContainerPort), HostPort: uint16(m.HostPort), HostIP: m.HostIp,
 		})

@@ -46,7 +46,9 @@ func newHarness(t *testing.T, change ...func(*Options)) *harness {
 	}
 	h.options = Options{
 		Sandboxes: pods{h.engine}, Containers: ctrs{h.engine}, Images: h.store, Events: h.events, Streams: streams,
-		ContainerFS:  func(context.Context) (image.FSInfo, error) { return image.FSInfo{Mountpoint: "/pods", At: time.Now()}, nil },
+		ContainerFS: func(context.Context) (image.FSInfo, error) {
+			return image.FSInfo{Mountpoint: "/pods", At: time.Now()}, nil
+		},
 		NetworkReady: func() error { return nil },
 		SetPodCIDR:   func(context.Context, string) error { return nil },
 		Handlers: Handlers{Default: "vm", Untrusted: "vm", ByName: map[string]Handler{

@@ -209,7 +209,7 @@ func moduleStamp(dir string) (string, error) {
 }
 
 // assemble writes a complete guest into a new directory beside o.Dir and returns that.
-func (o Options) assemble(k kernel, inputs string) (dir string, m manifest, err error) {
+func (o Options) assemble(k kernel, inputs string) (next string, m manifest, err error) {
 	if err := os.MkdirAll(filepath.Dir(o.Dir), 0o755); err != nil {
 		return "", m, err
 	}
@@ -223,7 +223,8 @@ func (o Options) assemble(k kernel, inputs string) (dir string, m manifest, err 
 			return "", m, err
 		}
 	}
-	if dir, err = os.MkdirTemp(filepath.Dir(o.Dir), pattern); err != nil {
+	dir, err := os.MkdirTemp(filepath.Dir(o.Dir), pattern)
+	if err != nil {
 		return "", m, err
 	}
 	defer func() {

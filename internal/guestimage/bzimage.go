@@ -13,15 +13,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
-	"github.com/ulikunitz/xz"
 )
 
-const (
-	// maxKernel bounds a kernel image, compressed or not.
-	maxKernel = 256 << 20
-	// maxXZDictionary is what the kernel's own build uses (xz -9e, 64 MiB) and the most that we allocate.
-	maxXZDictionary = 64 << 20
-)
+// maxKernel bounds a kernel image, compressed or not.
+const maxKernel = 256 << 20
 
 // Offsets in the setup header of a bzImage (the kernel's Documentation/arch/x86/boot.rst).
 const (
@@ -158,11 +153,15 @@ func decompressKernel(payload []byte, size int64) ([]byte, error) {
 	case bytes.HasPrefix(payload, []byte{0x02, 0x21, 0x4c, 0x18}):
 		return readLegacyLZ4(sized[4:], size)
 	case bytes.HasPrefix(payload, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		r, err := xz.ReaderConfig{DictCap: maxXZDictionary, SingleStream: true}.NewReader(bytes.NewReader(sized))
+		r, x86, err := xzReader(sized)
 		if err != nil {
 			return nil, err
 		}
-		return readBounded(r, size)
+		out, err := readBounded(r, size)
+		if err == nil && x86 {
+			undoX86Filter(out)
+		}
+		return out, err
 	}
 	return nil, fmt.Errorf("compression with the magic number % x is not known (gzip, zstd, lz4 and xz are)", payload[:6])
 }

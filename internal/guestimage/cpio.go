@@ -42,6 +42,9 @@ func (t tree) char(name string, perm, major, minor uint32) {
 func (t tree) writeCPIO(w io.Writer) error {
 	all := maps.Clone(t)
 	for name := range t {
+		if name == "" || name == "." || strings.HasPrefix(name, "/") || path.Clean(name) != name {
+			return fmt.Errorf("initrd: bad file name %q", name)
+		}
 		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
 			if _, ok := all[dir]; !ok {
 				all.dir(dir, 0o755)
@@ -49,9 +52,6 @@ func (t tree) writeCPIO(w io.Writer) error {
 		}
 	}
 	for i, name := range slices.Sorted(maps.Keys(all)) {
-		if name == "" || strings.HasPrefix(name, "/") || path.Clean(name) != name {
-			return fmt.Errorf("initrd: bad file name %q", name)
-		}
 		if err := writeEntry(w, uint32(i+1), name, all[name]); err != nil {
 			return err
 		}

@@ -1,6 +1,13 @@
 package hypervisor
 
-import "github.com/containerd/errdefs"
+import (
+	"errors"
+
+	"github.com/containerd/errdefs"
+)
 
 // ErrInvalidConfig is what Config.Validate returns.
 var ErrInvalidConfig = errdefs.ErrInvalidArgument
+
+// ErrPoweredOff is what VM.Err returns when the guest ended by itself and as it should.
+var ErrPoweredOff = errors.New("the guest powered off")

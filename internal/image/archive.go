@@ -172,6 +172,19 @@ func (i *importStore) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (co
 	return ra, nil
 }
 
+// contextReader ends with its context.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c *contextReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}
+
 // Export writes images, as refs name them, to an archive that both OCI tools and docker load. An image that is named by
 // a tag keeps that tag, one that is named by its id all of them.
 func (s *Service) Export(ctx context.Context, w io.Writer, refs ...string) error {

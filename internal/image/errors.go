@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -21,7 +20,7 @@ import (
 const maxMessage = 1 << 10
 
 // errStalled ends a pull that makes no progress.
-var errStalled = errors.New("no progress")
+var errStalled = reclass(errors.New("no progress"), context.DeadlineExceeded)
 
 // classify gives err the class that its cause has, so that nothing leaves without one.
 func classify(err error) error {
@@ -68,11 +67,32 @@ func classifyStatus(err error, code int) error {
 // known reports whether err has a class already.
 func known(err error) bool { return !errors.Is(errdefs.Resolve(err), errdefs.ErrUnknown) }
 
+// isNetwork looks for the types that the network's errors have. It does not ask for net.Error: each errno is one.
 func isNetwork(err error) bool {
-	var netErr net.Error
-	var urlErr *url.Error
-	return errors.As(err, &netErr) || errors.As(err, &urlErr) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) ||
-		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EPIPE)
+	var op *net.OpError
+	var dns *net.DNSError
+	var request *url.Error
+	var body *bodyError
+	return errors.As(err, &op) || errors.As(err, &dns) || errors.As(err, &request) || errors.As(err, &body)
+}
+
+// bodyError is what reading a registry's answer ended with.
+type bodyError struct{ err error }
+
+func (b *bodyError) Error() string { return b.err.Error() }
+func (b *bodyError) Unwrap() error { return b.err }
+
+// transient tells the failures after which asking the registry again makes sense. Answers were repeated already
+// where their status allows it.
+func transient(err error) bool {
+	var status remote.ErrUnexpectedStatus
+	return isNetwork(err) && !known(err) && !errors.As(err, &status) && !errors.Is(err, docker.ErrInvalidAuthorization)
+}
+
+// noRange is the answer of a registry that cannot send the rest of a blob alone.
+func noRange(err error) bool {
+	var status remote.ErrUnexpectedStatus
+	return errors.As(err, &status) && status.StatusCode == http.StatusRequestedRangeNotSatisfiable
 }
 
 // reclass hides the classes of err behind another one; errors.Is and As still find causes that are no classes.

@@ -89,13 +89,14 @@ func (c *session) fetch(ctx context.Context, desc ocispec.Descriptor) error {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case errors.Is(err, errMismatch):
-			// What a crash left may be damaged. What came whole from the registry is the registry's fault.
+			// What a crash left may be damaged, or the registry cannot go on in the middle. What came whole from the
+			// registry is the registry's fault.
 			if start == 0 || fresh {
 				return corrupt("%w; the registry or something on the way to it is broken", err)
 			}
 			fresh = true
 			continue
-		case !isNetwork(err) || known(err):
+		case !transient(err):
 			return err
 		}
 		if fruitless++; end > start {
@@ -134,6 +135,9 @@ func (c *session) fetchOnce(ctx context.Context, desc ocispec.Descriptor) (start
 		}
 	}
 	if end, err = c.receive(ctx, w, desc, start); err != nil {
+		if noRange(err) && start > 0 {
+			err = fmt.Errorf("%w: %w", errMismatch, err)
+		}
 		return start, end, err
 	}
 	if got := w.Digest(); got.Algorithm() == desc.Digest.Algorithm() && got != desc.Digest {
@@ -195,9 +199,9 @@ func (c *session) receive(ctx context.Context, w io.Writer, desc ocispec.Descrip
 	defer body.Close()
 	counted := &countingWriter{w: w, n: offset, report: func(n int64) { c.progress.at(desc.Digest, n) }}
 	// The wrapped reader hides WriterTo and the like, so that the buffer is used and ctx is looked at.
-	_, err := io.CopyBuffer(counted, io.LimitReader(&contextReader{ctx, body}, desc.Size-offset), make([]byte, copyBuffer))
+	_, err := io.CopyBuffer(counted, io.LimitReader(&bodyReader{ctx, body}, desc.Size-offset), make([]byte, copyBuffer))
 	if err == nil && counted.n < desc.Size {
-		err = io.ErrUnexpectedEOF
+		err = &bodyError{io.ErrUnexpectedEOF}
 	}
 	return counted.n, err
 }
@@ -215,14 +219,19 @@ func (c *countingWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-type contextReader struct {
+// bodyReader marks its errors as the network's, to tell them from those of the disk.
+type bodyReader struct {
 	ctx context.Context
 	r   io.Reader
 }
 
-func (c *contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
+func (b *bodyReader) Read(p []byte) (int, error) {
+	if err := b.ctx.Err(); err != nil {
 		return 0, err
 	}
-	return c.r.Read(p)
+	n, err := b.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = &bodyError{err}
+	}
+	return n, err
 }

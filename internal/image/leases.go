@@ -275,10 +275,11 @@ func (s *Service) collect(ctx context.Context) error {
 		return fmt.Errorf("collect garbage: %w", err)
 	}
 	s.forgetParsed(ctx)
-	if s.forms == nil {
+	forms := s.getForms()
+	if forms == nil {
 		return nil
 	}
-	if err := s.forms.Collect(ctx, func() (map[digest.Digest]struct{}, error) { return s.layersInUse(ctx) }); err != nil {
+	if err := forms.Collect(ctx, func() (map[digest.Digest]struct{}, error) { return s.layersInUse(ctx) }); err != nil {
 		return fmt.Errorf("collect layers: %w", err)
 	}
 	return nil

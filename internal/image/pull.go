@@ -129,7 +129,7 @@ func (s *Service) fly(ctx context.Context, f *flight) {
 	_ = watch.Wait()
 	if err != nil {
 		if errors.Is(context.Cause(ctx), errStalled) {
-			err = reclass(fmt.Errorf("no progress for %s: %w", s.opts.PullTimeout, err), context.DeadlineExceeded)
+			err = fmt.Errorf("the registry sent nothing for %s: %w", s.opts.PullTimeout, errStalled)
 		}
 		err = fmt.Errorf("pull %s: %w", f.named, classify(err))
 	} else {
@@ -210,13 +210,14 @@ func (s *Service) prepare(ctx context.Context, f *flight, r registration) error 
 	if err := s.label(ctx, r.image); err != nil {
 		return err
 	}
-	if s.forms == nil {
+	forms := s.getForms()
+	if forms == nil {
 		return nil
 	}
 	s.mu.Lock()
 	s.pending[f] = append(s.pending[f], r.image.config.RootFS.DiffIDs...)
 	s.mu.Unlock()
-	return s.forms.Prepare(ctx, Image{
+	return forms.Prepare(ctx, Image{
 		ID: r.image.manifest.Config.Digest, Target: r.target, Manifest: r.image.desc, Size: r.image.size(),
 		Config: r.image.config, Layers: r.image.layers(),
 	})

@@ -86,13 +86,13 @@ type Service struct {
 	leases    leases.Manager
 	downloads *semaphore.Weighted
 	blobs     *keyedMutex[digest.Digest]
-	forms     forms
 
 	ctx    context.Context // of the pulls; ends with Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
 	mu      sync.Mutex
+	forms   forms
 	flights map[flightKey]*flight
 	active  map[string]struct{}              // leases of this process's pulls, imports and exports
 	pending map[*flight][]digest.Digest      // layers whose forms are made before the image has a name
@@ -176,7 +176,17 @@ func (s *Service) open(ctx context.Context) error {
 }
 
 // SetForms says what is made of layers besides their content. It is called once, before the first pull.
-func (s *Service) SetForms(f forms) { s.forms = f }
+func (s *Service) SetForms(f forms) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forms = f
+}
+
+func (s *Service) getForms() forms {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.forms
+}
 
 // Close ends the pulls that are under way, waits for them and releases the store. What they have downloaded stays
 // for the next pull.

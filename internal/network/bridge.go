@@ -318,6 +318,22 @@ func (b *Bridge) openPorts(entry ledgered) error {
 	return forgetFlows(entry.Ports)
 }
 
+// entry is what the pod has.
+func (b *Bridge) entry(id string) (_ ledgered, there bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ledger == nil {
+		return ledgered{}, false
+	}
+	entry, there := b.ledger.Pods[id]
+	return entry, there
+}
+
+func (b *Bridge) has(id string) bool {
+	_, there := b.entry(id)
+	return there
+}
+
 // Teardown implements Network.
 func (b *Bridge) Teardown(ctx context.Context, pod Pod) error {
 	if err := b.teardown(pod.ID); err != nil {
@@ -362,13 +378,7 @@ func (b *Bridge) closePorts(id string) (index uint32, there bool, err error) {
 
 // Check implements Network.
 func (b *Bridge) Check(ctx context.Context, pod Pod) error {
-	b.mu.Lock()
-	var entry ledgered
-	there := false
-	if b.ledger != nil {
-		entry, there = b.ledger.Pods[pod.ID]
-	}
-	b.mu.Unlock()
+	entry, there := b.entry(pod.ID)
 	if !there {
 		return fmt.Errorf("check bridge network: pod %s: it has no addresses: %w", pod.ID, errdefs.ErrNotFound)
 	}

@@ -28,6 +28,12 @@ func TestMain(m *testing.M) {
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), privateEnv+"=1")
+	// Outside, because building may have to fetch modules.
+	if dir, err := buildPlugins(); err == nil {
+		cmd.Env = append(cmd.Env, pluginsEnv+"="+dir)
+	} else {
+		fmt.Fprintln(os.Stderr, "build the CNI plugins:", err)
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS}
 	err := cmd.Run()

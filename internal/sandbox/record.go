@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/pistis-run/pistis/internal/event"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/network"
 )
@@ -137,7 +138,7 @@ func (m *Manager) note(sb *sandbox, change func(*record)) {
 	sb.rec = rec
 }
 
-// move changes the state by the table. It reports whether the sandbox stopped being Ready by this. Leaving Ready is a
+// move changes the state by the table. It reports, and tells the world, whether the sandbox stopped being Ready by this. Leaving Ready is a
 // fact that a full disk cannot undo: memory changes even where the record cannot be saved.
 func (m *Manager) move(sb *sandbox, op operation, change func(*record)) (left bool, err error) {
 	sb.writer.Lock()
@@ -161,6 +162,9 @@ func (m *Manager) move(sb *sandbox, op operation, change func(*record)) (left bo
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
 	sb.rec = rec
+	if left {
+		m.publish(event.Stopped, rec.ID) // before who waits for the end can go on, so that events keep their order
+	}
 	if next == NotReady || next == Removing {
 		select {
 		case <-sb.ended:

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/pistis-run/pistis/internal/event"
 	"github.com/pistis-run/pistis/internal/logfields"
 )
 
@@ -89,7 +88,6 @@ func (m *Manager) reconnect(ctx context.Context, sb *sandbox, rec record) error 
 		return err
 	}
 	m.log.WarnContext(ctx, "sandbox ended", logfields.Sandbox, rec.ID, logfields.Reason, reason)
-	m.publish(event.Stopped, rec.ID)
 	return m.endInstance(ctx, sb)
 }
 

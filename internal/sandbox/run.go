@@ -165,7 +165,6 @@ func (m *Manager) exited(sb *sandbox, id, reason string) {
 		return // stopped already
 	}
 	m.log.Warn("sandbox ended", logfields.Sandbox, id, logfields.Reason, reason)
-	m.publish(event.Stopped, id)
 	release, err := sb.acquire(m.ctx)
 	if err != nil {
 		return

@@ -56,19 +56,17 @@ func (m *Manager) claimed(ctx context.Context, what, id string, fn func(*sandbox
 
 func (m *Manager) stop(ctx context.Context, sb *sandbox) error {
 	rec, _ := sb.snapshot()
-	left, err := m.move(sb, opStop, nil)
-	if err != nil {
-		return err
+	if rec.State == Ready {
+		// While they can still be reached. If the guest does not answer any more they end with the sandbox.
+		if err := m.containers.StopAll(ctx, rec.ID); err != nil {
+			m.log.WarnContext(ctx, "containers did not stop before their sandbox", logfields.Sandbox, rec.ID, logfields.Error, err)
+		}
 	}
-	if left {
-		m.publish(event.Stopped, rec.ID)
+	if _, err := m.move(sb, opStop, nil); err != nil {
+		return err
 	}
 	if err := failpoint.Hit(ctx, "sandbox.stopping"); err != nil {
 		return err
-	}
-	// The containers end with the sandbox even if the guest does not answer any more.
-	if err := m.containers.StopAll(ctx, rec.ID); err != nil {
-		m.log.WarnContext(ctx, "containers did not stop before their sandbox", logfields.Sandbox, rec.ID, logfields.Error, err)
 	}
 	return m.release(ctx, sb)
 }

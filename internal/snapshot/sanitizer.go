@@ -12,6 +12,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -174,6 +175,9 @@ func parseEntry(hdr *tar.Header) (*entry, error) {
 		return nil, fmt.Errorf("entry %s: %w: %w", quote(hdr.Name), err, errdefs.ErrInvalidArgument)
 	}
 	e := &entry{name: name, kind: hdr.Typeflag, mode: hdr.Mode & modeMask, uid: hdr.Uid, gid: hdr.Gid, mtime: hdr.ModTime}
+	if e.mtime.Unix() < 0 { // as other runtimes do; the converter gets them wrong
+		e.mtime = time.Unix(0, 0)
+	}
 	if ignored, err := e.whiteoutOf(); err != nil {
 		return nil, fmt.Errorf("entry %s: %w: %w", quote(hdr.Name), err, errdefs.ErrInvalidArgument)
 	} else if ignored {

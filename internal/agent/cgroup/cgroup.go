@@ -45,10 +45,13 @@ func Prepare() error {
 		if err != nil {
 			return err
 		}
+		var all []string
 		for name := range strings.FieldsSeq(string(names)) {
-			if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+name), 0); err != nil {
-				return fmt.Errorf("cgroup controller %s: %w", name, err)
-			}
+			all = append(all, "+"+name)
+		}
+		// One write: each costs the kernel a grace period.
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(strings.Join(all, " ")), 0); err != nil {
+			return fmt.Errorf("cgroup controllers: %w", err)
 		}
 	}
 	return nil

@@ -5,7 +5,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"os"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -146,6 +148,10 @@ func up(l link, have netlink.Link) error {
 		if err := netlink.LinkSetMTU(have, l.mtu); err != nil {
 			return fmt.Errorf("mtu %d: %w", l.mtu, err)
 		}
+	}
+	// Routers have no say: the host gave the whole configuration. Without IPv6 there is no such file.
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+l.name+"/accept_ra", []byte("0"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("router advertisements: %w", err)
 	}
 	if err := netlink.LinkSetUp(have); err != nil {
 		return fmt.Errorf("up: %w", err)

@@ -121,14 +121,14 @@ func (r *Reaper) deliverLocked(pid int, status unix.WaitStatus) {
 	}
 }
 
-// Start starts a program and follows it. The caller keeps the files in attr.
-func (r *Reaper) Start(argv []string, attr *os.ProcAttr) (*Process, error) {
+// Start starts the program at path and follows it. The caller keeps the files in attr.
+func (r *Reaper) Start(path string, argv []string, attr *os.ProcAttr) (*Process, error) {
 	// Locked over the start: the child may have ended before its pid is known here.
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	proc, err := os.StartProcess(argv[0], argv, attr)
+	proc, err := os.StartProcess(path, argv, attr)
 	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", argv[0], err)
+		return nil, fmt.Errorf("start %s: %w", path, err)
 	}
 	p := r.followLocked(proc.Pid)
 	_ = proc.Release() // frees the pidfd: the exit comes from wait4
@@ -155,7 +155,7 @@ func (r *Reaper) RunProgram(ctx context.Context, argv []string, files ...*os.Fil
 			stdio[i] = f
 		}
 	}
-	p, err := r.Start(argv, &os.ProcAttr{Dir: "/", Env: os.Environ(), Files: stdio})
+	p, err := r.Start(argv[0], argv, &os.ProcAttr{Dir: "/", Env: os.Environ(), Files: stdio})
 	if err != nil {
 		return Exit{}, err
 	}

@@ -113,7 +113,7 @@ func TestAdopt(t *testing.T) {
 
 func TestSignal(t *testing.T) {
 	r := start(t)
-	p, err := r.Start([]string{"/bin/sleep", "600"}, &os.ProcAttr{})
+	p, err := r.Start("/bin/sleep", []string{"sleep", "600"}, &os.ProcAttr{})
 	if err != nil {
 		t.Fatal(err)
 	}

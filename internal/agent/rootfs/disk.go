@@ -63,9 +63,13 @@ func (d disks) wait(ctx context.Context, addr *agentv1.DiskAddress) (string, err
 		if name == "" {
 			return false, nil
 		}
+		// The name shows before the disk can be opened; the event that announces it comes after that.
 		path = filepath.Join(d.dev, name)
-		_, err := os.Stat(path)
-		return err == nil, nil
+		f, err := os.Open(path)
+		if err != nil {
+			return false, nil
+		}
+		return true, f.Close()
 	}
 	missing := errors.New("missing")
 	ctx, cancel := context.WithTimeoutCause(ctx, diskTimeout, missing)

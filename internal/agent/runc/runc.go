@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -25,6 +26,9 @@ const (
 	codeNotFound      = 127
 
 	maxLog = 64 << 10
+
+	// undoTimeout bounds what a failed Create does to leave nothing.
+	undoTimeout = 30 * time.Second
 )
 
 // ProgramError says that a container's program cannot be executed: it is the request that is wrong, not runc.
@@ -66,7 +70,9 @@ func New(path, root string, r *reaper.Reaper) *Runc {
 func (r *Runc) Create(ctx context.Context, id, bundle string, stdio Stdio) (*Process, error) {
 	p, err := r.spawn(ctx, bundle, stdio, "create", "--bundle", bundle, id)
 	if err != nil {
-		return nil, errors.Join(err, r.Delete(context.WithoutCancel(ctx), id))
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		return nil, errors.Join(err, r.run(undo, nil, "delete", "--force", id))
 	}
 	return p, nil
 }
@@ -92,9 +98,13 @@ func (r *Runc) Pause(ctx context.Context, id string) error { return r.run(ctx, n
 // Resume thaws what Pause froze.
 func (r *Runc) Resume(ctx context.Context, id string) error { return r.run(ctx, nil, "resume", id) }
 
-// Delete kills what runs and removes the container; one that does not exist is deleted already.
+// Delete removes a container whose process has ended; one that does not exist is deleted already.
 func (r *Runc) Delete(ctx context.Context, id string) error {
-	return r.run(ctx, nil, "delete", "--force", id)
+	err := r.run(ctx, nil, "delete", id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
 }
 
 // spawn runs a runc command that leaves a process behind. dir takes its pid file and console socket.

@@ -31,37 +31,10 @@ type sandboxes interface {
 type calls struct {
 	processes processes
 	sandboxes sandboxes
-
-	mu      sync.Mutex
-	closed  bool
-	running sync.WaitGroup
-}
-
-// enter counts a call that starts; the caller must call leave when it has ended.
-func (c *calls) enter() (leave func(), err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return nil, fmt.Errorf("the daemon is going down: %w", errdefs.ErrUnavailable)
-	}
-	c.running.Add(1)
-	return c.running.Done, nil
-}
-
-// close lets no further call in.
-func (c *calls) close() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.closed = true
 }
 
 // Exec runs a command. A code other than 0 is an error of the type that the library sends to the client as such.
 func (c *calls) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	leave, err := c.enter()
-	if err != nil {
-		return err
-	}
-	defer leave()
 	ctx, sizes, stop := forward(ctx, resize)
 	defer stop()
 	code, err := c.processes.Exec(ctx, id, cmd, tty, stdio(in, out, errOut), sizes)
@@ -76,11 +49,6 @@ func (c *calls) Exec(ctx context.Context, id string, cmd []string, in io.Reader,
 
 // Attach joins a container's own process.
 func (c *calls) Attach(ctx context.Context, id string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	leave, err := c.enter()
-	if err != nil {
-		return err
-	}
-	defer leave()
 	ctx, sizes, stop := forward(ctx, resize)
 	defer stop()
 	return c.processes.Attach(ctx, id, tty, stdio(in, out, errOut), sizes)
@@ -132,11 +100,6 @@ func forward(ctx context.Context, in <-chan remotecommand.TerminalSize) (context
 
 // PortForward connects the stream with a port of the sandbox's localhost, dialled inside.
 func (c *calls) PortForward(ctx context.Context, id string, port int32, stream io.ReadWriteCloser) error {
-	leave, err := c.enter()
-	if err != nil {
-		return err
-	}
-	defer leave()
 	tasks, err := c.sandboxes.Tasks(ctx, id)
 	if err != nil {
 		return fmt.Errorf("port-forward: pod %s: %w", id, err)

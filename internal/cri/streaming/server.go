@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,7 +35,8 @@ type Server struct {
 	http     *http.Server
 	cancel   context.CancelFunc
 	served   sync.WaitGroup
-	calls    *calls
+	// processes and forwards are the requests that run.
+	processes, forwards gate
 }
 
 // Listen opens the address and serves until Close.
@@ -47,15 +49,14 @@ func Listen(o Options) (*Server, error) {
 	config := streaming.DefaultConfig
 	config.StreamIdleTimeout = o.IdleTimeout
 	config.BaseURL = &url.URL{Scheme: "http", Host: listener.Addr().String()}
-	calls := &calls{processes: o.Processes, sandboxes: o.Sandboxes}
-	inner, err := streaming.NewServer(config, calls)
+	inner, err := streaming.NewServer(config, &calls{processes: o.Processes, sandboxes: o.Sandboxes})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("streaming server: %w: %w", err, errdefs.ErrInternal), listener.Close())
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &Server{Server: inner, listener: listener, cancel: cancel, calls: calls}
+	s := &Server{Server: inner, listener: listener, cancel: cancel}
 	s.http = &http.Server{
-		Handler:           inner,
+		Handler:           s,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
@@ -72,23 +73,31 @@ func Listen(o Options) (*Server, error) {
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
 // Close ends the server and every stream, and waits for what served them, until ctx ends. Streams took their
-// connections out of the HTTP server's hands: the calls end with the context that their requests had, and then
-// the connections are closed.
+// connections out of the HTTP server's hands. Processes end with the context that their requests had, and their
+// clients are told so; only then the connections are closed, as a client takes a connection that is just gone for
+// success. Forwarded ports end with their connections.
 func (s *Server) Close(ctx context.Context) error {
 	err := s.http.Close()
-	s.calls.close()
+	s.processes.close()
+	s.forwards.close()
 	s.cancel()
-	done := make(chan struct{})
-	go func() { // ends with the last stream
-		s.served.Wait()
-		s.calls.running.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-	case <-ctx.Done():
-		err = errors.Join(err, fmt.Errorf("streaming server: streams are still open: %w", ctx.Err()))
-	}
+	err = errors.Join(err, s.processes.wait(ctx))
 	s.listener.closeAll()
-	return err
+	s.served.Wait()
+	return errors.Join(err, s.forwards.wait(ctx))
+}
+
+// ServeHTTP serves one stream.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	g := &s.processes
+	if strings.HasPrefix(r.URL.Path, "/portforward/") {
+		g = &s.forwards
+	}
+	leave, ok := g.enter()
+	if !ok {
+		http.Error(w, "the daemon is going down", http.StatusServiceUnavailable)
+		return
+	}
+	defer leave()
+	s.Server.ServeHTTP(w, r)
 }

@@ -86,7 +86,7 @@ func commandLine(cfg hypervisor.Config, fds descriptors) []string {
 func machine(cfg hypervisor.Config) string {
 	kind := cfg.Machine
 	if kind == "" {
-		kind = "q35,usb=off,vmport=off,smm=off,sata=off,smbus=off,i8042=off,graphics=off,dump-guest-core=off"
+		kind = "q35,usb=off,vmport=off,smm=off,sata=off,smbus=off,i8042=off,hpet=off,dump-guest-core=off"
 	}
 	return kind + ",accel=" + string(cfg.Accel)
 }

@@ -51,17 +51,20 @@ func startProcess(path string, args []string, files []*os.File, user *hypervisor
 		close(p.done)
 	}()
 	if err := <-started; err != nil {
-		return nil, fmt.Errorf("start %s: %w: %w", path, err, startClass(err))
+		return nil, fmt.Errorf("start %s: %w: %w", path, err, errorClass(err))
 	}
 	return p, nil
 }
 
-func startClass(err error) error {
+// errorClass is the class of an error of the host's kernel.
+func errorClass(err error) error {
 	switch {
 	case errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE):
 		return errdefs.ErrResourceExhausted
 	case errors.Is(err, os.ErrPermission):
 		return errdefs.ErrPermissionDenied
+	case errors.Is(err, os.ErrNotExist):
+		return errdefs.ErrNotFound
 	}
 	return errdefs.ErrFailedPrecondition
 }
@@ -95,4 +98,3 @@ func (p *process) end() string {
 	}
 	return fmt.Sprintf("QEMU exited with status %d", p.cmd.ProcessState.ExitCode())
 }
-

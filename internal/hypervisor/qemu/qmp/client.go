@@ -39,7 +39,7 @@ type watcher struct {
 
 // New takes over the connection and negotiates: it waits for the greeting until ctx ends. watch, where set,
 // is called with every event, from the client's own goroutine, which it must not block. On error the
-// connection is closed.
+// connection is closed; a peer that is no monitor, or has gone, gives errdefs.ErrUnavailable.
 func New(ctx context.Context, conn *net.UnixConn, watch func(Event)) (*Client, error) {
 	c := &Client{
 		conn: conn, lines: bufio.NewReader(conn), done: make(chan struct{}),
@@ -56,6 +56,8 @@ func New(ctx context.Context, conn *net.UnixConn, watch func(Event)) (*Client, e
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
+		} else {
+			err = fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 		}
 		return nil, fmt.Errorf("qmp: wait for the greeting: %w", errors.Join(err, conn.Close()))
 	}

@@ -1,0 +1,21 @@
+// Command containerd-shim-pistis-v2 owns one microVM pod. pistisd and containerd start it; people need not.
+package main
+
+import (
+	"os"
+
+	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/hypervisor/qemu"
+	"github.com/pistis-run/pistis/internal/network/tap"
+	"github.com/pistis-run/pistis/internal/oci"
+	"github.com/pistis-run/pistis/internal/shim"
+)
+
+func main() {
+	os.Exit(shim.Main(shim.Options{
+		Drivers:        map[string]hypervisor.Driver{"qemu": qemu.Driver{}},
+		AttachNetwork:  tap.Attach,
+		GuestSpec:      oci.ForGuest,
+		GuestResources: oci.GuestResources,
+	}, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}

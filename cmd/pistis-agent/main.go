@@ -1,0 +1,79 @@
+// Command pistis-agent is the first process of a guest: it makes the guest a pod and serves api/agent/v1.
+//
+// It takes its parameters from the kernel command line (pistis.transport, pistis.loglevel, pistis.probe).
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	"github.com/pistis-run/pistis/internal/agent"
+	"github.com/pistis-run/pistis/internal/agent/boot"
+	"github.com/pistis-run/pistis/internal/agent/guestport"
+	"github.com/pistis-run/pistis/internal/agent/reaper"
+	"github.com/pistis-run/pistis/internal/agent/rootfs"
+	"github.com/pistis-run/pistis/internal/agent/runc"
+)
+
+// Where things are in the guest.
+const (
+	runcPath  = "/bin/runc"
+	runcState = "/run/runc"
+	stateDir  = "/run/pistis"
+)
+
+func main() {
+	if os.Args[0] == agent.PauseName {
+		agent.Pause()
+	}
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "pistis-agent runs as the first process of a virtual machine and nowhere else")
+		os.Exit(2)
+	}
+	params, log, err := boot.Prepare()
+	if err == nil {
+		err = run(params, log)
+	}
+	if err != nil && !errors.Is(err, boot.ErrProbed) {
+		log.Error("the guest ends", "error", err)
+	}
+	boot.PowerOff(log)
+}
+
+// run serves the host until it says to shut down, or has gone.
+func run(params boot.Params, log *slog.Logger) error {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	reap := reaper.New()
+	go reap.Run(ctx)
+
+	log.Debug("opening the transport", "uptime", boot.Uptime())
+	carrier, err := guestport.Open(ctx, params.Transport)
+	if err != nil {
+		return err
+	}
+	if done := carrier.Done(); done != nil {
+		go func() {
+			<-done
+			cancel(errors.New("the host has gone"))
+		}()
+	}
+	a := agent.New(agent.Config{
+		Runtime: runc.New(runcPath, runcState, reap), Reaper: reap, Roots: rootfs.New(stateDir + "/fs"),
+		Dir: stateDir, Log: log, Uptime: boot.Uptime(),
+	})
+	control, err := carrier.Listen(agentv1.ControlPort)
+	if err != nil {
+		return err
+	}
+	streams, err := carrier.Listen(agentv1.StreamPort)
+	if err != nil {
+		return err
+	}
+	log.Info("ready", "uptime", boot.Uptime())
+	return a.Serve(ctx, control, streams)
+}

@@ -1,0 +1,113 @@
+// Command pistisd is the CRI daemon: flags → configuration → daemon.Run.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
+
+	"github.com/pistis-run/pistis/internal/config"
+	"github.com/pistis-run/pistis/internal/daemon"
+	"github.com/pistis-run/pistis/internal/version"
+)
+
+const defaultConfig = "/etc/pistis/config.toml"
+
+func main() {
+	// A second signal is not caught: whoever sends it does not want to wait for calls that run.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "pistisd:", err)
+		os.Exit(1)
+	}
+}
+
+type flags struct{ config, root, state, socket, logLevel string }
+
+func command() *cobra.Command {
+	var f flags
+	root := &cobra.Command{
+		Use: "pistisd", Short: "Serve the CRI and run pods as microVMs", Version: version.Version, Args: cobra.NoArgs,
+		SilenceUsage: true, SilenceErrors: true,
+		RunE: f.with(daemon.Run),
+	}
+	p := root.PersistentFlags()
+	p.StringVar(&f.config, "config", "", "configuration file (default: "+defaultConfig+" where it exists)")
+	p.StringVar(&f.root, "root", "", "directory of what survives a reboot, instead of the configuration's")
+	p.StringVar(&f.state, "state", "", "run directory, instead of the configuration's; the socket goes there too")
+	p.StringVar(&f.socket, "socket", "", "Unix socket to serve, instead of the configuration's")
+	p.StringVar(&f.logLevel, "log-level", "", "debug, info, warn or error, instead of the configuration's")
+	configCommand := &cobra.Command{Use: "config", Short: "Show configurations", Args: cobra.NoArgs}
+	configCommand.AddCommand(&cobra.Command{
+		Use: "default", Short: "Print the default configuration file, with every key explained", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := os.Stdout.Write(config.DefaultFile())
+			return err
+		},
+	})
+	root.AddCommand(configCommand, &cobra.Command{
+		Use: "wipe", Short: "End all pods of a daemon that does not run, and remove what it made on this host but images", Args: cobra.NoArgs,
+		RunE: f.with(daemon.Wipe),
+	})
+	return root
+}
+
+// with calls fn with the configuration and the log that the flags ask for.
+func (f *flags) with(fn func(context.Context, config.Config, *slog.Logger) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, _ []string) error {
+		cfg, err := f.load()
+		if err != nil {
+			return err
+		}
+		log := newLogger(cfg.Log)
+		slog.SetDefault(log)
+		klog.SetSlogLogger(log) // what the Kubernetes libraries say
+		return fn(cmd.Context(), cfg, log)
+	}
+}
+
+func (f *flags) load() (config.Config, error) {
+	path := f.config
+	if path == "" {
+		path = defaultConfig
+	}
+	cfg, err := config.Load(path)
+	if f.config == "" && errors.Is(err, fs.ErrNotExist) {
+		cfg, err = config.Default(), nil
+	}
+	if err != nil {
+		return cfg, err
+	}
+	if f.state != "" {
+		cfg.State, cfg.Socket = f.state, filepath.Join(f.state, "pistisd.sock")
+	}
+	for flag, target := range map[*string]*string{&f.root: &cfg.Root, &f.socket: &cfg.Socket, &f.logLevel: &cfg.Log.Level} {
+		if *flag != "" {
+			*target = *flag
+		}
+	}
+	return cfg, cfg.Validate()
+}
+
+func newLogger(cfg config.Log) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.Level)); err != nil {
+		level = slog.LevelInfo // the configuration was checked
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if cfg.Format == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, options))
+}

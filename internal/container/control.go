@@ -1,0 +1,172 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/pistis-run/pistis/internal/oci"
+	"github.com/pistis-run/pistis/internal/task"
+)
+
+// Update changes limits; what the new ones leave out stays as it is. For a container that has not been started or has
+// ended the change is kept all the same.
+func (m *Manager) Update(ctx context.Context, id string, resources *specs.LinuxResources) error {
+	c, err := m.find(id)
+	if err != nil {
+		return fmt.Errorf("update container: %w", err)
+	}
+	release, err := c.acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("update container: %s: %w", id, err)
+	}
+	defer release()
+	if err := m.updateLimits(ctx, c, resources); err != nil {
+		return fmt.Errorf("update container: %s: %w", id, err)
+	}
+	return nil
+}
+
+func (m *Manager) updateLimits(ctx context.Context, c *container, resources *specs.LinuxResources) error {
+	rec := c.snapshot()
+	if slices.Contains([]State{Created, Running}, rec.State) {
+		pod, err := m.sandboxes.Status(ctx, rec.Config.SandboxID)
+		if err != nil {
+			return err
+		}
+		if pod.VM {
+			if resources, err = oci.GuestResources(resources); err != nil {
+				return err
+			}
+		}
+		tasks, err := m.sandboxes.Tasks(ctx, rec.Config.SandboxID)
+		if err != nil {
+			return err
+		}
+		updater, ok := tasks.(task.Updater)
+		if !ok {
+			return fmt.Errorf("its runtime cannot change limits: %w", errdefs.ErrNotImplemented)
+		}
+		if err := updater.Update(ctx, rec.ID, resources); err != nil {
+			return err
+		}
+	}
+	return m.update(c, func(r *record) { r.Config.Resources = mergeResources(r.Config.Resources, resources) })
+}
+
+// mergeResources returns old with what is set in change. Both are left as they are.
+func mergeResources(old, change *specs.LinuxResources) *specs.LinuxResources {
+	if old == nil {
+		return change
+	}
+	if change == nil {
+		return old
+	}
+	merged := *old
+	if change.CPU != nil {
+		cpu := value(old.CPU)
+		set(&cpu.Shares, change.CPU.Shares)
+		set(&cpu.Quota, change.CPU.Quota)
+		set(&cpu.Burst, change.CPU.Burst)
+		set(&cpu.Period, change.CPU.Period)
+		set(&cpu.Idle, change.CPU.Idle)
+		if change.CPU.Cpus != "" {
+			cpu.Cpus = change.CPU.Cpus
+		}
+		if change.CPU.Mems != "" {
+			cpu.Mems = change.CPU.Mems
+		}
+		merged.CPU = &cpu
+	}
+	if change.Memory != nil {
+		memory := value(old.Memory)
+		set(&memory.Limit, change.Memory.Limit)
+		set(&memory.Reservation, change.Memory.Reservation)
+		set(&memory.Swap, change.Memory.Swap)
+		merged.Memory = &memory
+	}
+	if change.Pids != nil {
+		merged.Pids = change.Pids
+	}
+	if len(change.HugepageLimits) > 0 {
+		merged.HugepageLimits = change.HugepageLimits
+	}
+	if len(change.Unified) > 0 {
+		merged.Unified = change.Unified
+	}
+	return &merged
+}
+
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
+func set[T any](to **T, from *T) {
+	if from != nil {
+		*to = from
+	}
+}
+
+// ReopenLog opens the log file of a running container anew, after it was rotated away.
+func (m *Manager) ReopenLog(ctx context.Context, id string) error {
+	rec, tasks, err := m.running(ctx, id, Running)
+	if err != nil {
+		return fmt.Errorf("reopen log: %w", err)
+	}
+	reopener, ok := tasks.(task.LogReopener)
+	if !ok {
+		return fmt.Errorf("reopen log: container %s: its runtime writes no logs: %w", rec.ID, errdefs.ErrNotImplemented)
+	}
+	if err := reopener.ReopenLog(ctx, rec.ID); err != nil {
+		return fmt.Errorf("reopen log: container %s: %w", rec.ID, err)
+	}
+	return nil
+}
+
+// Stats of the running ones among the containers; no ids means all. A container whose sandbox does not answer, or has
+// ended, fails the call only when it was asked for by its id.
+func (m *Manager) Stats(ctx context.Context, ids ...string) ([]task.ContainerStats, error) {
+	perPod := map[string][]string{}
+	for _, id := range ids {
+		rec, _, err := m.running(ctx, id, Running)
+		if err != nil {
+			return nil, fmt.Errorf("stats: %w", err)
+		}
+		perPod[rec.Config.SandboxID] = append(perPod[rec.Config.SandboxID], rec.ID)
+	}
+	if len(ids) == 0 {
+		for _, s := range m.List(ctx) {
+			if s.State == Running {
+				perPod[s.Config.SandboxID] = append(perPod[s.Config.SandboxID], s.ID)
+			}
+		}
+	}
+	var all []task.ContainerStats
+	for pod, containers := range perPod {
+		stats, err := m.podStats(ctx, pod, containers)
+		if err != nil && len(ids) > 0 {
+			return nil, fmt.Errorf("stats: %w", err)
+		}
+		all = append(all, stats...)
+	}
+	return all, nil
+}
+
+func (m *Manager) podStats(ctx context.Context, pod string, containers []string) ([]task.ContainerStats, error) {
+	tasks, err := m.sandboxes.Tasks(ctx, pod)
+	if err != nil {
+		return nil, err
+	}
+	statter, ok := tasks.(task.Statter)
+	if !ok {
+		return nil, fmt.Errorf("sandbox %s: its runtime has no statistics: %w", pod, errdefs.ErrNotImplemented)
+	}
+	stats, err := statter.Stats(ctx, containers...)
+	return stats.Containers, err
+}

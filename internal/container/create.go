@@ -1,0 +1,179 @@
+package container
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/pistis-run/pistis/internal/cleanup"
+	"github.com/pistis-run/pistis/internal/event"
+	"github.com/pistis-run/pistis/internal/failpoint"
+	"github.com/pistis-run/pistis/internal/image"
+	"github.com/pistis-run/pistis/internal/oci"
+	"github.com/pistis-run/pistis/internal/sandbox"
+	"github.com/pistis-run/pistis/internal/task"
+)
+
+// specFile is where a bundle has its spec.
+const specFile = "config.json"
+
+// Create makes a container in a Ready sandbox and returns its id. AlreadyExists names the container that has the
+// same name and attempt in the pod. After an error nothing is left and the name is free.
+func (m *Manager) Create(ctx context.Context, cfg Config) (id string, err error) {
+	pod, err := m.sandboxes.Status(ctx, cfg.SandboxID)
+	if err != nil {
+		return "", fmt.Errorf("create container: %s: %w", cfg.Name, err)
+	}
+	cfg.SandboxID = pod.ID
+	tasks, err := m.sandboxes.Tasks(ctx, pod.ID)
+	if err != nil {
+		return "", fmt.Errorf("create container: %s: %w", cfg.Name, err)
+	}
+	id = newID(32)
+	c := newContainer(record{ID: id, Name: fullName(cfg, pod), Config: cfg, State: Creating, Created: time.Now()})
+	release, err := c.acquire(ctx)
+	if err != nil {
+		return "", fmt.Errorf("create container: %s: %w", cfg.Name, err)
+	}
+	defer release()
+	if err := m.create(ctx, c, pod, tasks); err != nil {
+		return "", fmt.Errorf("create container: %s: %w", cfg.Name, err)
+	}
+	m.publish(event.Created, c.snapshot())
+	return id, nil
+}
+
+func fullName(cfg Config, pod sandbox.Status) string {
+	return strings.Join([]string{cfg.Name, pod.Config.Name, pod.Config.Namespace, pod.Config.UID, fmt.Sprint(cfg.Attempt)}, "_")
+}
+
+// create takes a container from its name to Created, or leaves nothing.
+func (m *Manager) create(ctx context.Context, c *container, pod sandbox.Status, tasks task.Service) (err error) {
+	rec := c.snapshot()
+	var undo cleanup.Stack
+	defer undo.Unwind(ctx, &err)
+	if err := m.names.Reserve(rec.Name, rec.ID); err != nil {
+		return err
+	}
+	undo.Add("forget container", func(context.Context) error { return m.forget(c) })
+	m.add(c)
+	if err := m.update(c, func(*record) {}); err != nil {
+		return err
+	}
+	if err := failpoint.Hit(ctx, "container.reserved"); err != nil {
+		return err
+	}
+	img, spec, err := m.prepare(ctx, c, pod)
+	if err != nil {
+		return err
+	}
+	undo.Add("end use of the image", func(ctx context.Context) error { return m.images.Unuse(ctx, rec.ID) })
+	if err := m.images.Use(ctx, rec.ID, img); err != nil {
+		return err
+	}
+	disks, err := m.layers.Ensure(ctx, img)
+	if err != nil {
+		return err
+	}
+	undo.Add("remove bundle", func(context.Context) error { return os.RemoveAll(m.bundle(rec.ID)) })
+	if err := m.writeBundle(rec.ID, spec); err != nil {
+		return err
+	}
+	rec = c.snapshot()
+	if err := makeLogDir(rec.LogPath); err != nil {
+		return err
+	}
+	if err := failpoint.Hit(ctx, "container.bundle"); err != nil {
+		return err
+	}
+	// Before the call: one that was given up may have made the container all the same.
+	undo.Add("delete container in its sandbox", func(ctx context.Context) error { return m.deleteTask(ctx, rec) })
+	user, err := tasks.Create(ctx, createRequest(rec, m.bundle(rec.ID), spec, disks, img))
+	if err != nil {
+		return err
+	}
+	if err := failpoint.Hit(ctx, "container.created"); err != nil {
+		return err
+	}
+	return m.move(c, opCreated, func(r *record) { r.User = &user })
+}
+
+// prepare finds the image and checks all that can be refused before anything is made.
+func (m *Manager) prepare(ctx context.Context, c *container, pod sandbox.Status) (image.Image, *specs.Spec, error) {
+	rec := c.snapshot()
+	ref := rec.Config.ImageRef
+	if ref == "" {
+		ref = rec.Config.Image
+	}
+	img, err := m.images.Get(ctx, ref)
+	if err != nil {
+		return image.Image{}, nil, err
+	}
+	signal, err := stopSignal(rec.Config.StopSignal, img.Config.Config.StopSignal)
+	if err != nil {
+		return image.Image{}, nil, err
+	}
+	spec, err := makeSpec(rec, pod, img)
+	if err != nil {
+		return image.Image{}, nil, err
+	}
+	if pod.VM {
+		// The shim rebuilds the spec for the guest; here the result only tells early whether it will.
+		if _, err := oci.ForGuest(spec); err != nil {
+			return image.Image{}, nil, err
+		}
+	}
+	c.writer.Lock() // the next save has it
+	defer c.writer.Unlock()
+	rec.ImageID, rec.StopSignal, rec.LogPath = img.ID.String(), signal, logPath(rec.Config, pod.Config)
+	c.set(rec)
+	return img, spec, nil
+}
+
+func logPath(cfg Config, pod sandbox.Config) string {
+	if cfg.LogPath == "" || pod.LogDir == "" {
+		return ""
+	}
+	return filepath.Join(pod.LogDir, cfg.LogPath)
+}
+
+func makeLogDir(path string) error {
+	if path == "" {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("log directory: %w", err)
+	}
+	return nil
+}
+
+func (m *Manager) writeBundle(id string, spec *specs.Spec) error {
+	data, err := json.Marshal(spec)
+	if err != nil {
+		return fmt.Errorf("bundle: %w", err)
+	}
+	if err := os.MkdirAll(m.bundle(id), 0o700); err != nil {
+		return fmt.Errorf("bundle: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(m.bundle(id), specFile), data, 0o600); err != nil {
+		return fmt.Errorf("bundle: %w", err)
+	}
+	return nil
+}
+
+func createRequest(rec record, bundle string, spec *specs.Spec, disks []string, img image.Image) task.CreateRequest {
+	user := rec.Config.Security.User
+	if user.User == "" {
+		user.User = img.Config.Config.User
+	}
+	return task.CreateRequest{
+		ID: rec.ID, Bundle: bundle, Spec: spec, Layers: disks, User: user, LogPath: rec.LogPath,
+		Stdin: rec.Config.Stdin, StdinOnce: rec.Config.StdinOnce, Terminal: rec.Config.TTY,
+	}
+}

@@ -1,0 +1,162 @@
+package container
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/containerd/v2/contrib/seccomp"
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/image"
+	"github.com/pistis-run/pistis/internal/oci"
+	"github.com/pistis-run/pistis/internal/sandbox"
+)
+
+// makeSpec turns the configuration into a runtime spec.
+func makeSpec(rec record, pod sandbox.Status, img image.Image) (*specs.Spec, error) {
+	cfg := rec.Config
+	mounts, err := specMounts(cfg.Mounts)
+	if err != nil {
+		return nil, err
+	}
+	if len(cfg.Devices) > 0 {
+		return nil, fmt.Errorf("device %s: devices of the host in pods are not built yet: %w", cfg.Devices[0].name(), errdefs.ErrNotImplemented)
+	}
+	if cfg.Security.TargetPID != "" {
+		return nil, fmt.Errorf("process namespace of container %s: joining another container's is not built yet; share the namespace of the whole pod instead: %w", cfg.Security.TargetPID, errdefs.ErrNotImplemented)
+	}
+	security, err := specSecurity(cfg.Security)
+	if err != nil {
+		return nil, err
+	}
+	return oci.Generate(oci.Input{
+		ID: rec.ID, Name: cfg.Name, ImageName: cfg.Image, Image: img.Config.Config,
+		Sandbox: oci.Sandbox{
+			ID: pod.ID, Name: pod.Config.Name, Namespace: pod.Config.Namespace, UID: pod.Config.UID,
+			Hostname: pod.Config.Hostname, CgroupParent: pod.Config.CgroupParent,
+		},
+		Command: cfg.Command, Args: cfg.Args, WorkDir: cfg.WorkDir, Env: cfg.Env, Terminal: cfg.TTY,
+		Mounts: mounts, Resources: cfg.Resources, OOMScoreAdj: cfg.OOMScore, Security: security,
+	})
+}
+
+func (d Device) name() string {
+	if d.CDI != "" {
+		return d.CDI
+	}
+	return d.HostPath
+}
+
+func specSecurity(s Security) (oci.Security, error) {
+	out := oci.Security{
+		Privileged: s.Privileged, NoNewPrivs: s.NoNewPrivs, ReadonlyRoot: s.ReadonlyRoot,
+		AddCaps: s.AddCaps, DropCaps: s.DropCaps, AmbientCaps: s.AmbientCaps,
+		SELinuxLabel: s.SELinuxLabel, MaskedPaths: s.MaskedPaths, ReadonlyPaths: s.ReadonlyPaths,
+	}
+	switch s.Seccomp.Kind {
+	case ProfileDefault:
+		out.Seccomp = seccomp.DefaultProfile
+	case ProfileLocalhost:
+		profile, err := oci.ReadSeccomp(s.Seccomp.Path)
+		if err != nil {
+			return oci.Security{}, err
+		}
+		out.Seccomp = func(*specs.Spec) *specs.LinuxSeccomp { return profile }
+	case ProfileUnconfined, "":
+	default:
+		return oci.Security{}, fmt.Errorf("seccomp profile type %q is not known: %w", s.Seccomp.Kind, errdefs.ErrInvalidArgument)
+	}
+	switch s.AppArmor.Kind {
+	case ProfileDefault:
+		out.AppArmorProfile = string(ProfileDefault)
+	case ProfileLocalhost:
+		out.AppArmorProfile = s.AppArmor.Path
+	case ProfileUnconfined, "":
+	default:
+		return oci.Security{}, fmt.Errorf("AppArmor profile type %q is not known: %w", s.AppArmor.Kind, errdefs.ErrInvalidArgument)
+	}
+	return out, nil
+}
+
+func specMounts(mounts []Mount) ([]specs.Mount, error) {
+	var out []specs.Mount
+	for _, m := range mounts {
+		if m.Image != "" {
+			return nil, fmt.Errorf("mount at %s: an image as a volume is not built yet: %w", m.ContainerPath, errdefs.ErrNotImplemented)
+		}
+		if _, err := os.Stat(m.HostPath); errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("mount at %s: host path %s does not exist on this node: %w", m.ContainerPath, m.HostPath, errdefs.ErrInvalidArgument)
+		} else if err != nil {
+			return nil, fmt.Errorf("mount at %s: %w: %w", m.ContainerPath, err, errdefs.ErrInvalidArgument)
+		}
+		options := []string{"rbind", propagationOption(m.Propagation), "rw"}
+		switch {
+		case m.RecursiveReadonly:
+			options[2] = "rro"
+		case m.Readonly:
+			options[2] = "ro"
+		}
+		out = append(out, specs.Mount{
+			Destination: m.ContainerPath, Type: "bind", Source: m.HostPath, Options: options,
+			UIDMappings: m.UIDMappings, GIDMappings: m.GIDMappings,
+		})
+	}
+	return out, nil
+}
+
+func propagationOption(p string) string {
+	if p == "rslave" || p == "rshared" {
+		return p
+	}
+	return "rprivate"
+}
+
+// stopSignal is the first of the names that is set, SIGTERM without any. A name is a signal's, with or without SIG, its
+// number, or RTMIN+n or RTMAX-n.
+func stopSignal(names ...string) (unix.Signal, error) {
+	for _, name := range names {
+		if name != "" {
+			return parseSignal(name)
+		}
+	}
+	return unix.SIGTERM, nil
+}
+
+func parseSignal(name string) (unix.Signal, error) {
+	const rtmin, rtmax = 34, 64 // the first two real-time signals are the C library's
+	upper := strings.TrimPrefix(strings.ToUpper(strings.TrimSpace(name)), "SIG")
+	n, err := strconv.Atoi(upper)
+	switch {
+	case err == nil:
+	case upper == "RTMIN":
+		n = rtmin
+	case upper == "RTMAX":
+		n = rtmax
+	case strings.HasPrefix(upper, "RTMIN+"):
+		n, err = strconv.Atoi(upper[len("RTMIN+"):])
+		n = realtime(n, rtmin+n, err)
+	case strings.HasPrefix(upper, "RTMAX-"):
+		n, err = strconv.Atoi(upper[len("RTMAX-"):])
+		n = realtime(n, rtmax-n, err)
+	default:
+		n = int(unix.SignalNum("SIG" + upper))
+	}
+	if n < 1 || n > rtmax {
+		return 0, fmt.Errorf("stop signal %q is not a signal of Linux: %w", name, errdefs.ErrInvalidArgument)
+	}
+	return unix.Signal(n), nil
+}
+
+// realtime is the signal, or 0 where the offset is none.
+func realtime(offset, signal int, err error) int {
+	if err != nil || offset < 0 || offset > 30 {
+		return 0
+	}
+	return signal
+}

@@ -1,0 +1,111 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/pistis-run/pistis/internal/cleanup"
+	"github.com/pistis-run/pistis/internal/config"
+	"github.com/pistis-run/pistis/internal/cri"
+	"github.com/pistis-run/pistis/internal/cri/streaming"
+	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/version"
+)
+
+// Run serves until ctx ends, drains, and takes everything down but the pods.
+func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
+	start := time.Now()
+	var down cleanup.Stack
+	defer func() { err = errors.Join(err, down.Run(ctx)) }()
+	locked, err := lockDirs(cfg.Root, cfg.State)
+	if err != nil {
+		return err
+	}
+	down.Add("unlock", closing(locked.Close))
+	engine, err := openEngine(ctx, cfg, log, &down)
+	if err != nil {
+		return err
+	}
+	if err := engine.recover(ctx, log); err != nil {
+		return err
+	}
+	counts := newMetrics()
+	stopMetrics, err := counts.serve(cfg.Metrics, log)
+	if err != nil {
+		return err
+	}
+	down.Add("stop metrics", stopMetrics)
+	streams, err := streaming.Listen(streaming.Options{
+		Address: cfg.Stream.Address, IdleTimeout: cfg.Stream.IdleTimeout.Duration,
+		Processes: engine.containers, Sandboxes: engine.sandboxes, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	down.Add("close streams", streams.Close)
+
+	draining := make(chan struct{})
+	server := grpc.NewServer(cri.Interceptors(log, counts.observe)...)
+	cri.New(criOptions(cfg, engine, streams, draining, log)).Register(server)
+	cri.NewOperator(engine.images).Register(server)
+	listener, err := listen(ctx, cfg.Socket)
+	if err != nil {
+		return err
+	}
+	log.Info("serving", "socket", cfg.Socket, "streams", streams.Addr().String(), "version", version.Version,
+		logfields.PID, os.Getpid(), logfields.Duration, time.Since(start))
+	return serve(ctx, server, listener, cfg.DrainTimeout.Duration, draining, log)
+}
+
+// serve answers calls until ctx ends, and then lets those that run end, for as long as drain.
+func serve(ctx context.Context, server *grpc.Server, listener net.Listener, drain time.Duration, draining chan struct{}, log *slog.Logger) error {
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	if err := notify("READY=1\nSTATUS=serving"); err != nil {
+		log.Warn("service manager", logfields.Error, err)
+	}
+	select {
+	case err := <-served:
+		return fmt.Errorf("daemon: serving ended: %w", err)
+	case <-ctx.Done():
+	}
+	log.Info("going down; pods keep running", "drain", drain)
+	if err := notify("STOPPING=1\nSTATUS=waiting for calls"); err != nil {
+		log.Warn("service manager", logfields.Error, err)
+	}
+	close(draining)
+	cut := time.AfterFunc(drain, func() {
+		log.Warn("calls still run and are cut off", "drain", drain)
+		server.Stop()
+	})
+	server.GracefulStop()
+	cut.Stop()
+	return <-served
+}
+
+func criOptions(cfg config.Config, e *engine, streams *streaming.Server, draining <-chan struct{}, log *slog.Logger) cri.Options {
+	writable := &usage{dir: e.paths.scratch()}
+	return cri.Options{
+		Sandboxes: e.sandboxes, Containers: e.containers, Images: e.images, Events: e.events, Streams: streams,
+		ContainerFS: writable.info, NetworkReady: e.network.Status, SetPodCIDR: podCIDR(cfg.Network),
+		Handlers: e.handlers.forCRI(), SystemdCgroups: systemdCgroups(cfg.CgroupDriver),
+		Version: version.Version, Info: map[string]any{"config": cfg, "version": version.Version, "pid": os.Getpid()},
+		Log: log, Done: draining,
+	}
+}
+
+// systemdCgroups says which cgroup driver the kubelet is told to use.
+func systemdCgroups(driver string) bool {
+	if driver != "" {
+		return driver == "systemd"
+	}
+	_, err := os.Stat("/run/systemd/system") // as sd_booted(3)
+	return err == nil
+}

@@ -1,0 +1,130 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/pistis-run/pistis/internal/cleanup"
+	"github.com/pistis-run/pistis/internal/config"
+	"github.com/pistis-run/pistis/internal/container"
+	"github.com/pistis-run/pistis/internal/event"
+	"github.com/pistis-run/pistis/internal/image"
+	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/network"
+	"github.com/pistis-run/pistis/internal/network/netns"
+	"github.com/pistis-run/pistis/internal/sandbox"
+	"github.com/pistis-run/pistis/internal/snapshot"
+)
+
+// paths are where the engine's parts keep their things. Below root is what survives a reboot, below state what
+// does not. Each part owns its directory.
+type paths struct{ root, state string }
+
+func (p paths) images() string         { return filepath.Join(p.root, "images") }
+func (p paths) layers() string         { return filepath.Join(p.root, "layers") }
+func (p paths) sandboxRecords() string { return filepath.Join(p.root, "sandboxes") }
+func (p paths) containerRecords() string {
+	return filepath.Join(p.root, "containers")
+}
+func (p paths) network() string { return filepath.Join(p.root, "network") }
+func (p paths) scratch() string { return filepath.Join(p.root, "scratch") }
+func (p paths) guest() string   { return filepath.Join(p.root, "guest") }
+func (p paths) netns() string   { return filepath.Join(p.state, "netns") }
+func (p paths) pods() string    { return filepath.Join(p.state, "pods") }
+func (p paths) bundles() string { return filepath.Join(p.state, "bundles") }
+
+// ofState are the directories below state, in the order in which wiping removes them.
+func (p paths) ofState() []string { return []string{p.bundles(), p.pods(), p.netns()} }
+
+// engine is what does the work below the CRI.
+type engine struct {
+	paths      paths
+	images     *image.Service
+	layers     *snapshot.Layers
+	network    *network.Node
+	handlers   *handlers
+	events     *event.Broker
+	sandboxes  *sandbox.Manager
+	containers *container.Manager
+}
+
+// openEngine opens the parts, from the bottom up, and puts their ends on down. Nothing has been recovered yet.
+func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *cleanup.Stack) (*engine, error) {
+	e := &engine{paths: paths{root: cfg.Root, state: cfg.State}, events: event.NewBroker()}
+	var err error
+	if e.images, err = openImages(ctx, cfg, e.paths, log); err != nil {
+		return nil, err
+	}
+	down.Add("close images", closing(e.images.Close))
+	if e.layers, err = snapshot.Open(e.paths.layers(), e.images); err != nil {
+		return nil, err
+	}
+	down.Add("close layers", closing(e.layers.Close))
+	e.images.SetForms(e.layers)
+	if e.network, err = openNetwork(cfg.Network, e.paths, log); err != nil {
+		return nil, err
+	}
+	down.Add("close network", closing(e.network.Close))
+	if e.handlers, err = openHandlers(cfg, e.paths, e.layers, log); err != nil {
+		return nil, err
+	}
+	e.sandboxes, err = sandbox.New(sandbox.Options{
+		Dir: e.paths.sandboxRecords(), NetNSDir: e.paths.netns(),
+		NetNS:   sandbox.NetNS{Create: netns.Create, Remove: netns.Remove, List: netns.List},
+		Network: e.network, Launchers: e.handlers.launchers, Events: e.events, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	down.Add("close sandboxes", closing(e.sandboxes.Close))
+	e.containers, err = container.New(container.Options{
+		Dir: e.paths.containerRecords(), BundleDir: e.paths.bundles(), Sandboxes: e.sandboxes, Images: e.images,
+		Layers: e.layers, Events: e.events, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	down.Add("close containers", closing(e.containers.Close))
+	e.sandboxes.SetContainers(e.containers)
+	return e, nil
+}
+
+// closing makes a step of a cleanup stack of a Close.
+func closing(fn func() error) func(context.Context) error {
+	return func(context.Context) error { return fn() }
+}
+
+func openImages(ctx context.Context, cfg config.Config, p paths, log *slog.Logger) (*image.Service, error) {
+	return image.Open(ctx, image.Options{
+		Root: p.images(), HostsDir: cfg.Image.HostsDir, Mirrors: cfg.Image.Mirrors, Insecure: cfg.Image.Insecure,
+		PinnedImages: cfg.Image.Pinned, MaxConcurrentDownloads: cfg.Image.MaxConcurrentDownloads,
+		PullTimeout: cfg.Image.PullTimeout.Duration, Log: log,
+	})
+}
+
+// recover takes over what an earlier daemon left: pods that run go on, the rest is cleaned away.
+func (e *engine) recover(ctx context.Context, log *slog.Logger) error {
+	start := time.Now()
+	if err := e.sandboxes.Recover(ctx); err != nil {
+		return fmt.Errorf("daemon: %w", err)
+	}
+	if err := e.containers.Recover(ctx); err != nil {
+		return fmt.Errorf("daemon: %w", err)
+	}
+	log.Info("took over", "sandboxes", len(e.sandboxes.List(ctx)), "containers", len(e.containers.List(ctx)),
+		logfields.Duration, time.Since(start))
+	return nil
+}
+
+// removePods removes every pod with all that is in it.
+func (e *engine) removePods(ctx context.Context) error {
+	var errs []error
+	for _, s := range e.sandboxes.List(ctx) {
+		errs = append(errs, e.sandboxes.Remove(ctx, s.ID))
+	}
+	return errors.Join(errs...)
+}

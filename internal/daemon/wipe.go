@@ -1,0 +1,48 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/pistis-run/pistis/internal/cleanup"
+	"github.com/pistis-run/pistis/internal/config"
+)
+
+// Wipe ends all pods of a daemon that does not run, and removes what they and the daemon had on the host: namespaces,
+// bridge, rules and everything below the run directory. Images and the guest stay.
+func Wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
+	var down cleanup.Stack
+	defer func() { err = errors.Join(err, down.Run(ctx)) }()
+	locked, err := lockDirs(cfg.Root, cfg.State)
+	if err != nil {
+		return err
+	}
+	down.Add("unlock", closing(locked.Close))
+	engine, err := openEngine(ctx, cfg, log, &down)
+	if err != nil {
+		return err
+	}
+	if err := engine.recover(ctx, log); err != nil {
+		return err
+	}
+	if err := engine.removePods(ctx); err != nil {
+		return fmt.Errorf("wipe: %w", err)
+	}
+	if err := engine.network.Wipe(ctx); err != nil {
+		return fmt.Errorf("wipe: %w", err)
+	}
+	// What follows was empty before, or Recover would have said what could not be removed.
+	for _, dir := range engine.paths.ofState() {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("wipe: %w", err)
+		}
+	}
+	if err := removeStale(cfg.Socket); err != nil {
+		return fmt.Errorf("wipe: %w", err)
+	}
+	log.Info("wiped", "state", cfg.State)
+	return nil
+}

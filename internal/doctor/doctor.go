@@ -1,0 +1,101 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pistis-run/pistis/internal/config"
+)
+
+// checkTimeout bounds one check.
+const checkTimeout = 2 * time.Minute
+
+// Level says how bad a finding is.
+type Level string
+
+const (
+	// LevelOK: all is well.
+	LevelOK Level = "ok"
+	// LevelWarn: it works, but not as well as it could.
+	LevelWarn Level = "warn"
+	// LevelFail: pods cannot be run.
+	LevelFail Level = "fail"
+)
+
+// Check is one finding.
+type Check struct {
+	Name string `json:"name"`
+	// OK: the level is not LevelFail.
+	OK    bool  `json:"ok"`
+	Level Level `json:"level"`
+	// Detail is what was found, Advice what to do about it; empty where nothing is to be done.
+	Detail string `json:"detail"`
+	Advice string `json:"advice,omitempty"`
+}
+
+// Options of Run.
+type Options struct {
+	Config config.Config
+	// ProbeKVM boots a test guest under KVM and says why that does not work. Nil: only the device is looked at.
+	ProbeKVM func(ctx context.Context) error
+}
+
+// finding is what a check returns.
+type finding struct {
+	level          Level
+	detail, advice string
+}
+
+func ok(format string, args ...any) finding {
+	return finding{level: LevelOK, detail: fmt.Sprintf(format, args...)}
+}
+
+func warn(advice, format string, args ...any) finding {
+	return finding{level: LevelWarn, detail: fmt.Sprintf(format, args...), advice: advice}
+}
+
+func fail(advice, format string, args ...any) finding {
+	return finding{level: LevelFail, detail: fmt.Sprintf(format, args...), advice: advice}
+}
+
+// Run does all checks, one after another.
+func Run(ctx context.Context, o Options) []Check {
+	h := host{Options: o, proc: "/proc", dev: "/dev"}
+	checks := []struct {
+		name string
+		run  func(context.Context) finding
+	}{
+		{"privileges", h.privileges},
+		{"configuration", h.configuration},
+		{"shim", h.shim},
+		{"qemu", h.qemu},
+		{"kvm", h.kvm},
+		{"guest", h.guest},
+		{"transport", h.transport},
+		{"tun", h.tun},
+		{"network", h.network},
+		{"nftables", h.nftables},
+		{"cgroups", h.cgroups},
+		{"mkfs.ext4", h.mkfs},
+		{"disk space", h.diskSpace},
+		{"memory", h.memory},
+	}
+	var results []Check
+	for _, c := range checks {
+		f := bounded(ctx, c.run)
+		results = append(results, Check{Name: c.name, OK: f.level != LevelFail, Level: f.level, Detail: f.detail, Advice: f.advice})
+	}
+	return results
+}
+
+func bounded(ctx context.Context, run func(context.Context) finding) finding {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	f := run(ctx)
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fail("see what hangs: run it by hand", "no answer within %s: %s", checkTimeout, f.detail)
+	}
+	return f
+}

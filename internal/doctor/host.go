@@ -1,0 +1,297 @@
+package doctor
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/nftables"
+	"github.com/moby/sys/capability"
+	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/config"
+	"github.com/pistis-run/pistis/internal/guestimage"
+	"github.com/pistis-run/pistis/internal/hypervisor/qemu"
+)
+
+const (
+	gib = 1 << 30
+	mib = 1 << 20
+	// Less disk than wantDisk is tight for images, less than minDisk too little for any.
+	wantDisk, minDisk = 5 * gib, 512 * mib
+)
+
+// host is what is looked at; proc and dev are elsewhere in tests.
+type host struct {
+	Options
+	proc, dev string
+}
+
+func (h host) privileges(context.Context) finding {
+	if os.Geteuid() != 0 {
+		return fail("run pistisd (and this command, for right answers) as root", "running as user %d", os.Geteuid())
+	}
+	have, err := capability.NewPid2(0)
+	if err == nil {
+		err = have.Load()
+	}
+	if err != nil {
+		return warn("", "the process's capabilities cannot be read: %v", err)
+	}
+	var missing, useful []string
+	for _, c := range []capability.Cap{
+		capability.CAP_SYS_ADMIN, capability.CAP_NET_ADMIN, capability.CAP_CHOWN, capability.CAP_DAC_OVERRIDE,
+		capability.CAP_FOWNER, capability.CAP_KILL, capability.CAP_SETUID, capability.CAP_SETGID, capability.CAP_MKNOD,
+	} {
+		if !have.Get(capability.EFFECTIVE, c) {
+			missing = append(missing, c.String())
+		}
+	}
+	for _, c := range []capability.Cap{capability.CAP_SYS_RESOURCE, capability.CAP_SYS_PTRACE} {
+		if !have.Get(capability.EFFECTIVE, c) {
+			useful = append(useful, c.String())
+		}
+	}
+	switch {
+	case len(missing) > 0:
+		return fail("give the daemon these capabilities", "root without %s", strings.Join(missing, ", "))
+	case len(useful) > 0:
+		return warn("nothing must be done: scores of the OOM killer cannot be lowered, for one", "root without %s", strings.Join(useful, ", "))
+	}
+	return ok("root with all capabilities that are needed")
+}
+
+func (h host) configuration(context.Context) finding {
+	if err := h.Config.Validate(); err != nil {
+		return fail("correct the configuration; `pistisd config default` explains every key", "%v", err)
+	}
+	return ok("root %s, state %s, default handler %s", h.Config.Root, h.Config.State, h.Config.DefaultHandler)
+}
+
+func (h host) shim(context.Context) finding {
+	path, err := h.Config.VM.FindShim(h.Config.Handlers[h.Config.DefaultHandler])
+	if err != nil {
+		return fail("install "+config.ShimName+" beside pistisd", "%v", err)
+	}
+	return ok("%s", path)
+}
+
+func (h host) qemu(ctx context.Context) finding {
+	path, err := h.Config.VM.FindQEMU()
+	if err != nil {
+		return fail("Debian: apt install qemu-system-x86", "%v", err)
+	}
+	version, err := qemu.Driver{}.Version(ctx, path)
+	if err != nil {
+		return fail("install a newer QEMU", "%v", err)
+	}
+	return ok("%s, version %s", path, version)
+}
+
+func (h host) kvm(ctx context.Context) finding {
+	const slow = "without it guests are emulated, which works and is several times slower; "
+	if h.Config.VM.Acceleration == "tcg" {
+		return ok("not used: vm.acceleration is tcg")
+	}
+	report := warn
+	if h.Config.VM.Acceleration == "kvm" {
+		report = fail
+	}
+	device := filepath.Join(h.dev, "kvm")
+	f, err := os.OpenFile(device, os.O_RDWR, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return report(slow+"load kvm_intel or kvm_amd; in a virtual machine, let its host allow nested virtualization", "there is no %s", device)
+	case err != nil:
+		return report(slow+"see who may open it", "%v", err)
+	}
+	_ = f.Close()
+	if h.ProbeKVM == nil {
+		return warn("", "%s opens; whether a guest runs on it was not tried", device)
+	}
+	if err := h.ProbeKVM(ctx); err != nil {
+		return report(slow+"use a host whose KVM runs an ordinary kernel", "%s opens, but a test guest did not run on it: %v", device, err)
+	}
+	return ok("a test guest ran on %s", device)
+}
+
+func (h host) guest(context.Context) finding {
+	const advice = "run `pistis guest build`"
+	if h.Config.VM.Kernel != "" {
+		for _, path := range []string{h.Config.VM.Kernel, h.Config.VM.Initrd} {
+			if _, err := os.Stat(path); err != nil {
+				return fail("correct vm.kernel and vm.initrd in the configuration, or leave both out and "+advice, "%v", err)
+			}
+		}
+		return ok("kernel %s, initrd %s, of the configuration", h.Config.VM.Kernel, h.Config.VM.Initrd)
+	}
+	guest, err := guestimage.Load(filepath.Join(h.Config.Root, "guest"))
+	if err != nil {
+		return fail(advice, "%v", err)
+	}
+	return ok("kernel %s from %s", guest.KernelVersion, guest.Source)
+}
+
+func (h host) transport(context.Context) finding {
+	device := filepath.Join(h.dev, "vhost-vsock")
+	if _, err := os.Stat(device); err != nil {
+		return ok("virtio-serial: there is no %s (with it, streams into guests are faster: modprobe vhost_vsock)", device)
+	}
+	return ok("vsock")
+}
+
+func (h host) tun(context.Context) finding {
+	device := filepath.Join(h.dev, "net", "tun")
+	f, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
+		return fail("modprobe tun; in a container, pass the device in", "%v", err)
+	}
+	_ = f.Close()
+	return ok("%s opens", device)
+}
+
+func (h host) network(context.Context) finding {
+	n := h.Config.Network
+	if n.CNIConfDir == "" {
+		return ok("built-in bridge %s: %s", n.Bridge.Name, strings.TrimSuffix(n.Bridge.IPv4+", "+n.Bridge.IPv6, ", "))
+	}
+	var found []string
+	for _, pattern := range []string{"*.conflist", "*.conf", "*.json"} {
+		matches, _ := filepath.Glob(filepath.Join(n.CNIConfDir, pattern)) // the pattern is good
+		found = append(found, matches...)
+	}
+	if len(found) == 0 {
+		return fail("install a CNI network, or leave network.cni_conf_dir out to use the built-in bridge", "no CNI configuration in %s", n.CNIConfDir)
+	}
+	for _, dir := range n.CNIBinDirs {
+		if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
+			slices.Sort(found)
+			return ok("CNI: %s, plugins in %s", found[0], dir)
+		}
+	}
+	return fail("install the CNI plugins that the configuration names", "no plugins in %s", strings.Join(n.CNIBinDirs, ", "))
+}
+
+func (h host) nftables(context.Context) finding {
+	conn, err := nftables.New()
+	if err == nil {
+		_, err = conn.ListTables()
+	}
+	if err != nil {
+		return fail("modprobe nf_tables; the daemon needs CAP_NET_ADMIN", "the kernel's nftables do not answer: %v", err)
+	}
+	return ok("the kernel answers")
+}
+
+func (h host) cgroups(context.Context) finding {
+	data, err := os.ReadFile(filepath.Join(h.proc, "self", "mountinfo"))
+	if err != nil {
+		return fail("mount /proc", "%v", err)
+	}
+	v1, v2 := map[string]bool{}, false
+	for line := range strings.Lines(string(data)) {
+		_, super, split := strings.Cut(line, " - ")
+		fields := strings.Fields(super)
+		if !split || len(fields) < 3 {
+			continue
+		}
+		switch fields[0] {
+		case "cgroup2":
+			v2 = true
+		case "cgroup":
+			for option := range strings.SplitSeq(fields[2], ",") {
+				v1[option] = true
+			}
+		}
+	}
+	var missing []string
+	for _, c := range []string{"memory", "cpu", "pids"} {
+		if !v1[c] {
+			missing = append(missing, c)
+		}
+	}
+	switch {
+	case len(missing) == 0:
+		return ok("version 1; the kubelet needs failCgroupV1: false")
+	case len(v1) == 0 && v2:
+		return ok("version 2")
+	case v2 || len(v1) > 0:
+		return fail("mount the missing controllers, or boot with cgroup version 2 alone", "no %s controller is mounted", strings.Join(missing, ", "))
+	}
+	return fail("mount /sys/fs/cgroup", "none are mounted")
+}
+
+func (h host) mkfs(context.Context) finding {
+	path, err := exec.LookPath("mkfs.ext4")
+	if err != nil {
+		return fail("Debian: apt install e2fsprogs", "%v", err)
+	}
+	return ok("%s", path)
+}
+
+func (h host) diskSpace(context.Context) finding {
+	// The directory may not be there yet: its nearest parent is on the same file system.
+	dir := h.Config.Root
+	var stat unix.Statfs_t
+	for {
+		err := unix.Statfs(dir, &stat)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.ENOENT) || dir == filepath.Dir(dir) {
+			return fail("", "%s: %v", dir, err)
+		}
+		dir = filepath.Dir(dir)
+	}
+	free := stat.Bavail * uint64(stat.Bsize)
+	detail := fmt.Sprintf("%.1f GiB free for %s", float64(free)/gib, h.Config.Root)
+	switch {
+	case free < minDisk:
+		return fail("make room, or set root to a larger file system", "%s", detail)
+	case free < wantDisk:
+		return warn("images and the disks of pods may fill it: make room", "%s", detail)
+	}
+	return ok("%s", detail)
+}
+
+func (h host) memory(context.Context) finding {
+	available, err := meminfo(filepath.Join(h.proc, "meminfo"), "MemAvailable")
+	if err != nil {
+		return warn("", "%v", err)
+	}
+	detail := fmt.Sprintf("%d MiB available, a pod without limits has %d MiB", available/mib, h.Config.VM.MemoryMiB)
+	if available < h.Config.VM.MemoryMiB*mib {
+		return fail("free memory, or lower vm.memory_mib", "%s", detail)
+	}
+	return ok("%s", detail)
+}
+
+// meminfo reads one line of /proc/meminfo, in bytes.
+func meminfo(path, key string) (uint64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	for scanner := bufio.NewScanner(f); scanner.Scan(); {
+		name, rest, _ := strings.Cut(scanner.Text(), ":")
+		if name != key {
+			continue
+		}
+		kib, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 53)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %s: %w", path, key, err)
+		}
+		return kib << 10, nil
+	}
+	return 0, fmt.Errorf("%s: no %s: %w", path, key, errdefs.ErrNotFound)
+}

@@ -1,0 +1,312 @@
+// Command testinit is the first process of a guest that a driver's contract tests boot. It loads the initrd's
+// modules and does what the host asks for: every stream to its port carries one line and is answered with
+// text that starts with "ok" or "error", and then EOF.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/transport"
+)
+
+// port is the one that the tests dial.
+const port = 1024
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Println("testinit:", err)
+		time.Sleep(time.Second) // the console is slow
+		unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	}
+}
+
+func run() error {
+	for _, m := range [][2]string{{"devtmpfs", "/dev"}, {"proc", "/proc"}, {"sysfs", "/sys"}} {
+		if err := unix.Mount(m[0], m[1], m[0], 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("mount %s: %w", m[1], err)
+		}
+	}
+	if err := loadModules(); err != nil {
+		return err
+	}
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	params := strings.Fields(string(line))
+	fmt.Println("testinit: up")
+	switch {
+	case slices.Contains(params, "pistis.probe"):
+		fmt.Println("pistis-probe-ok")
+		return powerOff()
+	case slices.Contains(params, "test.silent"):
+		select {}
+	}
+	listener, err := listen(slices.Contains(params, transport.Param+transport.KindVSOCK))
+	if err != nil {
+		return err
+	}
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			return err
+		}
+		go serve(conn)
+	}
+}
+
+func listen(vsock bool) (net.Listener, error) {
+	if vsock {
+		return transport.ListenVSOCK(port)
+	}
+	f, err := transport.OpenSerialPort(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	s, err := transport.NewServer(context.Background(), f)
+	if err != nil {
+		return nil, err
+	}
+	return s.Listen(port)
+}
+
+func loadModules() error {
+	list, err := os.ReadFile("/lib/modules/load")
+	if err != nil {
+		return err
+	}
+	for _, name := range strings.Fields(string(list)) {
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		err = unix.FinitModule(int(f.Fd()), "", 0)
+		f.Close()
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("load %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func serve(conn net.Conn) {
+	defer conn.Close()
+	r := bufio.NewReader(conn)
+	line, err := r.ReadString('\n')
+	if err != nil {
+		return
+	}
+	word, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+	answer, err := obey(word, rest, r)
+	if err != nil {
+		fmt.Fprintf(conn, "error: %v\n", err)
+		return
+	}
+	fmt.Fprintf(conn, "ok %s\n", answer)
+}
+
+func obey(word, rest string, body io.Reader) (string, error) {
+	switch word {
+	case "version":
+		b, err := os.ReadFile("/proc/version")
+		return strings.TrimSpace(string(b)), err
+	case "count": // the bytes up to the host's end of writing
+		n, err := io.Copy(io.Discard, body)
+		return fmt.Sprint(n), err
+	case "cpuflags":
+		b, err := os.ReadFile("/proc/cpuinfo")
+		for line := range strings.Lines(string(b)) {
+			if strings.HasPrefix(line, "flags") {
+				return strings.TrimSpace(line), err
+			}
+		}
+		return "", err
+	case "disk":
+		return readDisk(rest)
+	case "nodisk":
+		return "", waitFor(func() error {
+			if name, err := diskName(rest); err == nil {
+				return fmt.Errorf("disk %s is still %s", rest, name)
+			}
+			return nil
+		})
+	case "write":
+		lun, text, _ := strings.Cut(rest, " ")
+		return "", writeDisk(lun, text)
+	case "nics":
+		return nics()
+	case "work":
+		seconds, err := strconv.Atoi(rest)
+		if err != nil {
+			return "", err
+		}
+		return fileWork(time.Duration(seconds) * time.Second)
+	case "poweroff":
+		return "", powerOff()
+	case "panic":
+		return "", os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
+	}
+	return "", fmt.Errorf("unknown word %q", word)
+}
+
+func powerOff() error {
+	unix.Sync()
+	return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+// waitFor polls for what the kernel does in its own time.
+func waitFor(check func() error) error {
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		err := check()
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// diskName finds the disk at a LUN of the only SCSI target.
+func diskName(lun string) (string, error) {
+	found, err := filepath.Glob("/sys/class/scsi_device/*:0:" + lun + "/device/block/*")
+	if err != nil || len(found) != 1 {
+		return "", fmt.Errorf("disk %s: %d found", lun, len(found))
+	}
+	return filepath.Base(found[0]), nil
+}
+
+// readDisk returns "ro" or "rw", the size, and the text at the beginning.
+func readDisk(lun string) (string, error) {
+	var name string
+	err := waitFor(func() (err error) {
+		if name, err = diskName(lun); err == nil {
+			_, err = os.Stat("/dev/" + name)
+		}
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	f, err := os.Open("/dev/" + name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	head := make([]byte, 512)
+	if _, err := io.ReadFull(f, head); err != nil {
+		return "", err
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return "", err
+	}
+	ro, err := os.ReadFile("/sys/block/" + name + "/ro")
+	if err != nil {
+		return "", err
+	}
+	mode := map[bool]string{true: "ro", false: "rw"}[strings.TrimSpace(string(ro)) == "1"]
+	text, _, _ := bytes.Cut(head, []byte{0})
+	return fmt.Sprintf("%s %d %s", mode, size, text), nil
+}
+
+func writeDisk(lun, text string) error {
+	name, err := diskName(lun)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile("/dev/"+name, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Write(append([]byte(text), make([]byte, 512-len(text))...)); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+func nics() (string, error) {
+	all, err := net.Interfaces()
+	if err != nil {
+		return "", err
+	}
+	var out []string
+	for _, i := range all {
+		if i.Flags&net.FlagLoopback == 0 {
+			out = append(out, fmt.Sprintf("%s/%d", i.HardwareAddr, i.MTU))
+		}
+	}
+	return strings.Join(out, " "), nil
+}
+
+// fileWork makes, reads and removes files for so long, with many processors' worth of goroutines: the load
+// under which wrong atomic operations show.
+func fileWork(d time.Duration) (string, error) {
+	deadline := time.Now().Add(d)
+	results := make(chan error)
+	const workers = 8
+	counts := make([]int, workers)
+	for w := range workers {
+		go func() {
+			dir := fmt.Sprintf("/tmp/work%d", w)
+			for i := 0; time.Now().Before(deadline); i++ {
+				if err := oneFile(dir, i); err != nil {
+					results <- err
+					return
+				}
+				counts[w]++
+			}
+			results <- os.RemoveAll(dir)
+		}()
+	}
+	var err error
+	for range workers {
+		err = errors.Join(err, <-results)
+	}
+	total := 0
+	for _, n := range counts {
+		total += n
+	}
+	return fmt.Sprintf("%d files", total), err
+}
+
+func oneFile(dir string, i int) error {
+	sub := filepath.Join(dir, fmt.Sprint(i%50))
+	if err := os.MkdirAll(sub, 0o755); err != nil {
+		return err
+	}
+	data := bytes.Repeat([]byte{byte(i)}, 1+rand.IntN(20_000))
+	path := filepath.Join(sub, fmt.Sprint(i))
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		return err
+	}
+	if err := os.Rename(path, path+"x"); err != nil {
+		return err
+	}
+	got, err := os.ReadFile(path + "x")
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(got, data) {
+		return fmt.Errorf("%s: other content than written", path)
+	}
+	if i%3 > 0 {
+		return os.Remove(path + "x")
+	}
+	return os.RemoveAll(sub)
+}

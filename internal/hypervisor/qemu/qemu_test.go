@@ -1,0 +1,278 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/hypervisor"
+)
+
+func TestParseVersion(t *testing.T) {
+	tests := []struct{ out, want string }{
+		{"QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright (c)", "7.2.22"},
+		{"QEMU emulator version 10.0.2", "10.0.2"},
+		{"QEMU emulator version 7.1.0", ""},
+		{"QEMU emulator version 6.2", ""},
+		{"", ""},
+		{"version 99999999999999999999.1", ""},
+	}
+	for _, tt := range tests {
+		got, err := parseVersion("qemu", tt.out)
+		if got != tt.want || (err == nil) != (tt.want != "") {
+			t.Errorf("%q: %q, %v, want %q", tt.out, got, err, tt.want)
+		}
+		if err != nil && !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%q: %v, want FailedPrecondition", tt.out, err)
+		}
+	}
+}
+
+func TestTail(t *testing.T) {
+	tail := &tail{max: 20}
+	io.WriteString(tail, "one\ntwo\n")
+	if got := tail.lines(10); got != "one | two" {
+		t.Errorf("short: %q", got)
+	}
+	io.WriteString(tail, "\x1b[2Jthree\r\n\n"+strings.Repeat("x", 8)+"\xff\nlast")
+	if got := tail.lines(2); got != "xxxxxxxx? | last" {
+		t.Errorf("cut: %q", got)
+	}
+	if len(tail.buf) > tail.max {
+		t.Errorf("%d bytes are kept", len(tail.buf))
+	}
+}
+
+func TestLUNs(t *testing.T) {
+	d := newDisks([]hypervisor.Disk{{ID: "a"}, {ID: "b"}})
+	lun, err := d.claim("c")
+	if err != nil || lun != 2 {
+		t.Fatalf("claim: %d, %v", lun, err)
+	}
+	if _, err := d.claim("c"); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("claim of a disk that is being attached: %v", err)
+	}
+	if _, err := d.claimAttached("c"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("detach of a disk that is being attached: %v", err)
+	}
+	d.settle(lun, false)
+	if lun, err := d.claimAttached("a"); err != nil || lun != 0 {
+		t.Errorf("detach: %d, %v", lun, err)
+	}
+	if lun, _ := d.claim("d"); lun != 2 {
+		t.Errorf("LUN 0 is busy and was given away, or 2 was not: %d", lun)
+	}
+	d.settle(0, false)
+	if lun, _ := d.claim("e"); lun != 0 {
+		t.Errorf("the free LUN is 0, not %d", lun)
+	}
+	for i := range maxLUNs - 3 {
+		if _, err := d.claim("x" + strconv.Itoa(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := d.claim("full"); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("claim of LUN 256: %v", err)
+	}
+}
+
+// TestDiskFile: QEMU gets a descriptor of exactly the access that it asks for.
+func TestDiskFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image")
+	for _, tt := range []struct {
+		flags    int
+		readOnly bool
+		want     int // -1: refused
+	}{
+		{os.O_RDWR, false, unix.O_RDWR},
+		{os.O_RDWR, true, unix.O_RDONLY},
+		{os.O_RDONLY, true, unix.O_RDONLY},
+		{os.O_RDONLY, false, -1},
+		{os.O_WRONLY, false, -1},
+	} {
+		f, err := os.OpenFile(path, tt.flags|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := diskFile(hypervisor.Disk{ID: "d", File: f, ReadOnly: tt.readOnly})
+		f.Close()
+		if tt.want < 0 {
+			if !errdefs.IsInvalidArgument(err) {
+				t.Errorf("flags %#x, read-only %v: %v, want InvalidArgument", tt.flags, tt.readOnly, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		flags, err := unix.FcntlInt(got.Fd(), unix.F_GETFL, 0)
+		if err != nil || flags&unix.O_ACCMODE != tt.want {
+			t.Errorf("flags %#x, read-only %v: access %#x, %v", tt.flags, tt.readOnly, flags, err)
+		}
+		got.Close()
+	}
+}
+
+// TestUnreadableKernel: a file that QEMU's user cannot read is named before QEMU fails on it.
+func TestUnreadableKernel(t *testing.T) {
+	kernel := filepath.Join(t.TempDir(), "kernel")
+	if err := os.WriteFile(kernel, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Driver{}.Start(t.Context(), hypervisor.Config{
+		ID: "x", Binary: "/bin/false", Accel: hypervisor.TCG, Kernel: kernel, VCPUs: 1, Memory: minMemory,
+		User: &hypervisor.User{UID: 4_000_000, GID: 4_000_000},
+	})
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "chmod") {
+		t.Errorf("start: %v", err)
+	}
+}
+
+// TestSilentMonitor: a VMM that runs and never speaks is ended when the context is.
+func TestSilentMonitor(t *testing.T) {
+	binary := filepath.Join(t.TempDir(), "vmm")
+	if err := os.WriteFile(binary, []byte("#!/bin/sh\nexec sleep 1000\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	kernel := filepath.Join(t.TempDir(), "kernel")
+	if err := os.WriteFile(kernel, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	var pid int
+	_, err := Driver{}.Start(ctx, hypervisor.Config{
+		ID: "x", Binary: binary, Accel: hypervisor.TCG, Kernel: kernel, VCPUs: 1, Memory: minMemory,
+		Started: func(p int) error { pid = p; return nil },
+	})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("start: %v", err)
+	}
+	if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("process %d: %v", pid, err)
+	}
+}
+
+// TestLastWords: what a VMM says before it dies is in the error.
+func TestLastWords(t *testing.T) {
+	binary := filepath.Join(t.TempDir(), "vmm")
+	if err := os.WriteFile(binary, []byte("#!/bin/sh\nyes no | head -5000 >&2\necho 'the floor is wet' >&2\nexit 3\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Driver{}.Start(t.Context(), hypervisor.Config{
+		ID: "x", Binary: binary, Accel: hypervisor.TCG, Kernel: binary, VCPUs: 1, Memory: minMemory,
+	})
+	if err == nil || !strings.Contains(err.Error(), "the floor is wet") || !strings.Contains(err.Error(), "status 3") || len(err.Error()) > 500 {
+		t.Errorf("start: %v", err)
+	}
+}
+
+// parentEnv makes this test binary a parent for TestDiesWithParent.
+const parentEnv = "PISTIS_TEST_VMM_PARENT"
+
+// TestDiesWithParent: the VMM does not outlive the process that started it, however that ends, also with
+// another identity.
+func TestDiesWithParent(t *testing.T) {
+	if user := os.Getenv(parentEnv); user != "" {
+		playParent(t, user)
+		return
+	}
+	users := []string{"same"}
+	if os.Getuid() == 0 {
+		users = append(users, "65534")
+	} else {
+		t.Log("SKIPPED for another user's VMM: needs root")
+	}
+	for _, user := range users {
+		t.Run(user, func(t *testing.T) {
+			parent := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestDiesWithParent$")
+			parent.Env = append(os.Environ(), parentEnv+"="+user)
+			out, err := parent.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := parent.Start(); err != nil {
+				t.Fatal(err)
+			}
+			var line [64]byte
+			n, err := out.Read(line[:])
+			if err != nil {
+				t.Fatal(err)
+			}
+			pid, err := strconv.Atoi(strings.TrimSpace(string(line[:n])))
+			if err != nil {
+				t.Fatal(err)
+			}
+			vmm, err := unix.PidfdOpen(pid, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(vmm)
+			parent.Process.Kill()
+			parent.Wait()
+			if n, err := unix.Poll([]unix.PollFd{{Fd: int32(vmm), Events: unix.POLLIN}}, 10_000); n != 1 {
+				unix.PidfdSendSignal(vmm, unix.SIGKILL, nil, 0)
+				t.Fatalf("the VMM, process %d, outlived its parent: %v", pid, err)
+			}
+		})
+	}
+}
+
+func playParent(t *testing.T, name string) {
+	var user *hypervisor.User
+	if uid, err := strconv.Atoi(name); err == nil {
+		user = &hypervisor.User{UID: uint32(uid), GID: uint32(uid)}
+	}
+	p, err := startProcess("/bin/sleep", []string{"1000"}, nil, user)
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.Stdout.WriteString(strconv.Itoa(p.cmd.Process.Pid) + "\n")
+	<-p.done
+}
+
+func TestProbeCache(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "dir", "probe.json")
+	want := probeResult{Key: probeKey{BootID: "b", User: &hypervisor.User{UID: 1}}, Reason: "r"}
+	if err := writeProbe(file, want); err != nil {
+		t.Fatal(err)
+	}
+	got, ok := readProbe(file)
+	if !ok || !got.Key.equal(want.Key) || got.Reason != "r" {
+		t.Errorf("read %+v, %v", got, ok)
+	}
+	want.Key.User.UID = 2
+	if got.Key.equal(want.Key) {
+		t.Error("another user, the same key")
+	}
+	os.WriteFile(file, []byte("{"), 0o600)
+	if _, ok := readProbe(file); ok {
+		t.Error("a damaged cache is an answer")
+	}
+}
+
+func TestNeedle(t *testing.T) {
+	n := &needle{want: []byte("needle"), found: make(chan struct{})}
+	for _, b := range []byte("hay need\nhay needle hay") {
+		n.Write([]byte{b})
+	}
+	select {
+	case <-n.found:
+	default:
+		t.Error("not found")
+	}
+	if len(n.last) > len(n.want) {
+		t.Errorf("%d bytes are kept", len(n.last))
+	}
+}

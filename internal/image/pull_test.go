@@ -1,0 +1,705 @@
+package image
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+var thisArch, otherArch = runtime.GOARCH, map[bool]string{true: "s390x", false: "amd64"}[runtime.GOARCH != "s390x"]
+
+func mustPull(t testing.TB, s *Service, ref string) Image {
+	t.Helper()
+	img, err := s.Pull(t.Context(), PullRequest{Ref: ref})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+func readLayer(s *Service, l Layer) ([]byte, error) {
+	r, err := s.OpenLayer(context.Background(), l)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(r)
+}
+
+func TestPull(t *testing.T) {
+	r, s := newRegistry(t), openService(t, func(o *Options) { o.PinnedImages = nil })
+	src := makeImage(t, thisArch, "one", "two", "three")
+	manifest, config, _ := digests(t, src)
+	ref := r.push(t, "some/app:1", src)
+	var seen []Progress
+	img, err := s.Pull(t.Context(), PullRequest{Ref: ref, Progress: func(p Progress) { seen = append(seen, p) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if img.ID != config || img.Manifest.Digest != manifest || len(img.Layers) != 3 || !slices.Equal(img.Tags, []string{ref}) ||
+		!slices.Equal(img.Digests, []string{r.host + "/some/app@" + manifest.String()}) || img.Config.Config.Cmd[0] != "sh" {
+		t.Errorf("got %+v", img)
+	}
+	last := seen[len(seen)-1]
+	if last.Status != StatusDone || last.Offset != last.Total || last.Total != img.Size || len(last.Blobs) != 5 {
+		t.Errorf("last progress: %+v, size %d", last, img.Size)
+	}
+	for i, l := range img.Layers {
+		raw, err := readLayer(s, l)
+		if want := layerTar(fmt.Sprintf("file%d", i), []string{"one", "two", "three"}[i]); err != nil || string(raw) != string(want) {
+			t.Errorf("layer %d: %d bytes, %v", i, len(raw), err)
+		}
+	}
+	for _, name := range []string{ref, string(img.ID), img.ID.Encoded(), img.ID.Encoded()[:12], img.Digests[0], ref + "@" + manifest.String()} {
+		if got, err := s.Get(t.Context(), name); err != nil || got.ID != img.ID {
+			t.Errorf("get %s: %v, %v", name, got.ID, err)
+		}
+	}
+}
+
+func TestPullByDigestAndRetag(t *testing.T) {
+	r, s := newRegistry(t), openService(t)
+	first, second := makeImage(t, thisArch, "first"), makeImage(t, thisArch, "second")
+	manifest, _, _ := digests(t, first)
+	ref := r.push(t, "app:1", first)
+	img := mustPull(t, s, r.host+"/app@"+manifest.String())
+	if len(img.Tags) != 0 || len(img.Digests) != 1 {
+		t.Errorf("by digest: %+v", img)
+	}
+	mustPull(t, s, ref)
+	r.push(t, "app:1", second)
+	if img := mustPull(t, s, ref); !slices.Equal(img.Tags, []string{ref}) {
+		t.Errorf("second: %+v", img)
+	}
+	all, err := s.List(t.Context())
+	if err != nil || len(all) != 2 || len(all[1].Tags) != 0 || len(all[1].Digests) != 1 {
+		t.Errorf("list: %+v, %v", all, err)
+	}
+}
+
+func indexOf(t testing.TB, images map[string]v1.Image) v1.ImageIndex {
+	t.Helper()
+	var index v1.ImageIndex = empty.Index
+	for arch, img := range images {
+		add := mutate.IndexAddendum{Add: img}
+		if arch != "" {
+			add.Descriptor.Platform = &v1.Platform{OS: "linux", Architecture: arch}
+		}
+		index = mutate.AppendManifests(index, add)
+	}
+	return index
+}
+
+func TestPullIndex(t *testing.T) {
+	r, s := newRegistry(t), openService(t)
+	mine := makeImage(t, thisArch, "mine")
+	_, config, _ := digests(t, mine)
+	ref := r.push(t, "multi:1", indexOf(t, map[string]v1.Image{otherArch: makeImage(t, otherArch, "other"), thisArch: mine}))
+	img := mustPull(t, s, ref)
+	if img.ID != config || !images.IsIndexType(img.Target.MediaType) || !images.IsManifestType(img.Manifest.MediaType) {
+		t.Errorf("got %+v", img)
+	}
+	if _, err := s.db.GarbageCollect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readLayer(s, img.Layers[0]); err != nil {
+		t.Errorf("after garbage collection: %v", err)
+	}
+	for name, img := range map[string]any{"index": indexOf(t, map[string]v1.Image{otherArch: makeImage(t, otherArch, "other")}), "single": makeImage(t, otherArch, "x")} {
+		var ref string
+		switch i := img.(type) {
+		case v1.ImageIndex:
+			ref = r.push(t, "wrong-"+name, i)
+		case v1.Image:
+			ref = r.push(t, "wrong-"+name, i)
+		}
+		if _, err := s.Pull(t.Context(), PullRequest{Ref: ref}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), otherArch) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if ref := r.push(t, "no-platform", indexOf(t, map[string]v1.Image{"": mine})); mustPull(t, s, ref).ID != config {
+		t.Error("an index without platforms must be tried")
+	}
+}
+
+func TestPullMalformed(t *testing.T) {
+	s := openService(t)
+	for _, ref := range []string{"", "lib/UPPER", "a b", "app@sha256:123", ":tag", "http://x/y", strings.Repeat("x/", 200)} {
+		if _, err := s.Pull(t.Context(), PullRequest{Ref: ref}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", ref, err)
+		}
+	}
+	for in, want := range map[string]string{
+		"busybox": "docker.io/library/busybox:latest", "a/b:1": "docker.io/a/b:1", "localhost:5000/x": "localhost:5000/x:latest",
+		"x:1@sha256:" + strings.Repeat("a", 64): "docker.io/library/x@sha256:" + strings.Repeat("a", 64),
+	} {
+		if got, err := Normalize(in); got != want || err != nil {
+			t.Errorf("%s: %s, %v", in, got, err)
+		}
+	}
+}
+
+func TestPullNotThere(t *testing.T) {
+	r, s := newRegistry(t), openService(t)
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: r.host + "/none:1"}); !errdefs.IsNotFound(err) {
+		t.Errorf("no such image: %v", err)
+	}
+	host := r.host
+	r.Close()
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: host + "/none:1"}); !errdefs.IsUnavailable(err) {
+		t.Errorf("no registry: %v", err)
+	}
+}
+
+// TestPullRefuses goes through images that are not what this node can run.
+func TestPullRefuses(t *testing.T) {
+	r, s := newRegistry(t), openService(t)
+	layer := layerTar("a", "b")
+	good := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(layer), Size: int64(len(layer))}
+	config := ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: thisArch}, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{good.Digest}}}
+	with := func(change func(*ocispec.Manifest)) ocispec.Manifest {
+		m := ocispec.Manifest{Config: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig}, Layers: []ocispec.Descriptor{good}}
+		m.SchemaVersion, m.MediaType = 2, ocispec.MediaTypeImageManifest
+		change(&m)
+		return m
+	}
+	tests := map[string]struct {
+		manifest ocispec.Manifest
+		config   any
+		is       func(error) bool
+		says     string
+	}{
+		"artifact":      {with(func(m *ocispec.Manifest) { m.Config.MediaType = "application/vnd.cncf.helm.config.v1+json" }), config, errdefs.IsFailedPrecondition, "not a container image"},
+		"foreign layer": {with(func(m *ocispec.Manifest) { m.Layers[0].MediaType = images.MediaTypeDockerSchema2LayerForeignGzip }), config, errdefs.IsFailedPrecondition, "foreign layer"},
+		"encrypted":     {with(func(m *ocispec.Manifest) { m.Layers[0].MediaType += "+encrypted" }), config, errdefs.IsFailedPrecondition, "not supported"},
+		"many layers":   {with(func(m *ocispec.Manifest) { m.Layers = slices.Repeat(m.Layers, 128) }), config, errdefs.IsFailedPrecondition, "at most 127"},
+		"diff ids":      {with(func(m *ocispec.Manifest) {}), ocispec.Image{}, errdefs.IsDataLoss, "0 diff ids for 1 layers"},
+		"config":        {with(func(m *ocispec.Manifest) {}), "no object", errdefs.IsDataLoss, "image config"},
+		"config digest": {with(func(m *ocispec.Manifest) { m.Config.Digest, m.Config.Size = "sha256:short", 10 }), config, errdefs.IsDataLoss, "digest"},
+		"huge config": {with(func(m *ocispec.Manifest) {
+			m.Config.Digest, m.Config.Size = good.Digest, 1<<40
+		}), config, errdefs.IsFailedPrecondition, "bytes, up to"},
+		"negative layer": {with(func(m *ocispec.Manifest) { m.Layers[0].Size = -1 }), config, errdefs.IsDataLoss, "size -1"},
+		"layer size":     {with(func(m *ocispec.Manifest) { m.Layers[0].Size-- }), config, errdefs.IsDataLoss, "match"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			ref := rawImage(t, r, strings.ReplaceAll(name, " ", "-"), test.manifest, types.OCIManifestSchema1, test.config, layer)
+			_, err := s.Pull(t.Context(), PullRequest{Ref: ref})
+			if !test.is(err) || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+	t.Run("schema 1", func(t *testing.T) {
+		ref := rawImage(t, r, "schema1", with(func(m *ocispec.Manifest) {}), types.DockerManifestSchema1Signed, config, layer)
+		if _, err := s.Pull(t.Context(), PullRequest{Ref: ref}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "schema 1") {
+			t.Errorf("got %v", err)
+		}
+	})
+	if all, err := s.List(t.Context()); err != nil || len(all) != 0 {
+		t.Errorf("something was registered: %+v, %v", all, err)
+	}
+}
+
+func TestPullCompressions(t *testing.T) {
+	r, s := newRegistry(t), openService(t)
+	plain := layerTar("a", strings.Repeat("content ", 1000))
+	enc, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed := enc.EncodeAll(plain, nil)
+	for mediaType, blob := range map[string][]byte{
+		ocispec.MediaTypeImageLayer: plain, ocispec.MediaTypeImageLayerZstd: packed, images.MediaTypeDockerSchema2Layer: plain,
+		images.MediaTypeDockerSchema2LayerZstd: packed, images.MediaTypeDockerSchema2LayerGzip: packed, // which is wrong, and happens
+	} {
+		m := ocispec.Manifest{Config: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig}, Layers: []ocispec.Descriptor{{MediaType: mediaType, Digest: digest.FromBytes(blob), Size: int64(len(blob))}}}
+		m.SchemaVersion = 2
+		config := ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: thisArch}, RootFS: ocispec.RootFS{DiffIDs: []digest.Digest{digest.FromBytes(plain)}}}
+		config.Author = mediaType
+		img := mustPull(t, s, rawImage(t, r, "packed", m, types.OCIManifestSchema1, config, blob))
+		if raw, err := readLayer(s, img.Layers[0]); err != nil || string(raw) != string(plain) {
+			t.Errorf("%s: %v", mediaType, err)
+		}
+	}
+}
+
+// TestOpenLayerVerifies: a diff id that the config made up is found out.
+func TestOpenLayerVerifies(t *testing.T) {
+	r, s := newRegistry(t), openService(t)
+	img := mustPull(t, s, r.push(t, "app:1", makeImage(t, thisArch, "one")))
+	l := img.Layers[0]
+	l.DiffID = digest.FromString("else")
+	if _, err := readLayer(s, l); !errdefs.IsDataLoss(err) {
+		t.Errorf("wrong diff id: %v", err)
+	}
+	path := filepath.Join(s.opts.Root, "content", "blobs", "sha256", l.Blob.Digest.Encoded())
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw[len(raw)/2] ^= 1
+	if err := errors.Join(os.Chmod(path, 0o600), os.WriteFile(path, raw, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readLayer(s, img.Layers[0]); !errdefs.IsDataLoss(err) {
+		t.Errorf("damaged blob: %v", err)
+	}
+}
+
+func TestPullCorruptLayer(t *testing.T) {
+	r, s := newRegistry(t), openService(t)
+	src := makeImage(t, thisArch, "one", "two")
+	_, _, layers := digests(t, src)
+	ref := r.push(t, "app:1", src)
+	r.setIntercept(func(w http.ResponseWriter, req *http.Request) bool {
+		if req.Method == http.MethodGet && strings.HasSuffix(req.URL.Path, layers[1].String()) {
+			n, _ := layerSize(src, 1)
+			_, _ = w.Write(make([]byte, n))
+			return true
+		}
+		return false
+	})
+	_, err := s.Pull(t.Context(), PullRequest{Ref: ref})
+	if !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), layers[1].String()) {
+		t.Errorf("got %v", err)
+	}
+	if all, err := s.List(t.Context()); err != nil || len(all) != 0 {
+		t.Errorf("something was registered: %+v, %v", all, err)
+	}
+	checkEmpty(t, s)
+	r.setIntercept(nil)
+	mustPull(t, s, ref) // the bad bytes must not be in the way
+}
+
+func layerSize(img v1.Image, i int) (int64, error) {
+	layers, err := img.Layers()
+	if err != nil {
+		return 0, err
+	}
+	return layers[i].Size()
+}
+
+// checkEmpty fails when any content is left.
+func checkEmpty(t testing.TB, s *Service) {
+	t.Helper()
+	for _, dir := range []string{"blobs/sha256", "ingest"} {
+		entries, err := os.ReadDir(filepath.Join(s.opts.Root, "content", dir))
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			t.Errorf("left behind: %s/%s", dir, e.Name())
+		}
+	}
+}
+
+// incompressible makes content that stays large.
+func incompressible(n int) string {
+	raw := make([]byte, n)
+	_, _ = rand.Read(raw)
+	return string(raw)
+}
+
+// cut serves the first n bytes of what is left of a blob, then drops the connection.
+func cut(w http.ResponseWriter, req *http.Request, blob []byte, n int) {
+	from := 0
+	if rng := req.Header.Get("Range"); rng != "" {
+		from, _ = strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(rng, "bytes="), "-"))
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(blob)-1, len(blob)))
+	}
+	rest := blob[from:]
+	w.Header().Set("Content-Length", strconv.Itoa(len(rest)))
+	if from > 0 {
+		w.WriteHeader(http.StatusPartialContent)
+	}
+	_, _ = w.Write(rest[:min(n, len(rest))])
+	if n < len(rest) {
+		w.(http.Flusher).Flush()
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// TestPullResumes: cut connections cost nothing twice, neither within a pull nor between two, nor across a restart.
+func TestPullResumes(t *testing.T) {
+	r := newRegistry(t)
+	src := makeImage(t, thisArch, incompressible(1<<20))
+	layers, _ := src.Layers()
+	rc, err := layers[0].Compressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, err := io.ReadAll(rc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, ids := digests(t, src)
+	ref := r.push(t, "big:1", src)
+	var offsets []int64
+	var broken atomic.Bool
+	broken.Store(true)
+	r.setIntercept(func(w http.ResponseWriter, req *http.Request) bool {
+		if req.Method != http.MethodGet || !strings.HasSuffix(req.URL.Path, ids[0].String()) {
+			return false
+		}
+		from, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimPrefix(req.Header.Get("Range"), "bytes="), "-"), 10, 64)
+		r.mu.Lock()
+		offsets = append(offsets, from)
+		r.mu.Unlock()
+		if n := len(blob) / 4; broken.Load() && int(from) >= 2*n {
+			cut(w, req, blob, 0)
+		} else {
+			cut(w, req, blob, n)
+		}
+		return true
+	})
+	root := filepath.Join(t.TempDir(), "images")
+	s := openService(t, func(o *Options) { o.Root = root })
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: ref}); !errdefs.IsUnavailable(err) {
+		t.Fatalf("got %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s2, err := Open(t.Context(), s.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s2.Close()
+	broken.Store(false)
+	before := len(offsets)
+	img, err := s2.Pull(t.Context(), PullRequest{Ref: ref})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if offsets[0] != 0 || slices.Contains(offsets[1:], 0) || offsets[before] < int64(2*(len(blob)/4)) {
+		t.Errorf("asked from %v, the second pull from number %d on", offsets, before)
+	}
+	if _, err := readLayer(s2, img.Layers[0]); err != nil {
+		t.Error(err)
+	}
+	if left, err := s2.leases.List(s2.scope(t.Context())); err != nil || len(left) != 0 {
+		t.Errorf("leases left: %v, %v", left, err)
+	}
+}
+
+// TestPullDamagedIngest: what a crash has left of a blob may be wrong, and must not spoil all later pulls.
+func TestPullDamagedIngest(t *testing.T) {
+	r, s := newRegistry(t), openService(t)
+	src := makeImage(t, thisArch, incompressible(1<<18))
+	_, _, ids := digests(t, src)
+	ref := r.push(t, "big:1", src)
+	ctx := s.scope(t.Context())
+	size, _ := layerSize(src, 0)
+	w, err := s.content.Writer(ctx, contentRef("fetch-"+ids[0].String()), contentDesc(ids[0], size))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mustPull(t, s, ref)
+}
+
+func TestPullConcurrently(t *testing.T) {
+	r, s := newRegistry(t), openService(t)
+	shared := incompressible(1 << 16)
+	one, two := makeImage(t, thisArch, shared, "one"), makeImage(t, thisArch, shared, "two")
+	refs := []string{r.push(t, "one:1", one), r.push(t, "two:1", two)}
+	_, _, ids := digests(t, one)
+	hold := make(chan struct{})
+	var once sync.Once
+	started := make(chan struct{})
+	r.setIntercept(func(w http.ResponseWriter, req *http.Request) bool {
+		if req.Method == http.MethodGet && strings.Contains(req.URL.Path, "/blobs/") {
+			once.Do(func() { close(started) })
+			<-hold
+		}
+		return false
+	})
+	first, cancelFirst := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := s.Pull(first, PullRequest{Ref: refs[0]}); !errors.Is(err, context.Canceled) {
+			t.Errorf("the one that gave up: %v", err)
+		}
+	})
+	<-started
+	for i := range 20 {
+		wg.Go(func() {
+			if _, err := s.Pull(t.Context(), PullRequest{Ref: refs[i%2]}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	waitFor(t, func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		n := 0
+		for _, f := range s.flights {
+			n += f.waiters
+		}
+		return n == 21
+	})
+	cancelFirst()
+	waitFor(t, func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		n := 0
+		for _, f := range s.flights {
+			n += f.waiters
+		}
+		return n == 20
+	})
+	close(hold)
+	wg.Wait()
+	if n := r.blobRequests(ids[0]); n != 1 {
+		t.Errorf("the shared layer was asked for %d times", n)
+	}
+}
+
+// waitFor polls a condition that nothing announces.
+func waitFor(t testing.TB, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("waited in vain")
+		}
+	}
+}
+
+// TestPullLastWaiter: when nobody waits any more the download ends.
+func TestPullLastWaiter(t *testing.T) {
+	r, s := newRegistry(t), openService(t)
+	ref := r.push(t, "app:1", makeImage(t, thisArch, "one"))
+	gone := make(chan struct{})
+	started := make(chan struct{})
+	r.setIntercept(func(w http.ResponseWriter, req *http.Request) bool {
+		if req.Method == http.MethodGet && strings.Contains(req.URL.Path, "/blobs/") {
+			close(started)
+			<-req.Context().Done()
+			close(gone)
+			return true
+		}
+		return false
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-started; cancel() }()
+	if _, err := s.Pull(ctx, PullRequest{Ref: ref}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	<-gone
+	r.setIntercept(nil)
+	mustPull(t, s, ref)
+}
+
+func TestPullStalls(t *testing.T) {
+	r, s := newRegistry(t), openService(t, func(o *Options) { o.PullTimeout = 100 * time.Millisecond })
+	ref := r.push(t, "app:1", makeImage(t, thisArch, "one"))
+	r.setIntercept(func(w http.ResponseWriter, req *http.Request) bool {
+		if req.Method == http.MethodGet && strings.Contains(req.URL.Path, "/blobs/") {
+			<-req.Context().Done()
+			return true
+		}
+		return false
+	})
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: ref}); !errdefs.IsDeadlineExceeded(err) || !strings.Contains(err.Error(), "sent nothing") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// needBasic lets only alice in.
+func needBasic(w http.ResponseWriter, req *http.Request) bool {
+	user, password, _ := req.BasicAuth()
+	if user == "alice" && password == "secret:word" {
+		return false
+	}
+	w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+	http.Error(w, `{"errors":[{"code":"UNAUTHORIZED"}]}`, http.StatusUnauthorized)
+	return true
+}
+
+// needToken is a registry with a token server beside it, at /token.
+func needToken(host string) func(w http.ResponseWriter, req *http.Request) bool {
+	return func(w http.ResponseWriter, req *http.Request) bool {
+		if req.URL.Path == "/token" {
+			user, password, _ := req.BasicAuth()
+			_ = req.ParseForm()
+			ok := (user == "alice" && password == "secret:word") ||
+				(req.PostForm.Get("username") == "alice" && req.PostForm.Get("password") == "secret:word") || req.PostForm.Get("refresh_token") == "identity"
+			if !ok {
+				http.Error(w, "no", http.StatusUnauthorized)
+				return true
+			}
+			fmt.Fprint(w, `{"token":"bearer","access_token":"bearer"}`)
+			return true
+		}
+		if req.Header.Get("Authorization") == "Bearer bearer" {
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+host+`/token",service="test",scope="repository:app:pull"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	}
+}
+
+func TestPullAuth(t *testing.T) {
+	r := newRegistry(t)
+	ref := r.push(t, "app:1", makeImage(t, thisArch, "one"))
+	encoded := base64.StdEncoding.EncodeToString([]byte("alice:secret:word"))
+	tests := []struct {
+		name   string
+		server func(w http.ResponseWriter, req *http.Request) bool
+		auth   *Auth
+		ok     bool
+	}{
+		{"password", needBasic, &Auth{Username: "alice", Password: "secret:word"}, true},
+		{"base64", needBasic, &Auth{Auth: encoded}, true},
+		{"for this server", needBasic, &Auth{Auth: encoded, ServerAddress: "http://" + r.host + "/v1"}, true},
+		{"for another server", needBasic, &Auth{Auth: encoded, ServerAddress: "elsewhere.example"}, false},
+		{"wrong password", needBasic, &Auth{Username: "alice", Password: "wrong"}, false},
+		{"none", needBasic, nil, false},
+		{"password for a token", needToken(r.host), &Auth{Username: "alice", Password: "secret:word"}, true},
+		{"wrong password for a token", needToken(r.host), &Auth{Username: "alice", Password: "wrong"}, false},
+		{"identity token", needToken(r.host), &Auth{IdentityToken: "identity"}, true},
+		{"wrong identity token", needToken(r.host), &Auth{IdentityToken: "wrong"}, false},
+		{"registry token", needToken(r.host), &Auth{RegistryToken: "bearer"}, true},
+		{"wrong registry token", needToken(r.host), &Auth{RegistryToken: "wrong"}, false},
+		{"no token", needToken(r.host), nil, false},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			s := openService(t)
+			r.setIntercept(test.server)
+			_, err := s.Pull(t.Context(), PullRequest{Ref: ref, Auth: test.auth})
+			switch {
+			case test.ok && err != nil:
+				t.Errorf("got %v", err)
+			case !test.ok && !errdefs.IsUnauthorized(err):
+				t.Errorf("got %v, want Unauthenticated", err)
+			case err != nil && (strings.Contains(err.Error(), "secret:word") || strings.Contains(err.Error(), encoded)):
+				t.Errorf("the message tells a secret: %v", err)
+			}
+		})
+	}
+	s := openService(t)
+	for _, auth := range []Auth{{Auth: "not base64!"}, {Auth: base64.StdEncoding.EncodeToString([]byte("nocolon"))}, {Username: "x", ServerAddress: "http://%%"}} {
+		if _, err := s.Pull(t.Context(), PullRequest{Ref: ref, Auth: &auth}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%+v: %v", auth, err)
+		}
+	}
+	r.setIntercept(func(w http.ResponseWriter, _ *http.Request) bool {
+		http.Error(w, "no", http.StatusForbidden)
+		return true
+	})
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: ref}); !errdefs.IsPermissionDenied(err) {
+		t.Errorf("forbidden: %v", err)
+	}
+	r.setIntercept(func(w http.ResponseWriter, _ *http.Request) bool {
+		http.Error(w, "no", http.StatusBadGateway)
+		return true
+	})
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: ref}); !errdefs.IsUnavailable(err) {
+		t.Errorf("bad gateway: %v", err)
+	}
+}
+
+// TestPullMirrors: mirrors are asked first, the registry after them, and credentials go to the registry alone.
+func TestPullMirrors(t *testing.T) {
+	own, mirror := newRegistry(t), newRegistry(t)
+	img := makeImage(t, thisArch, "one")
+	ref := own.push(t, "app:1", img)
+	mirror.push(t, "app:1", img)
+	_, _, ids := digests(t, img)
+	var leaked atomic.Bool
+	mirror.setIntercept(func(w http.ResponseWriter, req *http.Request) bool {
+		if _, _, ok := req.BasicAuth(); ok {
+			leaked.Store(true)
+		}
+		return needBasic(w, req)
+	})
+	auth := &Auth{Username: "alice", Password: "secret:word"}
+	s := openService(t, func(o *Options) { o.Mirrors = map[string][]string{own.host: {mirror.URL}} })
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: ref, Auth: auth}); err != nil {
+		t.Fatal(err)
+	}
+	if leaked.Load() || own.blobRequests(ids[0]) != 1 {
+		t.Errorf("leaked %v, asked the registry %d times", leaked.Load(), own.blobRequests(ids[0]))
+	}
+	mirror.setIntercept(nil)
+	for name, change := range map[string]func(*Options){
+		"table": func(o *Options) { o.Mirrors = map[string][]string{"registry.example": {mirror.URL + "/"}} },
+		"hosts.toml": func(o *Options) {
+			dir := filepath.Join(t.TempDir(), "registry.example")
+			toml := "server = \"https://registry.example\"\n[host.\"" + mirror.URL + "\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+			if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(toml), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+			o.HostsDir = filepath.Dir(dir)
+		},
+	} {
+		s := openService(t, change)
+		if img := mustPull(t, s, "registry.example/app:1"); img.Tags[0] != "registry.example/app:1" {
+			t.Errorf("%s: %v", name, img.Tags)
+		}
+	}
+	broken := filepath.Join(t.TempDir(), "registry.example")
+	if err := errors.Join(os.MkdirAll(broken, 0o755), os.WriteFile(filepath.Join(broken, "hosts.toml"), []byte("= ="), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	s = openService(t, func(o *Options) { o.HostsDir = filepath.Dir(broken) })
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: "registry.example/app:1"}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("broken hosts.toml: %v", err)
+	}
+	if _, err := Open(t.Context(), Options{Root: t.TempDir(), Mirrors: map[string][]string{"a": {"no url"}}}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("broken mirror: %v", err)
+	}
+}
+
+// TestPullTLS: a registry with a certificate of its own needs hosts.toml to name it; on loopback that is not asked for.
+func TestPullTLS(t *testing.T) {
+	r := startRegistry(t, (*httptest.Server).StartTLS)
+	ref := r.push(t, "app:1", makeImage(t, thisArch, "one"))
+	mustPull(t, openService(t), ref)
+	dir := filepath.Join(t.TempDir(), "registry.example")
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: r.Certificate().Raw})
+	toml := "[host.\"" + r.URL + "\"]\n  ca = \"ca.pem\"\n"
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "ca.pem"), ca, 0o644), os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(toml), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	mustPull(t, openService(t, func(o *Options) { o.HostsDir = filepath.Dir(dir) }), "registry.example/app:1")
+	s := openService(t, func(o *Options) { o.Mirrors = map[string][]string{"registry.example": {r.URL}} })
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: "registry.example/app:1"}); !errdefs.IsUnavailable(err) {
+		t.Errorf("unknown certificate: %v", err)
+	}
+}

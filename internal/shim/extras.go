@@ -1,0 +1,127 @@
+package shim
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
+	"github.com/pistis-run/pistis/internal/task"
+	"github.com/pistis-run/pistis/internal/version"
+)
+
+// contractVersion is that of api/shim/v1.
+const contractVersion = 1
+
+func shimVersion() string { return version.Version }
+
+// extras serves api/shim/v1.
+type extras struct{ s *Service }
+
+// Info says what the shim and its VM are.
+func (x extras) Info(context.Context, *shimv1.InfoRequest) (*shimv1.InfoResponse, error) {
+	return &shimv1.InfoResponse{
+		Version: contractVersion, ShimVersion: shimVersion(), SandboxId: x.s.options.ID,
+		StreamSocket: x.s.options.Bundle.StreamSocket(), Vm: x.s.describe(), ShimPid: uint32(os.Getpid()),
+	}, nil
+}
+
+// describe tells about the VM; nil before there was one.
+func (s *Service) describe() *shimv1.VM {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.vm == nil {
+		if s.exit.Reason == "" {
+			return nil
+		}
+		return &shimv1.VM{Exit: s.exit.Reason}
+	}
+	o, info := s.sandbox.GetVm(), s.vm.Agent().Info()
+	m := &shimv1.VM{
+		Hypervisor: o.Hypervisor, Version: s.vm.Version(), Acceleration: o.Acceleration, VmmPid: uint32(s.vm.PID()),
+		Kernel: info.Kernel, AgentVersion: info.AgentVersion, Vcpus: o.Vcpus, MemoryBytes: o.MemoryBytes, Exit: s.exit.Reason,
+	}
+	for _, p := range s.vm.Phases() {
+		m.Phases = append(m.Phases, &shimv1.Phase{Name: p.Name, Duration: durationpb.New(p.Duration)})
+	}
+	return m
+}
+
+// Inspect tells what the Task service has no words for.
+func (x extras) Inspect(_ context.Context, r *shimv1.InspectRequest) (*shimv1.InspectResponse, error) {
+	_, p, err := x.s.process(r.Container, r.Exec)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return &shimv1.InspectResponse{
+		User:      &shimv1.User{Uid: p.user.UID, Gid: p.user.GID, AdditionalGids: p.user.AdditionalGIDs},
+		OomKilled: p.exit.OOMKilled, Reason: p.exit.Reason,
+	}, nil
+}
+
+// ReopenLog opens a container's log anew.
+func (x extras) ReopenLog(_ context.Context, r *shimv1.ReopenLogRequest) (*shimv1.Empty, error) {
+	c, err := x.s.container(r.Container)
+	if err != nil {
+		return nil, err
+	}
+	if c.log == nil {
+		return nil, fmt.Errorf("reopen log of container %s: it writes none: %w", r.Container, errdefs.ErrFailedPrecondition)
+	}
+	return &shimv1.Empty{}, c.log.Reopen()
+}
+
+// Stats reads the guest's statistics. Only containers of this sandbox are in them, whatever the guest says.
+func (x extras) Stats(ctx context.Context, r *shimv1.StatsRequest) (*shimv1.StatsResponse, error) {
+	v, err := x.s.machine()
+	if err != nil {
+		return nil, err
+	}
+	stats, err := v.Agent().Stats(ctx, r.Containers...)
+	if err != nil {
+		return nil, err
+	}
+	answer := &shimv1.StatsResponse{At: timestamppb.New(stats.At), Cpu: cpuStats(stats.CPU), Memory: memoryStats(stats.Memory)}
+	for _, i := range stats.Interfaces {
+		answer.Interfaces = append(answer.Interfaces, &shimv1.InterfaceStats{
+			Name: i.Name, RxBytes: i.RxBytes, RxErrors: i.RxErrors, TxBytes: i.TxBytes, TxErrors: i.TxErrors,
+		})
+	}
+	for _, c := range stats.Containers {
+		if _, err := x.s.container(c.ID); err != nil {
+			continue
+		}
+		answer.Containers = append(answer.Containers, &shimv1.ContainerStats{
+			Id: c.ID, Cpu: cpuStats(c.CPU), Memory: memoryStats(c.Memory), Pids: c.Pids, PidsLimit: c.PidsLimit,
+			WritableBytes: c.WritableBytes, WritableInodes: c.WritableInodes,
+		})
+	}
+	return answer, nil
+}
+
+func cpuStats(c task.CPU) *shimv1.CPUStats {
+	return &shimv1.CPUStats{UsageNs: c.UsageNS, Psi: psi(c.PSI)}
+}
+
+func memoryStats(m task.Memory) *shimv1.MemoryStats {
+	return &shimv1.MemoryStats{
+		UsageBytes: m.Usage, WorkingSetBytes: m.WorkingSet, RssBytes: m.RSS, AvailableBytes: m.Available, SwapBytes: m.Swap,
+		PageFaults: m.PageFaults, MajorPageFaults: m.MajorPageFaults, Psi: psi(m.PSI),
+	}
+}
+
+func psi(p *task.PSI) *shimv1.PSI {
+	if p == nil {
+		return nil
+	}
+	data := func(d task.PSIData) *shimv1.PSIData {
+		return &shimv1.PSIData{TotalUs: d.Total, Avg10: d.Avg10, Avg60: d.Avg60, Avg300: d.Avg300}
+	}
+	return &shimv1.PSI{Full: data(p.Full), Some: data(p.Some)}
+}

@@ -1,0 +1,160 @@
+package shim
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/pistis-run/pistis/internal/stdio"
+	"github.com/pistis-run/pistis/internal/task"
+)
+
+// process is a container's own process or one that was added to it.
+type process struct {
+	id       task.ID
+	terminal bool
+	paths    stdioPaths
+	// io is set before the process is created.
+	io *processIO
+	// settled is closed when the start was answered, or can no more be asked for: an exit is published after it.
+	settled     chan struct{}
+	settledOnce sync.Once
+	// exited is closed after the output was drained; exit is set before.
+	exited chan struct{}
+	// forget ends the wait for the exit of a process that is deleted without having been started.
+	forget context.CancelFunc
+
+	mu    sync.Mutex
+	state processState
+	pid   uint32
+	user  task.User
+	exit  task.Exit
+}
+
+func newProcess(id task.ID, terminal bool, paths stdioPaths) *process {
+	return &process{
+		id: id, terminal: terminal, paths: paths, state: processCreating,
+		settled: make(chan struct{}), exited: make(chan struct{}), forget: func() {},
+	}
+}
+
+// step changes the state, and while it holds the lock does what belongs to the change.
+func (p *process) step(op operation, change ...func()) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	next, err := processTable().Next(p.state, op)
+	if err != nil {
+		if p.state == processStopped && (op == opSignal || op == opUse) {
+			return fmt.Errorf("%s: the process has ended: %w", p.name(), errdefs.ErrNotFound)
+		}
+		return fmt.Errorf("%s: %w", p.name(), err)
+	}
+	p.state = next
+	for _, f := range change {
+		f()
+	}
+	return nil
+}
+
+func (p *process) settle() { p.settledOnce.Do(func() { close(p.settled) }) }
+
+// finish makes the exit known, once: the first that is told counts. It tells whether this was it.
+func (p *process) finish(exit task.Exit) bool {
+	first := false
+	p.step(opExit, func() {
+		if first = p.exit.At.IsZero(); first {
+			p.exit = exit
+			close(p.exited)
+		}
+	})
+	return first
+}
+
+// discard lets go of a process that is deleted.
+func (p *process) discard() {
+	p.forget()
+	p.settle()
+	p.io.close()
+	p.finish(task.Exit{Code: exitUnknown, At: time.Now(), Reason: "deleted before it was started"})
+}
+
+func (p *process) name() string {
+	if p.id.Exec == "" {
+		return "container " + p.id.Container
+	}
+	return "exec " + p.id.Exec + " in container " + p.id.Container
+}
+
+// snapshot is what State answers.
+func (p *process) snapshot() (processState, uint32, task.Exit) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state, p.pid, p.exit
+}
+
+// container is one container of the pod.
+type container struct {
+	*process
+	bundle    string
+	layers    []string
+	stdinOnce bool
+	log       *stdio.Log // nil: none
+
+	mu    sync.Mutex
+	execs map[string]*process
+}
+
+// process finds the container's own process or an exec.
+func (c *container) lookup(exec string) (*process, error) {
+	if exec == "" {
+		return c.process, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.execs[exec]; p != nil {
+		return p, nil
+	}
+	return nil, fmt.Errorf("exec %s in container %s: %w", exec, c.id.Container, errdefs.ErrNotFound)
+}
+
+// addExec reserves an exec's id.
+func (c *container) addExec(p *process) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.execs[p.id.Exec] != nil {
+		return fmt.Errorf("%s: %w", p.name(), errdefs.ErrAlreadyExists)
+	}
+	c.execs[p.id.Exec] = p
+	return nil
+}
+
+func (c *container) removeExec(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.execs, id)
+}
+
+// discardExecs lets go of the execs of a container that is deleted: the guest has deleted them with it.
+func (c *container) discardExecs() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, p := range c.execs {
+		if p.step(opDelete) == nil {
+			p.discard()
+		}
+		delete(c.execs, id)
+	}
+}
+
+// check tells whether the state allows an operation, without doing it.
+func (p *process) check(op operation) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, err := processTable().Next(p.state, op); err != nil {
+		return fmt.Errorf("%s: %w", p.name(), err)
+	}
+	return nil
+}

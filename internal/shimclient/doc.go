@@ -1,0 +1,9 @@
+// Package shimclient is the daemon's side of a VM shim: launch, connect again, use, take down.
+//
+// A [Client] is one connection to one living shim. It owns the connection and a handle of the process, and nothing of
+// the sandbox: closing it leaves the shim running, and any number of clients may speak to one shim. When the shim
+// dies, everything that waits is answered: exits with code 255 and the reason, calls with ErrUnavailable. What the
+// dead shim left is removed by [Cleanup].
+//
+// Methods may be called concurrently. The package must not import the shim's own packages.
+package shimclient

@@ -1,0 +1,190 @@
+package shimclient
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	sandboxv1 "github.com/pistis-run/pistis/api/sandbox/v1"
+	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
+	"github.com/pistis-run/pistis/internal/bundle"
+	"github.com/pistis-run/pistis/internal/cleanup"
+)
+
+const (
+	binaryName = "containerd-shim-pistis-v2"
+	// namespace is what our shims are told that their containerd namespace is.
+	namespace = "pistis"
+	// maxAnswer bounds what the start command may print.
+	maxAnswer = 64 << 10
+	// maxLog is how much of a dead shim's log an error shows.
+	maxLog = 2 << 10
+)
+
+// LaunchConfig describes a sandbox to launch.
+type LaunchConfig struct {
+	// Binary is the shim's path; empty looks for it on PATH.
+	Binary string
+	// ID of the sandbox.
+	ID string
+	// Dir is the sandbox's bundle. Launch makes it; it must not be there.
+	Dir string
+	// NetNS is the path of the pod's network namespace; empty gives the guest no network.
+	NetNS       string
+	Options     *shimv1.SandboxOptions
+	Annotations map[string]string
+	// Debug makes the shim log more.
+	Debug bool
+}
+
+// Launch starts a shim and boots its VM. ctx bounds the start, not the shim. On error nothing is left, neither
+// process nor directory.
+func Launch(ctx context.Context, cfg LaunchConfig) (_ *Client, err error) {
+	var undo cleanup.Stack
+	defer undo.Unwind(ctx, &err)
+	dir, err := bundle.Create(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("launch shim %s: %w", cfg.ID, err)
+	}
+	undo.Add("clean up shim", func(ctx context.Context) error { return Cleanup(ctx, cfg.Dir) })
+	if err := startShim(ctx, cfg, dir); err != nil {
+		return nil, fmt.Errorf("launch shim %s: %w", cfg.ID, err)
+	}
+	c, err := connect(dir, cfg.ID)
+	if err != nil {
+		return nil, fmt.Errorf("launch shim %s: %w", cfg.ID, explain(err, dir))
+	}
+	undo.Add("close connection", func(context.Context) error { return c.Close() })
+	if err := c.boot(ctx, cfg); err != nil {
+		return nil, err
+	}
+	undo.Release()
+	return c, nil
+}
+
+func (c *Client) boot(ctx context.Context, cfg LaunchConfig) error {
+	options, err := anypb.New(cfg.Options)
+	if err != nil {
+		return err
+	}
+	err = c.call(ctx, sandboxv1.Service, "CreateSandbox", &sandboxv1.CreateSandboxRequest{
+		SandboxId: cfg.ID, BundlePath: cfg.Dir, NetnsPath: cfg.NetNS, Options: options, Annotations: cfg.Annotations,
+	}, &sandboxv1.CreateSandboxResponse{})
+	if err == nil {
+		err = c.call(ctx, sandboxv1.Service, "StartSandbox", &sandboxv1.StartSandboxRequest{SandboxId: cfg.ID}, &sandboxv1.StartSandboxResponse{})
+	}
+	if c.gone(err) {
+		err = explain(err, c.dir)
+	}
+	return err
+}
+
+// startShim runs the start command, which leaves the shim process behind.
+func startShim(ctx context.Context, cfg LaunchConfig, dir bundle.Dir) error {
+	binary := cfg.Binary
+	if binary == "" {
+		binary = binaryName
+	}
+	path, err := exec.LookPath(binary)
+	if err != nil {
+		return fmt.Errorf("%w: install it, or say in the configuration where it is: %w", err, errdefs.ErrNotFound)
+	}
+	params, err := proto.Marshal(&bootapi.BootstrapParams{InstanceID: cfg.ID, Namespace: namespace})
+	if err != nil {
+		return err
+	}
+	args := []string{"-namespace", namespace, "-id", cfg.ID, "-bundle", string(dir)}
+	if cfg.Debug {
+		args = append(args, "-debug")
+	}
+	cmd := exec.CommandContext(ctx, path, append(args, "start")...)
+	cmd.Dir, cmd.Stdin = string(dir), bytes.NewReader(params)
+	// A session of its own: a signal to the daemon's terminal or group is not for the pods.
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return fmt.Errorf("%s: %w", strings.TrimSpace(string(exit.Stderr)), errdefs.ErrInternal)
+	} else if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return checkAnswer(out, dir)
+}
+
+// checkAnswer holds the shim to what was agreed: the protocol, and the socket in the bundle.
+func checkAnswer(out []byte, dir bundle.Dir) error {
+	var answer struct {
+		Version           int
+		Address, Protocol string
+	}
+	if len(out) > maxAnswer || json.Unmarshal(out, &answer) != nil {
+		return fmt.Errorf("the start command answered %.100q: %w", out, errdefs.ErrInternal)
+	}
+	if want := "unix://" + dir.ShimSocket(); answer.Protocol != "ttrpc" || answer.Address != want {
+		return fmt.Errorf("the shim speaks %s at %s and not ttrpc at %s: %w", answer.Protocol, answer.Address, want, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// explain adds the last lines that a dead shim logged.
+func explain(err error, dir bundle.Dir) error {
+	f, openErr := os.Open(dir.Log())
+	if openErr != nil {
+		return err
+	}
+	defer f.Close()
+	if info, statErr := f.Stat(); statErr == nil && info.Size() > maxLog {
+		f.Seek(-maxLog, io.SeekEnd)
+	}
+	text, _ := io.ReadAll(io.LimitReader(f, maxLog))
+	if len(text) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w; the shim's last log lines:\n%s", err, bytes.TrimSpace(text))
+}
+
+// Connect connects to the shim of a bundle. Unavailable when the shim has gone.
+func Connect(ctx context.Context, dir string) (*Client, error) {
+	d := bundle.Dir(dir)
+	alive, err := d.Locked()
+	if err != nil {
+		return nil, fmt.Errorf("connect to shim: %w", err)
+	}
+	if !alive {
+		return nil, fmt.Errorf("connect to shim: the shim of %s has gone: %w", dir, errdefs.ErrUnavailable)
+	}
+	c, err := connect(d, "")
+	if err != nil {
+		return nil, err
+	}
+	info, err := c.Info(ctx)
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("connect to shim: %w", err)
+	}
+	c.id = info.SandboxId
+	return c, nil
+}
+
+// Cleanup ends everything that a shim, dead or living, has left, and removes its bundle. It is idempotent. ctx bounds
+// the waiting.
+func Cleanup(ctx context.Context, dir string) error {
+	d := bundle.Dir(filepath.Clean(dir))
+	if err := d.Cleanup(ctx); err != nil {
+		return err
+	}
+	return d.Remove()
+}

@@ -1,0 +1,171 @@
+package shimclient
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
+	"github.com/pistis-run/pistis/internal/task"
+)
+
+// streamed is the stdio of an exec that an attach stream carries.
+const streamed = "stream:"
+
+// The Client is a complete view of a sandbox's processes.
+var (
+	_ task.Service     = (*Client)(nil)
+	_ task.Attacher    = (*Client)(nil)
+	_ task.Resizer     = (*Client)(nil)
+	_ task.LogReopener = (*Client)(nil)
+	_ task.Updater     = (*Client)(nil)
+	_ task.Statter     = (*Client)(nil)
+	_ task.Dialer      = (*Client)(nil)
+)
+
+// Create makes a container; the spec is read from the request's bundle.
+func (c *Client) Create(ctx context.Context, req task.CreateRequest) (task.User, error) {
+	options, err := anypb.New(&shimv1.CreateOptions{
+		User: wireUser(req.User), LogPath: req.LogPath, Stdin: req.Stdin, StdinOnce: req.StdinOnce,
+	})
+	if err != nil {
+		return task.User{}, err
+	}
+	r := &taskapi.CreateTaskRequest{ID: req.ID, Bundle: req.Bundle, Terminal: req.Terminal, Options: options}
+	for _, layer := range req.Layers {
+		r.Rootfs = append(r.Rootfs, &types.Mount{Type: "ext4", Source: layer, Options: []string{"ro"}})
+	}
+	if err := c.call(ctx, taskService, "Create", r, &taskapi.CreateTaskResponse{}); err != nil {
+		return task.User{}, err
+	}
+	info, err := c.inspect(ctx, task.ID{Container: req.ID})
+	if err != nil {
+		return task.User{}, err
+	}
+	return task.User{UID: info.User.GetUid(), GID: info.User.GetGid(), AdditionalGIDs: info.User.GetAdditionalGids()}, nil
+}
+
+// wireUser is nil where nothing was asked for: the spec's numeric user counts then.
+func wireUser(u task.UserRequest) *shimv1.UserRequest {
+	if u.User == "" && u.GID == nil && len(u.SupplementalGroups) == 0 && !u.Strict {
+		return nil
+	}
+	return &shimv1.UserRequest{User: u.User, Gid: u.GID, SupplementalGroups: u.SupplementalGroups, Strict: u.Strict}
+}
+
+func (c *Client) inspect(ctx context.Context, id task.ID) (*shimv1.InspectResponse, error) {
+	var answer shimv1.InspectResponse
+	return &answer, c.call(ctx, shimService, "Inspect", &shimv1.InspectRequest{Container: id.Container, Exec: id.Exec}, &answer)
+}
+
+// Exec makes a further process. Start of it waits until Attach has joined, where stdio was asked for.
+func (c *Client) Exec(ctx context.Context, req task.ExecRequest) error {
+	path := func(wanted bool) string {
+		if wanted {
+			return streamed
+		}
+		return ""
+	}
+	return c.call(ctx, taskService, "Exec", &taskapi.ExecProcessRequest{
+		ID: req.ID.Container, ExecID: req.ID.Exec, Terminal: req.Terminal,
+		Stdin: path(req.Stdin), Stdout: path(req.Stdout), Stderr: path(req.Stderr),
+		Spec: &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Process", Value: req.Process},
+	}, &emptypb.Empty{})
+}
+
+// Start returns the pid in the guest.
+func (c *Client) Start(ctx context.Context, id task.ID) (uint32, error) {
+	var answer taskapi.StartResponse
+	err := c.call(ctx, taskService, "Start", &taskapi.StartRequest{ID: id.Container, ExecID: id.Exec}, &answer)
+	return answer.Pid, err
+}
+
+// Signal sends a signal. NotFound for a process that has ended.
+func (c *Client) Signal(ctx context.Context, id task.ID, signal uint32, all bool) error {
+	return c.call(ctx, taskService, "Kill", &taskapi.KillRequest{ID: id.Container, ExecID: id.Exec, Signal: signal, All: all}, &emptypb.Empty{})
+}
+
+// Wait blocks until the process has ended and its output was drained. When the shim ends, so does the process.
+func (c *Client) Wait(ctx context.Context, id task.ID) (task.Exit, error) {
+	var answer taskapi.WaitResponse
+	err := c.call(ctx, taskService, "Wait", &taskapi.WaitRequest{ID: id.Container, ExecID: id.Exec}, &answer)
+	if c.gone(err) {
+		return c.shimExit(ctx)
+	} else if err != nil {
+		return task.Exit{}, err
+	}
+	exit := task.Exit{Code: answer.ExitStatus, At: answer.ExitedAt.AsTime()}
+	info, err := c.inspect(ctx, id)
+	switch {
+	case err == nil:
+		exit.OOMKilled, exit.Reason = info.OomKilled, info.Reason
+	case errdefs.IsNotFound(err), c.gone(err): // deleted by somebody, or the shim ended right behind it
+	default:
+		return task.Exit{}, err
+	}
+	return exit, nil
+}
+
+// Delete forgets a process.
+func (c *Client) Delete(ctx context.Context, id task.ID) error {
+	return c.call(ctx, taskService, "Delete", &taskapi.DeleteRequest{ID: id.Container, ExecID: id.Exec}, &taskapi.DeleteResponse{})
+}
+
+// Resize sets the size of a terminal.
+func (c *Client) Resize(ctx context.Context, id task.ID, width, height uint32) error {
+	return c.call(ctx, taskService, "ResizePty", &taskapi.ResizePtyRequest{ID: id.Container, ExecID: id.Exec, Width: width, Height: height}, &emptypb.Empty{})
+}
+
+// ReopenLog opens a container's log anew.
+func (c *Client) ReopenLog(ctx context.Context, container string) error {
+	return c.call(ctx, shimService, "ReopenLog", &shimv1.ReopenLogRequest{Container: container}, &shimv1.Empty{})
+}
+
+// Update changes the limits of a container.
+func (c *Client) Update(ctx context.Context, container string, resources *specs.LinuxResources) error {
+	data, err := json.Marshal(resources)
+	if err != nil {
+		return fmt.Errorf("update container %s: %w", container, err)
+	}
+	return c.call(ctx, taskService, "Update", &taskapi.UpdateTaskRequest{
+		ID: container, Resources: &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", Value: data},
+	}, &emptypb.Empty{})
+}
+
+// Pids lists the processes of a container, by their pids in the guest.
+func (c *Client) Pids(ctx context.Context, container string) ([]uint32, error) {
+	var answer taskapi.PidsResponse
+	if err := c.call(ctx, taskService, "Pids", &taskapi.PidsRequest{ID: container}, &answer); err != nil {
+		return nil, err
+	}
+	var pids []uint32
+	for _, p := range answer.Processes {
+		pids = append(pids, p.Pid)
+	}
+	return pids, nil
+}
+
+// Pause freezes a container, Resume thaws it.
+func (c *Client) Pause(ctx context.Context, container string) error {
+	return c.call(ctx, taskService, "Pause", &taskapi.PauseRequest{ID: container}, &emptypb.Empty{})
+}
+
+// Resume thaws a container.
+func (c *Client) Resume(ctx context.Context, container string) error {
+	return c.call(ctx, taskService, "Resume", &taskapi.ResumeRequest{ID: container}, &emptypb.Empty{})
+}
+
+// State is what a container is doing: created, running, paused, stopped or unknown.
+func (c *Client) State(ctx context.Context, id task.ID) (string, error) {
+	var answer taskapi.StateResponse
+	err := c.call(ctx, taskService, "State", &taskapi.StateRequest{ID: id.Container, ExecID: id.Exec}, &answer)
+	return strings.ToLower(answer.Status.String()), err
+}

@@ -1,0 +1,251 @@
+package vmpod
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
+	"github.com/pistis-run/pistis/internal/config"
+	"github.com/pistis-run/pistis/internal/failpoint"
+	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/sandbox"
+)
+
+// scratchSuffix ends the names of writable disks, which begin with the sandbox's id.
+const scratchSuffix = ".img"
+
+// Options of a launcher. All but Hypervisor and CgroupParent are needed.
+type Options struct {
+	Config config.VM
+	// Hypervisor is a driver's name; empty is the best that works, which is QEMU.
+	Hypervisor string
+	// Shim is the path of containerd-shim-pistis-v2.
+	Shim string
+	// Guest says which kernel and initrd to boot. It is asked at each launch.
+	Guest func() (kernel, initrd string, err error)
+	// Accel says how guest code runs on this host.
+	Accel func(ctx context.Context) (hypervisor.Acceleration, error)
+	// NewScratch makes an empty writable disk.
+	NewScratch func(ctx context.Context, path string, sizeBytes int64) error
+	// UIDs are the users that VMMs run as; one for all launchers of the daemon.
+	UIDs *UIDs
+	// Dir has a bundle directory for each sandbox, ScratchDir a writable disk. Launchers may share them.
+	Dir, ScratchDir string
+	// CgroupParent is for pods that name none.
+	CgroupParent string
+	Log          *slog.Logger
+}
+
+// Launcher runs sandboxes as virtual machines.
+type Launcher struct {
+	Options
+	shims shims
+}
+
+var _ sandbox.Launcher = (*Launcher)(nil)
+
+// New checks the options and makes the directories.
+func New(o Options) (*Launcher, error) { return newLauncher(o, shimProcesses{}) }
+
+func newLauncher(o Options, s shims) (*Launcher, error) {
+	if o.Shim == "" || o.Guest == nil || o.Accel == nil || o.NewScratch == nil || o.UIDs == nil || o.Dir == "" || o.ScratchDir == "" || o.Log == nil {
+		return nil, fmt.Errorf("vm pods: an option is missing: %w", errdefs.ErrInvalidArgument)
+	}
+	for _, dir := range []string{o.Dir, o.ScratchDir} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("vm pods: %w", err)
+		}
+	}
+	o.Hypervisor = cmp.Or(o.Hypervisor, "qemu")
+	return &Launcher{Options: o, shims: s}, nil
+}
+
+// VM is true: the pod has a kernel of its own.
+func (*Launcher) VM() bool { return true }
+
+// Validate refuses what a virtual machine cannot share with the host.
+func (*Launcher) Validate(cfg sandbox.Config) error {
+	var shared []string
+	for name, asked := range map[string]bool{"network": cfg.HostNetwork, "PID": cfg.HostPID, "IPC": cfg.HostIPC} {
+		if asked {
+			shared = append(shared, name)
+		}
+	}
+	if len(shared) > 0 {
+		return fmt.Errorf("a microVM has a kernel of its own and cannot join the host's %s namespace: "+
+			"remove hostNetwork, hostPID and hostIPC from the pod, or use a RuntimeClass of the host's kernel: %w",
+			strings.Join(shared, " or "), errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// state is what is kept in the sandbox's record.
+type state struct {
+	// UID that the VMM runs as; 0 is the shim's.
+	UID uint32
+}
+
+func (l *Launcher) bundle(id string) string  { return filepath.Join(l.Dir, id) }
+func (l *Launcher) scratch(id string) string { return filepath.Join(l.ScratchDir, id+scratchSuffix) }
+
+// Launch boots the pod's VM.
+func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (sandbox.Instance, error) {
+	m, err := l.decide(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	if m.uid, err = l.UIDs.allocate(req.ID); err != nil {
+		return nil, err
+	}
+	saved, err := json.Marshal(state{UID: m.uid})
+	if err != nil {
+		return nil, err
+	}
+	if err := req.Save(saved); err != nil {
+		return nil, err
+	}
+	if err := l.NewScratch(ctx, m.scratch, int64(l.Config.ScratchMiB)<<20); err != nil {
+		return nil, err
+	}
+	if err := failpoint.Hit(ctx, "vm.scratch"); err != nil {
+		return nil, err
+	}
+	client, err := l.shims.launch(ctx, launchRequest{
+		shim: l.Shim, id: req.ID, bundle: l.bundle(req.ID), netns: req.NetNS,
+		options: sandboxOptions(req.Config, l.Config, m), annotations: req.Config.Annotations,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return l.instance(ctx, client)
+}
+
+// decide finds out all that the VM needs, before anything is made.
+func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machine, error) {
+	kernel, initrd, err := l.Guest()
+	if err != nil {
+		return machine{}, err
+	}
+	accel, err := l.Accel(ctx)
+	if err != nil {
+		return machine{}, err
+	}
+	resolv, err := resolvConf(req.Config.DNS, req.DNS)
+	if err != nil {
+		return machine{}, err
+	}
+	return machine{
+		hypervisor: l.Hypervisor, accel: accel, kernel: kernel, initrd: initrd,
+		scratch: l.scratch(req.ID), cgroup: cgroupPath(req.Config.CgroupParent, l.CgroupParent, req.ID),
+		hosts: hostsFile(req.Config.Hostname, req.IPs), resolv: resolv, maxVCPUs: uint32(runtime.NumCPU()),
+	}, nil
+}
+
+// Reconnect attaches to the shim of a sandbox.
+func (l *Launcher) Reconnect(ctx context.Context, req sandbox.LaunchRequest) (sandbox.Instance, error) {
+	if err := l.claim(req); err != nil {
+		return nil, err
+	}
+	client, err := l.shims.connect(ctx, l.bundle(req.ID))
+	if err != nil {
+		return nil, err
+	}
+	return l.instance(ctx, client)
+}
+
+// claim marks the uid that the sandbox was given as taken.
+func (l *Launcher) claim(req sandbox.LaunchRequest) error {
+	if req.State == nil {
+		return nil
+	}
+	var s state
+	if err := json.Unmarshal(req.State, &s); err != nil {
+		return fmt.Errorf("state of the VM: %w: %w", err, errdefs.ErrDataLoss)
+	}
+	return l.UIDs.claim(req.ID, s.UID)
+}
+
+// instance asks the shim once what it runs.
+func (l *Launcher) instance(ctx context.Context, client client) (sandbox.Instance, error) {
+	info, err := client.Info(ctx)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("shim: %w", err), client.Close())
+	}
+	return &instance{client: client, info: describe(info)}, nil
+}
+
+// Cleanup ends the shim and its VM and removes what was made for them.
+func (l *Launcher) Cleanup(ctx context.Context, req sandbox.LaunchRequest) error {
+	if err := l.claim(req); err != nil && !errdefs.IsAlreadyExists(err) {
+		l.Log.WarnContext(ctx, "state of a VM cannot be read; it is removed without", "sandbox", req.ID, "error", err)
+	}
+	if err := l.remove(ctx, req.ID); err != nil {
+		return err
+	}
+	l.UIDs.release(req.ID)
+	return nil
+}
+
+func (l *Launcher) remove(ctx context.Context, id string) error {
+	if err := l.shims.cleanup(ctx, l.bundle(id)); err != nil {
+		return fmt.Errorf("shim: %w", err)
+	}
+	if err := os.Remove(l.scratch(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("scratch disk: %w", err)
+	}
+	return nil
+}
+
+// Sweep removes bundles, with the shims that they belong to, and disks of sandboxes that nobody knows.
+func (l *Launcher) Sweep(ctx context.Context, keep map[string]bool) error {
+	lost := map[string]bool{}
+	for dir, suffix := range map[string]string{l.Dir: "", l.ScratchDir: scratchSuffix} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return fmt.Errorf("sweep: %w", err)
+		}
+		for _, entry := range entries {
+			if id, ours := strings.CutSuffix(entry.Name(), suffix); ours && !keep[id] {
+				lost[id] = true
+			}
+		}
+	}
+	var errs []error
+	for id := range lost {
+		l.Log.InfoContext(ctx, "removing a virtual machine that belongs to no sandbox", "sandbox", id)
+		errs = append(errs, l.remove(ctx, id))
+	}
+	return errors.Join(errs...)
+}
+
+// describe flattens what a shim says for verbose status.
+func describe(info *shimv1.InfoResponse) map[string]string {
+	vm := info.GetVm()
+	out := map[string]string{
+		"shimPid":           fmt.Sprint(info.GetShimPid()),
+		"shimVersion":       info.GetShimVersion(),
+		"vmmPid":            fmt.Sprint(vm.GetVmmPid()),
+		"hypervisor":        vm.GetHypervisor(),
+		"hypervisorVersion": vm.GetVersion(),
+		"acceleration":      vm.GetAcceleration(),
+		"kernel":            vm.GetKernel(),
+		"agentVersion":      vm.GetAgentVersion(),
+		"vcpus":             fmt.Sprint(vm.GetVcpus()),
+		"memoryBytes":       fmt.Sprint(vm.GetMemoryBytes()),
+	}
+	for _, phase := range vm.GetPhases() {
+		out["phase."+phase.GetName()] = phase.GetDuration().AsDuration().String()
+	}
+	return out
+}

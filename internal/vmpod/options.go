@@ -1,0 +1,107 @@
+package vmpod
+
+import (
+	"cmp"
+	"maps"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
+	"github.com/pistis-run/pistis/internal/config"
+	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/sandbox"
+)
+
+// machine is what is decided for one launch beside the pod's own configuration.
+type machine struct {
+	hypervisor     string
+	accel          hypervisor.Acceleration
+	kernel, initrd string
+	uid            uint32
+	scratch        string
+	cgroup         string
+	hosts, resolv  []byte
+	maxVCPUs       uint32
+}
+
+// sandboxOptions is the complete description that a shim gets.
+func sandboxOptions(cfg sandbox.Config, vm config.VM, m machine) *shimv1.SandboxOptions {
+	vcpus, memory := size(cfg, vm, m.maxVCPUs)
+	return &shimv1.SandboxOptions{
+		Vm: &shimv1.VMOptions{
+			Hypervisor:   m.hypervisor,
+			Binary:       vm.QEMU,
+			Kernel:       m.kernel,
+			Initrd:       m.initrd,
+			KernelParams: slices.Clone(vm.KernelParams),
+			Acceleration: string(m.accel),
+			Vcpus:        vcpus,
+			MemoryBytes:  memory,
+			Uid:          m.uid,
+			Gid:          m.uid,
+			BootTimeout:  durationpb.New(vm.BootTimeout.Duration),
+			Machine:      vm.Machine,
+		},
+		Hostname:   cfg.Hostname,
+		Hosts:      m.hosts,
+		ResolvConf: m.resolv,
+		Sysctls:    maps.Clone(cfg.Sysctls),
+		SharedPid:  cfg.SharedPID,
+		Scratch:    m.scratch,
+		Cgroup:     m.cgroup,
+	}
+}
+
+// size is how many virtual processors and how many bytes of memory the pod's VM gets. Processors: what the limits of the
+// containers and the overhead add up to, rounded up; without limits the configured default. Memory: the configured base,
+// which the guest's kernel and agent live on and containers without limits too, plus limits and overhead.
+func size(cfg sandbox.Config, vm config.VM, maxVCPUs uint32) (vcpus uint32, memoryBytes uint64) {
+	const mib = 1 << 20
+	vcpus = max(vm.VCPUs, 1)
+	if milli := milliCPU(cfg.Resources); milli > 0 {
+		vcpus = uint32(min((milli+milliCPU(cfg.Overhead)+999)/1000, 1<<16))
+	}
+	if maxVCPUs > 0 {
+		vcpus = min(vcpus, maxVCPUs)
+	}
+	memoryBytes = vm.MemoryMiB * mib
+	for _, limit := range []int64{cfg.Resources.MemoryLimit, cfg.Overhead.MemoryLimit} {
+		if limit > 0 {
+			memoryBytes += uint64(limit)
+		}
+	}
+	return vcpus, (memoryBytes + mib - 1) / mib * mib
+}
+
+// milliCPU of a quota, in thousandths of a processor; 0 is no limit.
+func milliCPU(r sandbox.Resources) int64 {
+	if r.CPUQuota <= 0 || r.CPUPeriod <= 0 {
+		return 0
+	}
+	return (r.CPUQuota*1000 + r.CPUPeriod - 1) / r.CPUPeriod
+}
+
+// cgroupPath is the pod's cgroup relative to each hierarchy's root. A parent that systemd names (a-b.slice) lies where
+// systemd puts it (a.slice/a-b.slice).
+func cgroupPath(parent, defaultParent, id string) string {
+	parent = cmp.Or(parent, defaultParent)
+	if strings.HasSuffix(parent, ".slice") && !strings.Contains(parent, "/") {
+		parent = expandSlice(parent)
+	}
+	return strings.TrimPrefix(path.Join("/", parent, "pistis-"+id), "/")
+}
+
+func expandSlice(slice string) string {
+	name := strings.TrimSuffix(slice, ".slice")
+	var dirs []string
+	for i, c := range name {
+		if c == '-' {
+			dirs = append(dirs, name[:i]+".slice")
+		}
+	}
+	return filepath.Join(append(dirs, slice)...)
+}

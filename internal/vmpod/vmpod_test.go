@@ -1,0 +1,315 @@
+package vmpod
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
+	"github.com/pistis-run/pistis/internal/config"
+	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/sandbox"
+	"github.com/pistis-run/pistis/internal/task"
+)
+
+var errFault = errors.New("fault")
+
+// fakeShims keeps the bundles that exist as directories, as the real ones do.
+type fakeShims struct {
+	mu         sync.Mutex
+	last       launchRequest
+	launchErr  error
+	cleanupErr error
+}
+
+func (f *fakeShims) launch(_ context.Context, r launchRequest) (client, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.last = r
+	if err := os.Mkdir(r.bundle, 0o700); err != nil {
+		return nil, err
+	}
+	return fakeClient{}, f.launchErr
+}
+
+func (f *fakeShims) connect(_ context.Context, bundle string) (client, error) {
+	if _, err := os.Stat(bundle); err != nil {
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+	}
+	return fakeClient{}, nil
+}
+
+func (f *fakeShims) cleanup(_ context.Context, bundle string) error {
+	if f.cleanupErr != nil {
+		return f.cleanupErr
+	}
+	return os.RemoveAll(bundle)
+}
+
+type fakeClient struct{ task.Service }
+
+func (fakeClient) WaitSandbox(context.Context) (task.Exit, error) {
+	return task.Exit{Reason: "powered off"}, nil
+}
+
+func (fakeClient) Info(context.Context) (*shimv1.InfoResponse, error) {
+	return &shimv1.InfoResponse{ShimPid: 5, Vm: &shimv1.VM{Hypervisor: "qemu", Phases: []*shimv1.Phase{{Name: "boot"}}}}, nil
+}
+func (fakeClient) Stop(context.Context, time.Duration) error { return nil }
+func (fakeClient) Kill(context.Context) error                { return nil }
+func (fakeClient) Close() error                              { return nil }
+
+func newTestLauncher(t *testing.T, uids *UIDs) (*Launcher, *fakeShims, string) {
+	t.Helper()
+	dir := t.TempDir()
+	f := &fakeShims{}
+	l, err := newLauncher(Options{
+		Config: config.VM{VCPUs: 1, MemoryMiB: 256, ScratchMiB: 64}, Shim: "/shim",
+		Guest:      func() (string, string, error) { return "/kernel", "/initrd", nil },
+		Accel:      func(context.Context) (hypervisor.Acceleration, error) { return hypervisor.TCG, nil },
+		NewScratch: func(_ context.Context, path string, _ int64) error { return os.WriteFile(path, nil, 0o600) },
+		UIDs:       uids, Dir: filepath.Join(dir, "pods"), ScratchDir: filepath.Join(dir, "scratch"), CgroupParent: "pistis",
+		Log: slog.New(slog.DiscardHandler),
+	}, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, f, dir
+}
+
+// request returns a launch request and where its state is saved.
+func request(id string) (sandbox.LaunchRequest, *json.RawMessage) {
+	var saved json.RawMessage
+	return sandbox.LaunchRequest{
+		ID: id, Config: sandbox.Config{Name: "a", Hostname: "a", Sysctls: map[string]string{"net.core.somaxconn": "9"}},
+		NetNS: "/netns/" + id, IPs: []string{"10.0.0.2"}, DNS: sandbox.DNS{Servers: []string{"10.0.0.1"}},
+		Save: func(s json.RawMessage) error { saved = s; return nil },
+	}, &saved
+}
+
+func files(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if rel, _ := filepath.Rel(dir, path); strings.Count(rel, "/") == 1 {
+			names = append(names, rel)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+func TestLaunchReconnectCleanup(t *testing.T) {
+	uids := NewUIDs(1000, 1001)
+	l, f, dir := newTestLauncher(t, uids)
+	req, saved := request("s1")
+	i, err := l.Launch(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info := i.Info(); info["shimPid"] != "5" || info["hypervisor"] != "qemu" || info["phase.boot"] != "0s" {
+		t.Errorf("info %v", info)
+	}
+	o := f.last.options
+	if f.last.netns != "/netns/s1" || o.Vm.Uid != 1000 || o.Vm.Gid != 1000 || o.Vm.MemoryBytes != 256<<20 || o.Cgroup != "pistis/pistis-s1" ||
+		o.Vm.Acceleration != "tcg" || o.Vm.Kernel != "/kernel" || string(o.ResolvConf) != "nameserver 10.0.0.1\n" ||
+		!strings.Contains(string(o.Hosts), "10.0.0.2\ta\n") || o.Sysctls["net.core.somaxconn"] != "9" {
+		t.Errorf("asked for %v", o)
+	}
+
+	// Another daemon takes over: the uid stays taken.
+	again, _, _ := newTestLauncher(t, NewUIDs(1000, 1001))
+	again.Dir, again.ScratchDir = l.Dir, l.ScratchDir
+	req.State = *saved
+	if _, err := again.Reconnect(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	other, _ := request("s2")
+	if _, err := again.Launch(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	third, _ := request("s3")
+	if _, err := again.Launch(t.Context(), third); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("third of two uids: %v", err)
+	}
+	for _, id := range []string{"s1", "s1", "s2", "s3"} {
+		if err := again.Cleanup(t.Context(), sandbox.LaunchRequest{ID: id, State: *saved}); err != nil {
+			t.Error(err)
+		}
+	}
+	if left := files(t, dir); len(left) != 0 {
+		t.Errorf("left over: %v", left)
+	}
+	if _, err := again.Reconnect(t.Context(), req); !errdefs.IsUnavailable(err) {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
+func TestFailedLaunchIsCleanedByItsState(t *testing.T) {
+	for name, breakIt := range map[string]func(l *Launcher, f *fakeShims, req *sandbox.LaunchRequest){
+		"guest": func(l *Launcher, _ *fakeShims, _ *sandbox.LaunchRequest) {
+			l.Guest = func() (string, string, error) { return "", "", errFault }
+		},
+		"accel": func(l *Launcher, _ *fakeShims, _ *sandbox.LaunchRequest) {
+			l.Accel = func(context.Context) (hypervisor.Acceleration, error) { return "", errFault }
+		},
+		"save": func(_ *Launcher, _ *fakeShims, r *sandbox.LaunchRequest) {
+			r.Save = func(json.RawMessage) error { return errFault }
+		},
+		"scratch": func(l *Launcher, _ *fakeShims, _ *sandbox.LaunchRequest) {
+			l.NewScratch = func(context.Context, string, int64) error { return errFault }
+		},
+		"shim": func(_ *Launcher, f *fakeShims, _ *sandbox.LaunchRequest) { f.launchErr = errFault },
+	} {
+		t.Run(name, func(t *testing.T) {
+			uids := NewUIDs(1000, 1000)
+			l, f, dir := newTestLauncher(t, uids)
+			req, saved := request("s1")
+			breakIt(l, f, &req)
+			if _, err := l.Launch(t.Context(), req); !errors.Is(err, errFault) {
+				t.Fatalf("got %v", err)
+			}
+			req.State = *saved
+			if err := l.Cleanup(t.Context(), req); err != nil {
+				t.Fatal(err)
+			}
+			if left := files(t, dir); len(left) != 0 {
+				t.Errorf("left over: %v", left)
+			}
+			if uid, err := uids.allocate("next"); err != nil || uid != 1000 {
+				t.Errorf("the uid is still taken: %v", err)
+			}
+		})
+	}
+}
+
+func TestFailedCleanupKeepsTheUID(t *testing.T) {
+	uids := NewUIDs(1000, 1000)
+	l, f, _ := newTestLauncher(t, uids)
+	f.cleanupErr = errFault
+	if err := l.Cleanup(t.Context(), sandbox.LaunchRequest{ID: "s1", State: json.RawMessage(`{"UID":1000}`)}); !errors.Is(err, errFault) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := uids.allocate("next"); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("the uid of a VM that may still run was given away: %v", err)
+	}
+}
+
+func TestSweep(t *testing.T) {
+	l, _, dir := newTestLauncher(t, NewUIDs(0, 0))
+	for _, path := range []string{l.bundle("kept"), l.bundle("lost")} {
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range []string{l.scratch("kept"), l.scratch("lost"), l.scratch("lost2")} {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Sweep(t.Context(), map[string]bool{"kept": true}); err != nil {
+		t.Fatal(err)
+	}
+	if left := files(t, dir); !slices.Equal(left, []string{"pods/kept", "scratch/kept.img"}) {
+		t.Errorf("left: %v", left)
+	}
+}
+
+func TestValidate(t *testing.T) {
+	l, _, _ := newTestLauncher(t, NewUIDs(0, 0))
+	if err := l.Validate(sandbox.Config{}); err != nil {
+		t.Error(err)
+	}
+	for _, cfg := range []sandbox.Config{{HostNetwork: true}, {HostPID: true}, {HostIPC: true}} {
+		if err := l.Validate(cfg); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "RuntimeClass") {
+			t.Errorf("%+v: %v", cfg, err)
+		}
+	}
+}
+
+func TestSize(t *testing.T) {
+	const mib = 1 << 20
+	vm := config.VM{VCPUs: 2, MemoryMiB: 256}
+	cpu := func(quota int64) sandbox.Resources { return sandbox.Resources{CPUPeriod: 100000, CPUQuota: quota} }
+	for _, c := range []struct {
+		name                string
+		resources, overhead sandbox.Resources
+		vcpus               uint32
+		memory              uint64
+	}{
+		{"nothing asked", sandbox.Resources{}, sandbox.Resources{}, 2, 256 * mib},
+		{"half a cpu", cpu(50000), sandbox.Resources{}, 1, 256 * mib},
+		{"one and overhead", cpu(100000), cpu(25000), 2, 256 * mib},
+		{"more than the host", cpu(100000 * 100), sandbox.Resources{}, 8, 256 * mib},
+		{"overhead alone is no limit", sandbox.Resources{}, cpu(25000), 2, 256 * mib},
+		{"memory", sandbox.Resources{MemoryLimit: 100*mib + 1}, sandbox.Resources{MemoryLimit: 10 * mib}, 2, 367 * mib},
+		{"unlimited", sandbox.Resources{CPUQuota: -1, CPUPeriod: 100000, MemoryLimit: -1}, sandbox.Resources{}, 2, 256 * mib},
+	} {
+		if vcpus, memory := size(sandbox.Config{Resources: c.resources, Overhead: c.overhead}, vm, 8); vcpus != c.vcpus || memory != c.memory {
+			t.Errorf("%s: %d vcpus, %d bytes, want %d, %d", c.name, vcpus, memory, c.vcpus, c.memory)
+		}
+	}
+}
+
+func TestCgroupPath(t *testing.T) {
+	for parent, want := range map[string]string{
+		"":                              "pistis/pistis-x",
+		"/kubepods/burstable/pod1":      "kubepods/burstable/pod1/pistis-x",
+		"kubepods-burstable-pod1.slice": "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/pistis-x",
+		"/system.slice/kubelet.service": "system.slice/kubelet.service/pistis-x",
+		"../../etc":                     "etc/pistis-x",
+	} {
+		if got := cgroupPath(parent, "pistis", "x"); got != want {
+			t.Errorf("%q: got %q, want %q", parent, got, want)
+		}
+	}
+}
+
+func TestResolvConf(t *testing.T) {
+	asked := sandbox.DNS{Servers: []string{"1.1.1.1"}, Searches: []string{"a", "b"}, Options: []string{"ndots:5"}}
+	if got, err := resolvConf(&asked, sandbox.DNS{Servers: []string{"2.2.2.2"}}); err != nil || string(got) != "search a b\nnameserver 1.1.1.1\noptions ndots:5\n" {
+		t.Errorf("asked: %q, %v", got, err)
+	}
+	if got, err := resolvConf(&sandbox.DNS{}, sandbox.DNS{Servers: []string{"2.2.2.2"}}); err != nil || string(got) != "nameserver 2.2.2.2\n" {
+		t.Errorf("network: %q, %v", got, err)
+	}
+	if got, found := withoutLoopback([]byte("# x\nnameserver 127.0.0.53\nnameserver 9.9.9.9\nsearch a\nnameserver ::1\nnameserver bad\n")); !found || string(got) != "# x\nnameserver 9.9.9.9\nsearch a\n" {
+		t.Errorf("host: %q, %v", got, found)
+	}
+	if _, found := withoutLoopback([]byte("nameserver 127.0.0.53\n")); found {
+		t.Error("a loopback server was found usable")
+	}
+}
+
+func TestUIDsAreUsedInTurn(t *testing.T) {
+	u := NewUIDs(10, 12)
+	for i, want := range []uint32{10, 11, 12, 10} {
+		id := fmt.Sprint(i)
+		if got, err := u.allocate(id); err != nil || got != want {
+			t.Errorf("%d: got %d, %v, want %d", i, got, err, want)
+		}
+		u.release(id)
+	}
+	if err := u.claim("a", 11); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.claim("b", 11); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("claimed twice: %v", err)
+	}
+	if got, err := NewUIDs(0, 0).allocate("a"); got != 0 || err != nil {
+		t.Errorf("without a range: %d, %v", got, err)
+	}
+}
