@@ -17,6 +17,7 @@ import (
 
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/daemon"
+	"github.com/pistis-run/pistis/internal/failpoint"
 	"github.com/pistis-run/pistis/internal/version"
 )
 
@@ -66,6 +67,9 @@ func command() *cobra.Command {
 // with calls fn with the configuration and the log that the flags ask for.
 func (f *flags) with(fn func(context.Context, config.Config, *slog.Logger) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, _ []string) error {
+		if err := failpoint.Check(); err != nil {
+			return err
+		}
 		cfg, err := f.load()
 		if err != nil {
 			return err

@@ -233,9 +233,12 @@ func (o runOptions) configs(image string, command []string) (*runtime.PodSandbox
 		Labels:       labels,
 		Annotations:  map[string]string{logDirKey: logDir},
 		PortMappings: ports,
-		Linux:        &runtime.LinuxPodSandboxConfig{Resources: resources},
+		Linux: &runtime.LinuxPodSandboxConfig{
+			Resources:       resources,
+			SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: ownPID()},
+		},
 	}
-	security := &runtime.LinuxContainerSecurityContext{}
+	security := &runtime.LinuxContainerSecurityContext{NamespaceOptions: ownPID()}
 	if id, err := strconv.ParseInt(o.user, 10, 64); err == nil {
 		security.RunAsUser = &runtime.Int64Value{Value: id}
 	} else {
@@ -267,6 +270,11 @@ func (o runOptions) configs(image string, command []string) (*runtime.PodSandbox
 		ctr.Envs = append(ctr.Envs, &runtime.KeyValue{Key: key, Value: []byte(value)})
 	}
 	return pod, ctr, nil
+}
+
+// ownPID gives the container a PID namespace of its own; CRI's default is one that the pod shares.
+func ownPID() *runtime.NamespaceOption {
+	return &runtime.NamespaceOption{Pid: runtime.NamespaceMode_CONTAINER}
 }
 
 func keyValues(what string, list []string) (map[string]string, error) {

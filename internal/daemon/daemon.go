@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -36,6 +37,7 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	if err := engine.recover(ctx, log); err != nil {
 		return err
 	}
+	down.Add("stop trying out KVM", background(ctx, func(ctx context.Context) { engine.handlers.warmUp(ctx, log) }))
 	counts := newMetrics()
 	stopMetrics, err := counts.serve(cfg.Metrics, log)
 	if err != nil {
@@ -62,6 +64,18 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	log.Info("serving", "socket", cfg.Socket, "streams", streams.Addr().String(), "version", version.Version,
 		logfields.PID, os.Getpid(), logfields.Duration, time.Since(start))
 	return serve(ctx, server, listener, cfg.DrainTimeout.Duration, draining, log)
+}
+
+// background runs fn until it ends or the returned function is called, which waits for it.
+func background(ctx context.Context, fn func(context.Context)) (stop func(context.Context) error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { fn(ctx) })
+	return func(context.Context) error {
+		cancel()
+		running.Wait()
+		return nil
+	}
 }
 
 // serve answers calls until ctx ends, and then lets those that run end, for as long as drain.

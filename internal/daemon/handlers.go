@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -10,14 +11,17 @@ import (
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/cri"
 	"github.com/pistis-run/pistis/internal/guestimage"
+	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/snapshot"
+	"github.com/pistis-run/pistis/internal/vmpod"
 )
 
 // handlers are the runtime handlers of the configuration with what runs their pods.
 type handlers struct {
 	cfg       config.Config
 	guest     guestFiles
+	accel     *accelerator
 	launchers map[string]sandbox.Launcher
 }
 
@@ -69,11 +73,38 @@ func (h *handlers) forCRI() cri.Handlers {
 	return out
 }
 
+// openHandlers makes a launcher for each handler. One whose shim or guest is missing is made too: it is not ready, and
+// becomes so when they are installed.
 func openHandlers(cfg config.Config, p paths, layers *snapshot.Layers, log *slog.Logger) (*handlers, error) {
 	h := &handlers{
 		cfg: cfg, launchers: map[string]sandbox.Launcher{},
 		guest: guestFiles{kernel: cfg.VM.Kernel, initrd: cfg.VM.Initrd, built: p.guest()},
 	}
-	_, _ = layers, log
+	h.accel = newAccelerator(cfg.VM, h.guest, cfg.Root, log)
+	first, last, err := cfg.VM.UIDRange()
+	if err != nil {
+		return nil, fmt.Errorf("daemon: vm.uids: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	uids := vmpod.NewUIDs(first, last)
+	for name, handler := range cfg.Handlers {
+		shim, err := cfg.VM.FindShim(handler)
+		if err != nil {
+			shim = config.ShimName
+		}
+		h.launchers[name], err = vmpod.New(vmpod.Options{
+			Config: cfg.VM, Hypervisor: handler.Hypervisor, Shim: shim, Guest: h.guest.find, Accel: h.accel.get,
+			NewScratch: layers.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: cfg.CgroupParent, Log: log,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("daemon: handler %s: %w", name, err)
+		}
+	}
 	return h, nil
+}
+
+// warmUp finds out how guests run before the first pod has to wait for it. It ends with ctx.
+func (h *handlers) warmUp(ctx context.Context, log *slog.Logger) {
+	if _, err := h.accel.get(ctx); err != nil && ctx.Err() == nil {
+		log.Warn("how guests run is not decided yet", logfields.Error, err)
+	}
 }

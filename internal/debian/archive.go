@@ -29,6 +29,8 @@ type Archive struct {
 	dir      string
 	progress func(string)
 	updated  bool
+	// unreachable is why some sources could not be asked.
+	unreachable error
 }
 
 // Package is one version of a package.
@@ -153,18 +155,19 @@ func (a *Archive) configure(sources string) error {
 	return os.WriteFile(a.path("etc/apt.conf.d/zzz-private"), []byte(b.String()), 0o644)
 }
 
-// Update fetches the package lists, once per Archive. Sources that do not answer are not an error as long as
-// the packages asked for are found in the others.
+// Update fetches the package lists, once per Archive. Sources that do not answer are an error only when none
+// does: the others may have what is asked for.
 func (a *Archive) Update(ctx context.Context) error {
 	if a.updated {
 		return nil
 	}
 	a.progress("fetching package lists")
-	if _, err := a.apt(ctx, "apt-get", "-q", "update"); err != nil {
+	if _, err := a.apt(ctx, "apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update"); err != nil {
 		if lists, _ := filepath.Glob(a.path("state/lists/*_Packages*")); len(lists) == 0 {
-			return fmt.Errorf("debian packages: update: %w: %w", err, errdefs.ErrUnavailable)
+			return fmt.Errorf("debian packages: no package source answers: %w: %w", err, errdefs.ErrUnavailable)
 		}
-		a.progress("some package sources did not answer, using the others")
+		a.unreachable = err
+		a.progress("some package sources do not answer, going on with the others")
 	}
 	a.updated = true
 	return nil
@@ -175,7 +178,10 @@ func (a *Archive) Update(ctx context.Context) error {
 func (a *Archive) Latest(ctx context.Context, name string) (Package, error) {
 	out, err := a.apt(ctx, "apt-cache", "show", "--no-all-versions", name)
 	if err != nil || len(bytes.TrimSpace(out)) == 0 {
-		return Package{}, fmt.Errorf("debian packages: %s: none of this machine's package sources has it: %w", name, errdefs.ErrNotFound)
+		if err = errdefs.ErrNotFound; a.unreachable != nil {
+			err = fmt.Errorf("%w (some did not answer: %w)", err, a.unreachable)
+		}
+		return Package{}, fmt.Errorf("debian packages: %s: none of this machine's package sources has it: %w", name, err)
 	}
 	return parsePackage(out), nil
 }

@@ -162,8 +162,8 @@ func (o Options) complete() (Options, error) {
 // digest is over everything that decides what the guest becomes.
 func (o Options) digest(k kernel) (string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "format %d\nkernel %s %s\nmodules %q %q %q\ncompression %s\n",
-		format, k.version, k.source, neededModules, usefulModules, o.ExtraModules, o.Compression)
+	fmt.Fprintf(h, "format %d\nkernel %s %s\nmodules %v %q\ncompression %s\n",
+		format, k.version, k.source, guestModules, o.ExtraModules, o.Compression)
 	files := []string{o.Agent, o.Runc}
 	if !k.packaged {
 		files = append(files, k.image)
@@ -274,13 +274,7 @@ func (o Options) modules(k kernel) ([]module, error) {
 	if err != nil {
 		return nil, err
 	}
-	names := slices.Clone(neededModules)
-	for _, name := range usefulModules {
-		if set.has(name) {
-			names = append(names, name)
-		}
-	}
-	return set.closure(append(names, o.ExtraModules...))
+	return set.forGuest(o.ExtraModules)
 }
 
 func (m manifest) guest(dir string) Guest {

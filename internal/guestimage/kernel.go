@@ -176,8 +176,9 @@ func unpackedKernel(dir string, f fetched) (kernel, error) {
 	return kernel{}, fmt.Errorf("guest kernel: %s has no modules of %s: %w", dir, version, errdefs.ErrFailedPrecondition)
 }
 
-// compression is the fastest to boot that the kernel was built with: LZ4 takes a third of zstd's time to
-// unpack for a third more bytes. Where nothing is known of the kernel it is gzip, which all have.
+// compression is the fastest to boot that the kernel was built with. Booting an initrd of 28 MiB under emulation
+// took 2.1 to 2.7 s with LZ4 (13.3 MiB) and 2.8 to 2.9 s with zstd (10.0 MiB). Where nothing is known of the
+// kernel it is gzip, which all have.
 func (k kernel) compression() Compression {
 	data, err := os.ReadFile(k.config)
 	if err != nil {

@@ -21,11 +21,28 @@ import (
 // maxModule bounds one decompressed module. The largest of Debian's kernels has 12 MiB.
 const maxModule = 64 << 20
 
-// neededModules are what a guest cannot do without, unless they are built into the kernel.
-var neededModules = []string{"virtio_pci", "virtio_scsi", "sd_mod", "virtio_net", "virtio_console", "overlay", "ext4"}
-
-// usefulModules are loaded where the kernel has them: other ways to attach disks, streams and shares.
-var usefulModules = []string{"virtio_blk", "virtio_mmio", "virtio_rng", "vsock", "vmw_vsock_virtio_transport", "fuse", "af_packet", "ipv6"}
+// guestModules are what a guest loads, the way to the host first. Without the needed ones, loaded or built into
+// the kernel, a guest is of no use; the others are taken where the kernel has them.
+var guestModules = []struct {
+	name   string
+	needed bool
+}{
+	{"virtio_pci", true},
+	{"virtio_mmio", false},
+	{"virtio_console", true},
+	{"vsock", false},
+	{"vmw_vsock_virtio_transport", false},
+	{"virtio_net", true},
+	{"virtio_scsi", true},
+	{"sd_mod", true},
+	{"virtio_blk", false},
+	{"ext4", true},
+	{"overlay", true},
+	{"fuse", false},
+	{"virtio_rng", false},
+	{"af_packet", false},
+	{"ipv6", false},
+}
 
 // module is a kernel module, decompressed.
 type module struct {
@@ -90,6 +107,17 @@ func openModules(dir string) (*moduleSet, error) {
 func (s *moduleSet) has(name string) bool {
 	name = canonical(name)
 	return s.builtin[name] || s.paths[name] != ""
+}
+
+// forGuest returns the guest's modules and the extra ones, in the order of loading.
+func (s *moduleSet) forGuest(extra []string) ([]module, error) {
+	var names []string
+	for _, m := range guestModules {
+		if m.needed || s.has(m.name) {
+			names = append(names, m.name)
+		}
+	}
+	return s.closure(append(names, extra...))
 }
 
 // closure returns the named modules and all that they need, dependencies first, without those built in.

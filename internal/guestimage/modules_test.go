@@ -24,9 +24,9 @@ func moduleDir(t testing.TB) string {
 	write(t, filepath.Join(dir, "kernel/b.ko"), ko("depends=a"))
 	write(t, filepath.Join(dir, "kernel/lost.ko"), ko("depends=gone"))
 	write(t, filepath.Join(dir, "kernel/bad.ko"), []byte("no module"))
-	for _, name := range neededModules {
-		if name != "virtio_pci" && name != "ext4" {
-			write(t, filepath.Join(dir, "kernel/needed", name+".ko"), ko("depends=virtio"))
+	for _, m := range guestModules {
+		if m.needed && m.name != "virtio_pci" && m.name != "ext4" {
+			write(t, filepath.Join(dir, "kernel/needed", m.name+".ko"), ko("depends=virtio"))
 		}
 	}
 	return dir

@@ -38,7 +38,7 @@ func (d *daemon) podConfig(name string) *runtime.PodSandboxConfig {
 		Metadata:     &runtime.PodSandboxMetadata{Name: name, Namespace: "test", Uid: name + "-uid"},
 		Hostname:     name,
 		LogDirectory: filepath.Join(d.scope.Root, "logs", name),
-		Linux:        &runtime.LinuxPodSandboxConfig{SecurityContext: &runtime.LinuxSandboxSecurityContext{}},
+		Linux:        &runtime.LinuxPodSandboxConfig{SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: ownPID()}},
 	}
 }
 
@@ -56,6 +56,11 @@ func (d *daemon) runPod(name string, adjust func(*runtime.PodSandboxConfig)) (st
 	return resp.PodSandboxId, config
 }
 
+// ownPID is what the kubelet asks for unless a pod shares its PID namespace.
+func ownPID() *runtime.NamespaceOption {
+	return &runtime.NamespaceOption{Pid: runtime.NamespaceMode_CONTAINER}
+}
+
 // shell is a container that runs a script.
 func shell(name, script string) *runtime.ContainerConfig {
 	return &runtime.ContainerConfig{
@@ -64,7 +69,7 @@ func shell(name, script string) *runtime.ContainerConfig {
 		Command:  []string{"sh", "-c", script},
 		LogPath:  name + ".log",
 		Linux: &runtime.LinuxContainerConfig{
-			Resources: &runtime.LinuxContainerResources{}, SecurityContext: &runtime.LinuxContainerSecurityContext{},
+			Resources: &runtime.LinuxContainerResources{}, SecurityContext: &runtime.LinuxContainerSecurityContext{NamespaceOptions: ownPID()},
 		},
 	}
 }

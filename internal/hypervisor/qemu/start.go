@@ -43,6 +43,9 @@ func (d Driver) start(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
 	if err := checkDisks(cfg.Disks); err != nil {
 		return nil, err
 	}
+	if err := checkNICs(cfg.NICs); err != nil {
+		return nil, err
+	}
 	path, err := lookup(cfg.Binary)
 	if err != nil {
 		return nil, err
@@ -62,6 +65,20 @@ func (d Driver) start(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
 		return nil, v.abort(err)
 	}
 	return v, nil
+}
+
+func checkNICs(nics []hypervisor.NIC) error {
+	for _, nic := range nics {
+		switch {
+		case nic.Tap == nil:
+			return fmt.Errorf("network card %s: no tap: %w", nic.ID, errdefs.ErrInvalidArgument)
+		case len(nic.MAC) != 6:
+			return fmt.Errorf("network card %s: MAC address %q is not one of Ethernet: %w", nic.ID, nic.MAC, errdefs.ErrInvalidArgument)
+		case nic.MTU != 0 && (nic.MTU < 68 || nic.MTU > 65535):
+			return fmt.Errorf("network card %s: MTU %d is not between 68 and 65535: %w", nic.ID, nic.MTU, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
 }
 
 // boot runs between the fork and the first instruction of the guest.

@@ -1,0 +1,72 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/pistis-run/pistis/internal/config"
+	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/hypervisor/qemu"
+	"github.com/pistis-run/pistis/internal/logfields"
+)
+
+// accelerator decides how guests run: as the configuration says, or, once, by running one under KVM.
+type accelerator struct {
+	vm    config.VM
+	guest guestFiles
+	// cacheDir keeps the answer for the next daemon.
+	cacheDir string
+	log      *slog.Logger
+
+	// turn holds one token: whoever has it may look at decided and probe.
+	turn    chan struct{}
+	decided hypervisor.Acceleration
+}
+
+func newAccelerator(vm config.VM, guest guestFiles, cacheDir string, log *slog.Logger) *accelerator {
+	a := &accelerator{vm: vm, guest: guest, cacheDir: cacheDir, log: log, turn: make(chan struct{}, 1)}
+	a.turn <- struct{}{}
+	return a
+}
+
+// get answers at once where it is decided. Otherwise it waits for the test guest, at most as long as ctx lasts.
+func (a *accelerator) get(ctx context.Context) (hypervisor.Acceleration, error) {
+	if a.vm.Acceleration != "auto" {
+		return hypervisor.Acceleration(a.vm.Acceleration), nil
+	}
+	select {
+	case <-a.turn:
+		defer func() { a.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return "", fmt.Errorf("acceleration: waiting for the test guest: %w", ctx.Err())
+	}
+	if a.decided != "" {
+		return a.decided, nil
+	}
+	kernel, initrd, err := a.guest.find()
+	if err != nil {
+		return "", err
+	}
+	usable, reason, err := qemu.ProbeKVM(ctx, qemu.ProbeConfig{
+		Binary: a.vm.QEMU, Kernel: kernel, Initrd: initrd, User: a.user(), CacheDir: a.cacheDir,
+	})
+	if err != nil {
+		return "", fmt.Errorf("acceleration: %w", err)
+	}
+	a.decided = hypervisor.TCG
+	if usable {
+		a.decided = hypervisor.KVM
+	}
+	a.log.Info("decided how guests run", "acceleration", a.decided, logfields.Reason, reason)
+	return a.decided, nil
+}
+
+// user is one of those that VMMs run as: KVM must work for them.
+func (a *accelerator) user() *hypervisor.User {
+	first, _, err := a.vm.UIDRange()
+	if err != nil || first == 0 {
+		return nil
+	}
+	return &hypervisor.User{UID: first, GID: first}
+}
