@@ -15,6 +15,7 @@ func main() {
 	os.Exit(shim.Main(shim.Options{
 		Drivers:        map[string]hypervisor.Driver{"qemu": qemu.Driver{}},
 		AttachNetwork:  tap.Attach,
+		InspectNetwork: tap.Inspect,
 		GuestSpec:      oci.ForGuest,
 		GuestResources: oci.GuestResources,
 	}, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))

@@ -13,7 +13,6 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"k8s.io/klog/v2"
 
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/daemon"
@@ -74,10 +73,7 @@ func (f *flags) with(fn func(context.Context, config.Config, *slog.Logger) error
 		if err != nil {
 			return err
 		}
-		log := newLogger(cfg.Log)
-		slog.SetDefault(log)
-		klog.SetSlogLogger(log) // what the Kubernetes libraries say
-		return fn(cmd.Context(), cfg, log)
+		return fn(cmd.Context(), cfg, daemon.OpenLog(cfg.Log))
 	}
 }
 
@@ -102,16 +98,4 @@ func (f *flags) load() (config.Config, error) {
 		}
 	}
 	return cfg, cfg.Validate()
-}
-
-func newLogger(cfg config.Log) *slog.Logger {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(cfg.Level)); err != nil {
-		level = slog.LevelInfo // the configuration was checked
-	}
-	options := &slog.HandlerOptions{Level: level}
-	if cfg.Format == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, options))
-	}
-	return slog.New(slog.NewTextHandler(os.Stderr, options))
 }

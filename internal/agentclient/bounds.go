@@ -68,9 +68,14 @@ func native(err error) error {
 	if !ok {
 		return fmt.Errorf("%s: %w", clean(err.Error(), maxText), errdefs.ErrUnavailable)
 	}
-	text, class := clean(st.Message(), maxText), classOf(st.Code())
+	return guestError(st.Message(), st.Code())
+}
+
+// guestError makes an error of what the guest said.
+func guestError(text string, code codes.Code) error {
+	class := classOf(code)
 	// The class ends the message already where the other side wraps as we do.
-	text = strings.TrimSuffix(strings.TrimSuffix(text, class.Error()), ": ")
+	text = strings.TrimSuffix(strings.TrimSuffix(clean(text, maxText), class.Error()), ": ")
 	if text == "" {
 		return class
 	}

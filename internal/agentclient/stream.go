@@ -72,7 +72,7 @@ func (c *Client) open(ctx context.Context, header *agentv1.StreamHeader) (_ Stre
 		return nil, orCause(ctx, fmt.Errorf("read reply: %w", err))
 	}
 	if reply.Error != "" || reply.Code != 0 {
-		return nil, fmt.Errorf("%s: %w", clean(reply.Error, maxText), classOf(codes.Code(reply.Code)))
+		return nil, guestError(reply.Error, codes.Code(reply.Code))
 	}
 	return stream, nil
 }

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/task"
 )
@@ -111,6 +112,8 @@ type Status struct {
 	// Reason is one of the Reason constants, Message the sentence for people.
 	Reason, Message string
 	LogPath         string // absolute
+	// StopSignal is the one that Stop sends, from the configuration or the image.
+	StopSignal unix.Signal
 }
 
 // Size of a terminal in characters.

@@ -17,17 +17,14 @@ import (
 func (m *Manager) Update(ctx context.Context, id string, resources *specs.LinuxResources) error {
 	c, err := m.find(id)
 	if err != nil {
-		return fmt.Errorf("update container: %w", err)
+		return err
 	}
 	release, err := c.acquire(ctx)
 	if err != nil {
-		return fmt.Errorf("update container: %s: %w", id, err)
+		return err
 	}
 	defer release()
-	if err := m.updateLimits(ctx, c, resources); err != nil {
-		return fmt.Errorf("update container: %s: %w", id, err)
-	}
-	return nil
+	return m.updateLimits(ctx, c, resources)
 }
 
 func (m *Manager) updateLimits(ctx context.Context, c *container, resources *specs.LinuxResources) error {
@@ -117,16 +114,13 @@ func set[T any](to **T, from *T) {
 func (m *Manager) ReopenLog(ctx context.Context, id string) error {
 	rec, tasks, err := m.running(ctx, id, Running)
 	if err != nil {
-		return fmt.Errorf("reopen log: %w", err)
+		return err
 	}
 	reopener, ok := tasks.(task.LogReopener)
 	if !ok {
-		return fmt.Errorf("reopen log: container %s: its runtime writes no logs: %w", rec.ID, errdefs.ErrNotImplemented)
+		return fmt.Errorf("its runtime writes no logs: %w", errdefs.ErrNotImplemented)
 	}
-	if err := reopener.ReopenLog(ctx, rec.ID); err != nil {
-		return fmt.Errorf("reopen log: container %s: %w", rec.ID, err)
-	}
-	return nil
+	return reopener.ReopenLog(ctx, rec.ID)
 }
 
 // Stats of the running ones among the containers; no ids means all. A container whose sandbox does not answer, or has
@@ -136,7 +130,7 @@ func (m *Manager) Stats(ctx context.Context, ids ...string) ([]task.ContainerSta
 	for _, id := range ids {
 		rec, _, err := m.running(ctx, id, Running)
 		if err != nil {
-			return nil, fmt.Errorf("stats: %w", err)
+			return nil, err
 		}
 		perPod[rec.Config.SandboxID] = append(perPod[rec.Config.SandboxID], rec.ID)
 	}
@@ -151,7 +145,7 @@ func (m *Manager) Stats(ctx context.Context, ids ...string) ([]task.ContainerSta
 	for pod, containers := range perPod {
 		stats, err := m.podStats(ctx, pod, containers)
 		if err != nil && len(ids) > 0 {
-			return nil, fmt.Errorf("stats: %w", err)
+			return nil, err
 		}
 		all = append(all, stats...)
 	}

@@ -28,22 +28,22 @@ const specFile = "config.json"
 func (m *Manager) Create(ctx context.Context, cfg Config) (id string, err error) {
 	pod, err := m.sandboxes.Status(ctx, cfg.SandboxID)
 	if err != nil {
-		return "", fmt.Errorf("create container: %s: %w", cfg.Name, err)
+		return "", err
 	}
 	cfg.SandboxID = pod.ID
 	tasks, err := m.sandboxes.Tasks(ctx, pod.ID)
 	if err != nil {
-		return "", fmt.Errorf("create container: %s: %w", cfg.Name, err)
+		return "", err
 	}
 	id = newID(32)
 	c := newContainer(record{ID: id, Name: fullName(cfg, pod), Config: cfg, State: Creating, Created: time.Now()})
 	release, err := c.acquire(ctx)
 	if err != nil {
-		return "", fmt.Errorf("create container: %s: %w", cfg.Name, err)
+		return "", err
 	}
 	defer release()
 	if err := m.create(ctx, c, pod, tasks); err != nil {
-		return "", fmt.Errorf("create container: %s: %w", cfg.Name, err)
+		return "", err
 	}
 	m.publish(event.Created, c.snapshot())
 	return id, nil

@@ -10,5 +10,7 @@
 // period is not held up by the first. Readers see the last saved state and wait for nobody. Each running container has one
 // goroutine that waits for its exit, publishes it after its output was drained, and ends with Close.
 //
+// Errors say what went wrong and leave it to the caller to name the operation and the container that it asked for.
+//
 // The package must not import shimclient, hypervisor, vm, vmpod or cri.
 package container

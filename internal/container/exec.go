@@ -55,20 +55,20 @@ func (m *Manager) Exec(ctx context.Context, id string, cmd []string, tty bool, s
 
 func (m *Manager) exec(ctx context.Context, id string, cmd []string, e execution) (code int32, err error) {
 	if len(cmd) == 0 {
-		return 0, fmt.Errorf("exec: no command: %w", errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("no command: %w", errdefs.ErrInvalidArgument)
 	}
 	rec, tasks, err := m.running(ctx, id, Running)
 	if err != nil {
-		return 0, fmt.Errorf("exec: %w", err)
+		return 0, err
 	}
 	process, err := m.execProcess(rec, cmd, e.tty)
 	if err != nil {
-		return 0, fmt.Errorf("exec: container %s: %w", rec.ID, err)
+		return 0, err
 	}
 	e.tasks, e.id, e.log = tasks, task.ID{Container: rec.ID, Exec: newID(8)}, m.log
 	exit, err := e.run(ctx, process)
 	if err != nil {
-		return 0, fmt.Errorf("exec: container %s: %w", rec.ID, err)
+		return 0, err
 	}
 	return int32(exit.Code), nil
 }

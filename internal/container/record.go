@@ -39,7 +39,7 @@ func (r record) status() Status {
 	return Status{
 		ID: r.ID, Config: r.Config, State: r.State, ImageID: r.ImageID, User: r.User, PID: r.PID,
 		Created: r.Created, Started: r.Started, Finished: r.Finished,
-		ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, LogPath: r.LogPath,
+		ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, LogPath: r.LogPath, StopSignal: r.StopSignal,
 	}
 }
 

@@ -23,20 +23,17 @@ const endedPatience = time.Second
 func (m *Manager) Start(ctx context.Context, id string) error {
 	c, err := m.find(id)
 	if err != nil {
-		return fmt.Errorf("start container: %w", err)
+		return err
 	}
 	release, err := c.acquire(ctx)
 	if err != nil {
-		return fmt.Errorf("start container: %s: %w", id, err)
+		return err
 	}
 	defer release()
 	if err := m.move(c, opStart, nil); err != nil {
-		return fmt.Errorf("start container: %w", err)
+		return err
 	}
-	if err := m.start(ctx, c); err != nil {
-		return fmt.Errorf("start container: %s: %w", c.snapshot().ID, err)
-	}
-	return nil
+	return m.start(ctx, c)
 }
 
 func (m *Manager) start(ctx context.Context, c *container) error {

@@ -35,20 +35,17 @@ func (m *Manager) Stop(ctx context.Context, id string, grace time.Duration) erro
 	if errdefs.IsNotFound(err) {
 		return nil
 	} else if err != nil {
-		return fmt.Errorf("stop container: %w", err)
+		return err
 	}
 	// A start that is under way comes first.
 	release, err := c.acquire(ctx)
 	if errdefs.IsNotFound(err) {
 		return nil
 	} else if err != nil {
-		return fmt.Errorf("stop container: %s: %w", id, err)
+		return err
 	}
 	release()
-	if err := m.stop(ctx, c, grace); err != nil {
-		return fmt.Errorf("stop container: %s: %w", id, err)
-	}
-	return nil
+	return m.stop(ctx, c, grace)
 }
 
 func (m *Manager) stop(ctx context.Context, c *container, grace time.Duration) error {
@@ -71,10 +68,10 @@ func (m *Manager) stop(ctx context.Context, c *container, grace time.Duration) e
 		if exitWithin(ctx, c, 2*endedPatience) == nil {
 			return nil
 		}
-		return fmt.Errorf("kill: %w", err)
+		return fmt.Errorf("it could not be killed, its pod may hang; stopping the pod ends it: %w", err)
 	}
 	if err := exitWithin(ctx, c, killTimeout); err != nil {
-		return fmt.Errorf("it was killed but did not end, its sandbox may hang; stopping the pod ends it: %w", err)
+		return fmt.Errorf("it was killed but did not end, its pod may hang; stopping the pod ends it: %w", err)
 	}
 	return nil
 }
@@ -118,12 +115,9 @@ func (m *Manager) Remove(ctx context.Context, id string) error {
 	if errdefs.IsNotFound(err) {
 		return nil
 	} else if err != nil {
-		return fmt.Errorf("remove container: %w", err)
+		return err
 	}
-	if err := m.remove(ctx, c); err != nil {
-		return fmt.Errorf("remove container: %s: %w", id, err)
-	}
-	return nil
+	return m.remove(ctx, c)
 }
 
 func (m *Manager) remove(ctx context.Context, c *container) error {
@@ -212,7 +206,11 @@ func forEach(list []*container, fn func(*container) error) error {
 	errs := make([]error, len(list))
 	var group sync.WaitGroup
 	for i, c := range list {
-		group.Go(func() { errs[i] = fn(c) })
+		group.Go(func() {
+			if err := fn(c); err != nil {
+				errs[i] = fmt.Errorf("container %s: %w", c.snapshot().ID, err)
+			}
+		})
 	}
 	group.Wait()
 	return errors.Join(errs...)

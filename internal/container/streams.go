@@ -20,24 +20,20 @@ import (
 func (m *Manager) Attach(ctx context.Context, id string, tty bool, stdio task.Stdio, resize <-chan Size) error {
 	rec, tasks, err := m.running(ctx, id, Created, Starting, Running)
 	if err != nil {
-		return fmt.Errorf("attach: %w", err)
+		return err
 	}
 	if stdio.Stdin != nil && !rec.Config.Stdin {
-		return fmt.Errorf("attach: container %s was created without stdin: %w", rec.ID, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("container %s was created without stdin: %w", rec.ID, errdefs.ErrFailedPrecondition)
 	}
 	if tty {
 		stdio.Stderr = nil // a terminal has one output
 	}
 	s, err := attach(ctx, tasks, task.ID{Container: rec.ID}, stdio, resize)
 	if err != nil {
-		return fmt.Errorf("attach: container %s: %w", rec.ID, err)
+		return err
 	}
-	err = s.wait(ctx, 0)
-	s.stop()
-	if err != nil {
-		return fmt.Errorf("attach: container %s: %w", rec.ID, err)
-	}
-	return nil
+	defer s.stop()
+	return s.wait(ctx, 0)
 }
 
 // execution is one further process in a container, with the streams of a client.

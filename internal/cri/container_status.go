@@ -47,7 +47,7 @@ func containerStatus(s container.Status) *runtime.ContainerStatus {
 		Labels: maps.Clone(s.Config.Labels), Annotations: maps.Clone(s.Config.Annotations), LogPath: s.LogPath,
 		Resources:  &runtime.ContainerResources{Linux: toCRIResources(s.Config.Resources, s.Config.OOMScore)},
 		User:       containerUser(s.User),
-		StopSignal: signalNumber(s.Config.StopSignal),
+		StopSignal: signalNumber(s.StopSignal),
 	}
 	for _, m := range s.Config.Mounts {
 		status.Mounts = append(status.Mounts, toCRIMount(m))

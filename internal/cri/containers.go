@@ -80,7 +80,11 @@ func (c *containerCalls) CreateContainer(ctx context.Context, req *runtime.Creat
 	if err != nil {
 		return nil, fmt.Errorf("create container %q: image %q: %w", name, req.Config.Image.Image, err)
 	}
+	// The digest is what people know the image by; one that was built here has none.
 	cfg.ImageRef = img.ID.String()
+	if len(img.Digests) > 0 {
+		cfg.ImageRef = img.Digests[0]
+	}
 	id, err := c.containers.Create(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("create container %q: %w", name, imageVolumeError(cfg, err))

@@ -135,7 +135,7 @@ func (e ctrs) Create(_ context.Context, cfg container.Config) (string, error) {
 	}
 	id := e.newID()
 	e.containers[id] = &container.Status{
-		ID: id, Config: cfg, State: container.Created, ImageID: cfg.ImageRef, Created: time.Now(),
+		ID: id, Config: cfg, State: container.Created, ImageID: testImage(cfg.Image).ID.String(), Created: time.Now(),
 		User: &task.User{UID: 7, GID: 8, AdditionalGIDs: []uint32{9}}, LogPath: "/logs/" + cfg.LogPath,
 	}
 	return id, nil

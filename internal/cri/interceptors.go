@@ -112,11 +112,12 @@ func logCall(ctx context.Context, log *slog.Logger, method string, req any, d ti
 	log.LogAttrs(ctx, level, "call", attrs...)
 }
 
+// onlyLooks: the call changes nothing, or is a probe.
 func onlyLooks(method string) bool {
-	for _, word := range []string{"List", "Status", "Stats", "Version", "Info", "RuntimeConfig", "GetContainerEvents", "ExecSync"} {
-		if strings.Contains(method, word) {
-			return true
-		}
+	switch method {
+	case "Version", "Status", "RuntimeConfig", "ExecSync", "GetContainerEvents", "ImageFsInfo", "ImageStatus",
+		"PodSandboxStatus", "ContainerStatus", "PodSandboxStats", "ContainerStats":
+		return true
 	}
-	return false
+	return strings.HasPrefix(method, "List")
 }

@@ -1,8 +1,10 @@
 package cri
 
 import (
+	"fmt"
 	"slices"
 
+	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -26,7 +28,26 @@ func signalName(s runtime.Signal) (string, error) {
 	return signalNames[s], nil
 }
 
-// signalNumber is the way back; a name that CRI does not have (an image's STOPSIGNAL may be a number) is the default.
-func signalNumber(name string) runtime.Signal {
+// The kernel's numbers of the first and the last real-time signal that programs may use.
+const (
+	sigRTMin = 34
+	sigRTMax = 64
+)
+
+// signalNumber is CRI's number of a signal of the kernel; one that CRI does not have is the runtime's default.
+func signalNumber(s unix.Signal) runtime.Signal {
+	name := unix.SignalName(s)
+	switch {
+	case s == 0:
+		return runtime.Signal_SIGNAL_RUNTIME_DEFAULT
+	case s == sigRTMin:
+		name = "SIGRTMIN"
+	case s == sigRTMax:
+		name = "SIGRTMAX"
+	case s > sigRTMin && s <= sigRTMin+15:
+		name = fmt.Sprintf("SIGRTMIN+%d", s-sigRTMin)
+	case s > sigRTMin && s < sigRTMax:
+		name = fmt.Sprintf("SIGRTMAX-%d", sigRTMax-s)
+	}
 	return runtime.Signal(max(0, slices.Index(signalNames[:], name)))
 }

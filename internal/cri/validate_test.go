@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/pistis-run/pistis/internal/sandbox"
@@ -169,8 +170,8 @@ func TestSignals(t *testing.T) {
 	}
 	for number, constant := range runtime.Signal_name {
 		name, err := signalName(runtime.Signal(number))
-		if err != nil || signalNumber(name) != runtime.Signal(number) {
-			t.Errorf("%d: %q, %v", number, name, err)
+		if err != nil {
+			t.Error(err)
 		}
 		// Today the constants spell the names; this finds a slip in the list.
 		spelled := strings.NewReplacer("SIGNAL_", "", "PLUS", "+", "MINUS", "-", "RUNTIME_DEFAULT", "").Replace(constant)
@@ -178,7 +179,13 @@ func TestSignals(t *testing.T) {
 			t.Errorf("%d: %q is spelled %q", number, name, spelled)
 		}
 	}
-	if signalNumber("SIGNONSENSE") != runtime.Signal_SIGNAL_RUNTIME_DEFAULT {
-		t.Error("an unknown name is a signal")
+	for signal, want := range map[unix.Signal]runtime.Signal{
+		0: runtime.Signal_SIGNAL_RUNTIME_DEFAULT, unix.SIGTERM: runtime.Signal_SIGNAL_SIGTERM, unix.SIGQUIT: runtime.Signal_SIGNAL_SIGQUIT,
+		34: runtime.Signal_SIGNAL_SIGRTMIN, 37: runtime.Signal_SIGNAL_SIGRTMINPLUS3, 49: runtime.Signal_SIGNAL_SIGRTMINPLUS15,
+		50: runtime.Signal_SIGNAL_SIGRTMAXMINUS14, 64: runtime.Signal_SIGNAL_SIGRTMAX, 99: runtime.Signal_SIGNAL_RUNTIME_DEFAULT,
+	} {
+		if got := signalNumber(signal); got != want {
+			t.Errorf("signal %d: got %v, want %v", signal, got, want)
+		}
 	}
 }

@@ -6,13 +6,18 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"time"
 
+	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/cleanup"
 	"github.com/pistis-run/pistis/internal/config"
 )
 
+// cgroupTimeout is how long dead processes may take to leave their cgroup.
+const cgroupTimeout = 10 * time.Second
+
 // Wipe ends all pods of a daemon that does not run, and removes what they and the daemon had on the host: namespaces,
-// bridge, rules and everything below the run directory. Images and the guest stay.
+// cgroups, bridge, rules and everything below the run directory. Images and the guest stay.
 func Wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	var down cleanup.Stack
 	defer func() { err = errors.Join(err, down.Run(ctx)) }()
@@ -40,9 +45,23 @@ func Wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) 
 			return fmt.Errorf("wipe: %w", err)
 		}
 	}
+	if err := removeCgroup(ctx, cfg.CgroupParent); err != nil {
+		return fmt.Errorf("wipe: %w", err)
+	}
 	if err := removeStale(cfg.Socket); err != nil {
 		return fmt.Errorf("wipe: %w", err)
 	}
 	log.Info("wiped", "state", cfg.State)
 	return nil
+}
+
+// removeCgroup removes the parent of the pods' cgroups, which is empty but for groups that are not ours.
+func removeCgroup(ctx context.Context, path string) error {
+	group, err := cgroup.Open(path)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, cgroupTimeout)
+	defer cancel()
+	return group.Remove(ctx)
 }

@@ -59,7 +59,7 @@ func Open(o Options) (*Archive, error) {
 	if err := os.RemoveAll(a.path("etc")); err != nil {
 		return nil, fmt.Errorf("debian packages: %w", err)
 	}
-	for _, sub := range []string{"etc/sources.list.d", "etc/apt.conf.d", "none", "state/lists/partial", "cache/archives/partial", "debs"} {
+	for _, sub := range []string{"etc/sources.list.d", "etc/apt.conf.d", "state/lists/partial", "cache/archives/partial", "debs"} {
 		if err := os.MkdirAll(a.path(sub), 0o755); err != nil {
 			return nil, fmt.Errorf("debian packages: %w", err)
 		}
@@ -146,9 +146,8 @@ func (a *Archive) configure(sources string) error {
 		{"Acquire::GzipIndexes", "false"},
 		{"Acquire::IndexTargets::deb::DEP-11::DefaultEnabled", "false"},
 		{"Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled", "false"},
-		{"Acquire::Retries", "2"},
+		{"Acquire::Retries", "1"},
 		{"APT::Sandbox::User", ""},
-		{"APT::Keep-Downloaded-Packages", "true"},
 	} {
 		fmt.Fprintf(&b, "%s %q;\n", s[0], s[1])
 	}
@@ -189,63 +188,66 @@ func (a *Archive) Latest(ctx context.Context, name string) (Package, error) {
 // Fetch downloads exactly the named packages (name or name=version) and returns their files, in order. Files
 // that are there already are not downloaded again.
 func (a *Archive) Fetch(ctx context.Context, names ...string) ([]string, error) {
-	uris, err := a.uris(ctx, append([]string{"download", "--print-uris"}, names...))
+	wanted, err := a.files(ctx, append([]string{"download"}, names...)...)
 	if err != nil {
 		return nil, err
 	}
-	return a.fetch(ctx, a.path("debs"), uris, append([]string{"-q", "download"}, names...))
+	var files, missing []string
+	for _, name := range wanted {
+		file := filepath.Join(a.path("debs"), name)
+		files = append(files, file)
+		if _, err := os.Stat(file); err != nil {
+			missing = append(missing, name)
+		}
+	}
+	switch len(missing) {
+	case 0:
+		return files, nil
+	case 1:
+		a.progress("downloading " + missing[0])
+	default:
+		a.progress(fmt.Sprintf("downloading %d packages", len(missing)))
+	}
+	if _, err := a.aptIn(ctx, a.path("debs"), "apt-get", append([]string{"-q", "download"}, names...)...); err != nil {
+		return nil, fmt.Errorf("debian packages: download: %w: %w", err, errdefs.ErrUnavailable)
+	}
+	for _, f := range files {
+		if _, err := os.Stat(f); err != nil {
+			return nil, fmt.Errorf("debian packages: apt did not download what it promised: %w", err)
+		}
+	}
+	return files, nil
 }
 
 // FetchAll downloads the named packages with all that they depend on, as if nothing was installed, and
 // returns the files.
 func (a *Archive) FetchAll(ctx context.Context, names ...string) ([]string, error) {
-	install := append([]string{"install", "--yes", "--no-install-recommends"}, names...)
-	uris, err := a.uris(ctx, append([]string{"--print-uris"}, install...))
+	files, err := a.files(ctx, append([]string{"install", "--yes", "--no-install-recommends"}, names...)...)
 	if err != nil {
 		return nil, err
 	}
-	return a.fetch(ctx, a.path("cache/archives"), uris, append([]string{"-q", "--download-only"}, install...))
+	for i, file := range files {
+		// name_version_arch.deb, with %3a for the colon of a version
+		part := strings.SplitN(strings.TrimSuffix(file, ".deb"), "_", 3)
+		if len(part) != 3 {
+			return nil, fmt.Errorf("debian packages: apt names the file %q: %w", file, errdefs.ErrInternal)
+		}
+		files[i] = part[0] + "=" + strings.ReplaceAll(part[1], "%3a", ":")
+	}
+	return a.Fetch(ctx, files...)
 }
 
-// uris asks apt for the names of the files that a command would have in the end.
-func (a *Archive) uris(ctx context.Context, args []string) ([]string, error) {
-	// A directory without archives in it: otherwise apt leaves out what it has.
-	out, err := a.apt(ctx, "apt-get", append([]string{"-q", "-o", "Dir::Cache::archives=" + a.path("none/")}, args...)...)
+// files asks apt for the names of the files that a command would fetch.
+func (a *Archive) files(ctx context.Context, command ...string) ([]string, error) {
+	out, err := a.apt(ctx, "apt-get", append([]string{"-q", "--print-uris"}, command...)...)
 	if err != nil {
-		return nil, fmt.Errorf("debian packages: %s: %w: %w", args[len(args)-1], err, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("debian packages: %s: %w: %w", command[len(command)-1], err, errdefs.ErrNotFound)
 	}
 	var files []string
 	for s := bufio.NewScanner(bytes.NewReader(out)); s.Scan(); {
 		// 'http://…/x_1_amd64.deb' x_1_amd64.deb 1234 SHA256:…
 		if f := strings.Fields(s.Text()); len(f) >= 3 && strings.HasPrefix(f[0], "'") && strings.HasSuffix(f[1], ".deb") {
 			files = append(files, filepath.Base(f[1]))
-		}
-	}
-	return files, nil
-}
-
-func (a *Archive) fetch(ctx context.Context, dir string, names, command []string) ([]string, error) {
-	var files, missing []string
-	for _, name := range names {
-		files = append(files, filepath.Join(dir, name))
-		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
-			missing = append(missing, name)
-		}
-	}
-	if len(missing) == 0 {
-		return files, nil
-	}
-	if len(missing) == 1 {
-		a.progress("downloading " + missing[0])
-	} else {
-		a.progress(fmt.Sprintf("downloading %d packages", len(missing)))
-	}
-	if _, err := a.aptIn(ctx, dir, "apt-get", command...); err != nil {
-		return nil, fmt.Errorf("debian packages: download: %w: %w", err, errdefs.ErrUnavailable)
-	}
-	for _, f := range files {
-		if _, err := os.Stat(f); err != nil {
-			return nil, fmt.Errorf("debian packages: apt did not download what it promised: %w", err)
 		}
 	}
 	return files, nil

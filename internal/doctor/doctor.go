@@ -38,8 +38,6 @@ type Check struct {
 // Options of Run.
 type Options struct {
 	Config config.Config
-	// ProbeKVM boots a test guest under KVM and says why that does not work. Nil: only the device is looked at.
-	ProbeKVM func(ctx context.Context) error
 }
 
 // finding is what a check returns.
@@ -63,6 +61,7 @@ func fail(advice, format string, args ...any) finding {
 // Run does all checks, one after another.
 func Run(ctx context.Context, o Options) []Check {
 	h := host{Options: o, proc: "/proc", dev: "/dev"}
+	h.probe = h.probeKVM
 	checks := []struct {
 		name string
 		run  func(context.Context) finding

@@ -30,6 +30,7 @@ func testHost(t *testing.T) host {
 
 func TestEveryCheckSaysSomething(t *testing.T) {
 	cfg := config.Default()
+	cfg.VM.Acceleration = "tcg" // no test guest
 	cfg.Root = filepath.Join(t.TempDir(), "not", "yet", "there")
 	seen := map[string]bool{}
 	for _, c := range Run(t.Context(), Options{Config: cfg}) {
@@ -56,11 +57,15 @@ func TestKVM(t *testing.T) {
 		t.Errorf("forced, without the device: %+v", f)
 	}
 	write(t, filepath.Join(h.dev, "kvm"), "")
-	h.ProbeKVM = func(context.Context) error { return errors.New("the guest hung") }
+	h.probe = func(context.Context) (bool, string, error) { return false, "the guest hung", nil }
 	if f := h.kvm(t.Context()); f.level != LevelFail || !strings.Contains(f.detail, "the guest hung") {
 		t.Errorf("a device on which nothing runs: %+v", f)
 	}
-	h.ProbeKVM = func(context.Context) error { return nil }
+	h.probe = func(context.Context) (bool, string, error) { return false, "", errors.New("no guest") }
+	if f := h.kvm(t.Context()); f.level != LevelWarn || !strings.Contains(f.detail, "no guest") {
+		t.Errorf("without an answer: %+v", f)
+	}
+	h.probe = func(context.Context) (bool, string, error) { return true, "a test guest ran", nil }
 	if f := h.kvm(t.Context()); f.level != LevelOK {
 		t.Errorf("good: %+v", f)
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/guestimage"
+	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/qemu"
 )
 
@@ -30,10 +31,12 @@ const (
 	wantDisk, minDisk = 5 * gib, 512 * mib
 )
 
-// host is what is looked at; proc and dev are elsewhere in tests.
+// host is what is looked at; proc, dev and probe are others in tests.
 type host struct {
 	Options
 	proc, dev string
+	// probe runs a guest under KVM, or tells from an earlier time, and says why not where it does not work.
+	probe func(context.Context) (usable bool, reason string, err error)
 }
 
 func (h host) privileges(context.Context) finding {
@@ -115,13 +118,30 @@ func (h host) kvm(ctx context.Context) finding {
 		return report(slow+"see who may open it", "%v", err)
 	}
 	_ = f.Close()
-	if h.ProbeKVM == nil {
-		return warn("", "%s opens; whether a guest runs on it was not tried", device)
+	usable, reason, err := h.probe(ctx)
+	switch {
+	case err != nil:
+		return warn("see the other findings, then ask again", "%s opens; whether guests run on it was not found out: %v", device, err)
+	case !usable:
+		return report(slow+"use a host whose KVM runs an ordinary kernel", "%s opens, but %s", device, reason)
 	}
-	if err := h.ProbeKVM(ctx); err != nil {
-		return report(slow+"use a host whose KVM runs an ordinary kernel", "%s opens, but a test guest did not run on it: %v", device, err)
+	return ok("%s: %s", device, reason)
+}
+
+// probeKVM is the daemon's own probe, with the guest that it would boot and the answer that it may have kept.
+func (h host) probeKVM(ctx context.Context) (usable bool, reason string, err error) {
+	cfg := qemu.ProbeConfig{Binary: h.Config.VM.QEMU, Kernel: h.Config.VM.Kernel, Initrd: h.Config.VM.Initrd, CacheDir: h.Config.Root}
+	if cfg.Kernel == "" {
+		guest, err := guestimage.Load(filepath.Join(h.Config.Root, "guest"))
+		if err != nil {
+			return false, "", err
+		}
+		cfg.Kernel, cfg.Initrd = guest.Kernel, guest.Initrd
 	}
-	return ok("a test guest ran on %s", device)
+	if first, _, err := h.Config.VM.UIDRange(); err == nil && first > 0 {
+		cfg.User = &hypervisor.User{UID: first, GID: first}
+	}
+	return qemu.ProbeKVM(ctx, cfg)
 }
 
 func (h host) guest(context.Context) finding {

@@ -69,6 +69,7 @@ func TestBridgeReachability(t *testing.T) {
 					t.Skip("SKIPPED: this kernel has no br_netfilter")
 				} else if !errors.Is(err, os.ErrNotExist) {
 					must(t, err)
+					t.Cleanup(func() { _, _ = setSysctl(path, "1") })
 				}
 			}
 			testReachability(t)

@@ -13,5 +13,7 @@
 // wait for an operation: they see the last saved state. Each Ready sandbox has one goroutine that waits for its instance to
 // end; Close stops and joins them, and leaves the sandboxes running.
 //
+// Errors say what went wrong and leave it to the caller to name the operation and the sandbox that it asked for.
+//
 // The package must not import shimclient, hypervisor, vm, vmpod, container or cri.
 package sandbox

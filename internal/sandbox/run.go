@@ -23,25 +23,25 @@ import (
 func (m *Manager) Run(ctx context.Context, cfg Config) (id string, err error) {
 	launcher, err := m.launcher(cfg.Handler)
 	if err != nil {
-		return "", fmt.Errorf("run sandbox: %w", err)
+		return "", err
 	}
 	if err := launcher.Validate(cfg); err != nil {
-		return "", fmt.Errorf("run sandbox: %s/%s: %w", cfg.Namespace, cfg.Name, err)
+		return "", err
 	}
 	id = newID()
 	if err := m.names.Reserve(cfg.name(), id); err != nil {
-		return "", fmt.Errorf("run sandbox: %w", err)
+		return "", err
 	}
 	sb := newSandbox(record{ID: id, Config: cfg, State: Creating, Created: time.Now()})
 	release, err := sb.acquire(ctx)
 	if err != nil {
 		m.names.Release(cfg.name(), id)
-		return "", fmt.Errorf("run sandbox: %w", err)
+		return "", err
 	}
 	defer release()
 	m.add(sb)
 	if err := m.start(ctx, sb, launcher); err != nil {
-		return "", fmt.Errorf("run sandbox: %s/%s: %w", cfg.Namespace, cfg.Name, errors.Join(err, m.undo(ctx, sb, err)))
+		return "", errors.Join(err, m.undo(ctx, sb, err))
 	}
 	m.watch(sb)
 	m.publish(event.Created, id)

@@ -15,13 +15,13 @@ import (
 // Stop ends the sandbox with its containers and frees its network. It is idempotent, goes on where an earlier
 // call failed, and succeeds for an id that is not known.
 func (m *Manager) Stop(ctx context.Context, id string) error {
-	return m.claimed(ctx, "stop sandbox", id, func(sb *sandbox) error { return m.stop(ctx, sb) })
+	return m.claimed(ctx, id, func(sb *sandbox) error { return m.stop(ctx, sb) })
 }
 
 // Remove stops the sandbox, removes its containers and forgets it. It is idempotent and succeeds for an id that is
 // not known.
 func (m *Manager) Remove(ctx context.Context, id string) error {
-	return m.claimed(ctx, "remove sandbox", id, func(sb *sandbox) error {
+	return m.claimed(ctx, id, func(sb *sandbox) error {
 		if err := m.stop(ctx, sb); err != nil {
 			return err
 		}
@@ -30,16 +30,16 @@ func (m *Manager) Remove(ctx context.Context, id string) error {
 }
 
 // claimed runs fn while no other operation runs on the sandbox.
-func (m *Manager) claimed(ctx context.Context, what, id string, fn func(*sandbox) error) error {
+func (m *Manager) claimed(ctx context.Context, id string, fn func(*sandbox) error) error {
 	sb, err := m.find(id)
 	if errdefs.IsNotFound(err) {
 		return nil
 	} else if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+		return err
 	}
 	release, err := sb.acquire(ctx)
 	if err != nil {
-		return fmt.Errorf("%s: %s: %w", what, id, err)
+		return err
 	}
 	defer release()
 	sb.mu.Lock()
@@ -48,10 +48,7 @@ func (m *Manager) claimed(ctx context.Context, what, id string, fn func(*sandbox
 	if removed {
 		return nil
 	}
-	if err := fn(sb); err != nil {
-		return fmt.Errorf("%s: %s: %w", what, id, err)
-	}
-	return nil
+	return fn(sb)
 }
 
 func (m *Manager) stop(ctx context.Context, sb *sandbox) error {

@@ -116,17 +116,21 @@ func (s *Service) createInGuest(ctx context.Context, v *vm.VM, c *container, r *
 	}
 	var free []*agentv1.DiskAddress
 	undo.Add("release layers", func(ctx context.Context) error { return v.ReleaseLayers(ctx, c.layers, free) })
+	// Also when no answer came, and also when the guest made it before it failed.
+	undo.Add("delete container in guest", func(ctx context.Context) (err error) {
+		free, err = deleteInGuest(ctx, v, c.id)
+		return err
+	})
 	stdin := opts.Stdin || r.Stdin != ""
-	c.pid, c.user, err = v.Agent().CreateContainer(ctx, &agentv1.CreateContainerRequest{
+	pid, user, err := v.Agent().CreateContainer(context.WithoutCancel(ctx), &agentv1.CreateContainerRequest{
 		Id: r.ID, Spec: spec, Layers: addresses, User: guestUser(opts.User), Stdin: stdin,
 	})
 	if err != nil {
 		return err
 	}
-	undo.Add("delete container in guest", func(ctx context.Context) (err error) {
-		free, err = v.Agent().Delete(ctx, c.id)
-		return err
-	})
+	c.mu.Lock()
+	c.process.pid, c.process.user = pid, user
+	c.mu.Unlock()
 	c.io, err = openIO(ctx, v.Agent(), c.id, c.terminal, stdin, c.paths, c.log, s.running.Go)
 	if err != nil {
 		return err
@@ -246,15 +250,15 @@ func (s *Service) execInGuest(ctx context.Context, v *vm.VM, p *process, process
 	if err != nil {
 		return err
 	}
+	undo.Add("delete exec in guest", func(ctx context.Context) error {
+		_, err := deleteInGuest(ctx, v, p.id)
+		return err
+	})
 	stdin := p.paths.in != ""
-	err = v.Agent().Exec(ctx, &agentv1.ExecRequest{Container: p.id.Container, Id: p.id.Exec, Process: data, Stdin: stdin})
+	err = v.Agent().Exec(context.WithoutCancel(ctx), &agentv1.ExecRequest{Container: p.id.Container, Id: p.id.Exec, Process: data, Stdin: stdin})
 	if err != nil {
 		return err
 	}
-	undo.Add("delete exec in guest", func(ctx context.Context) error {
-		_, err := v.Agent().Delete(ctx, p.id)
-		return err
-	})
 	p.io, err = openIO(ctx, v.Agent(), p.id, p.terminal, stdin, p.paths, nil, s.running.Go)
 	return err
 }
@@ -269,7 +273,7 @@ func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	if err := p.step(opDelete); err != nil {
 		return nil, fmt.Errorf("delete: %w", err)
 	}
-	if err := s.deleteInGuest(ctx, c, p); err != nil {
+	if err := s.deleteProcess(context.WithoutCancel(ctx), c, p); err != nil {
 		p.step(opRestore)
 		return nil, err
 	}
@@ -286,19 +290,29 @@ func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	return &taskapi.DeleteResponse{Pid: pid, ExitStatus: exit.Code, ExitedAt: timestamp(exit.At)}, nil
 }
 
-func (s *Service) deleteInGuest(ctx context.Context, c *container, p *process) error {
+// deleteInGuest is nil for what the guest does not know, and when the guest itself has gone. A disk list comes only
+// with what was there.
+func deleteInGuest(ctx context.Context, v *vm.VM, id task.ID) ([]*agentv1.DiskAddress, error) {
+	free, err := v.Agent().Delete(ctx, id)
+	if err == nil || errdefs.IsNotFound(err) {
+		return free, nil
+	}
+	select {
+	case <-v.Done():
+		return nil, nil
+	default:
+		return nil, err
+	}
+}
+
+func (s *Service) deleteProcess(ctx context.Context, c *container, p *process) error {
 	v, err := s.machine()
 	if err != nil {
 		return nil // the guest has gone with all that was in it
 	}
-	free, err := v.Agent().Delete(ctx, p.id)
-	if err != nil && !errdefs.IsNotFound(err) {
-		select {
-		case <-v.Done():
-			return nil
-		default:
-			return err
-		}
+	free, err := deleteInGuest(ctx, v, p.id)
+	if err != nil {
+		return err
 	}
 	if p != c.process {
 		return nil
@@ -317,16 +331,6 @@ func (s *Service) closeLog(c *container) {
 	if err := c.log.Close(); err != nil {
 		s.log.Warn("container log is not complete", logfields.Container, c.id.Container, logfields.Error, err)
 	}
-}
-
-// closeLogs closes the logs of containers that were never deleted.
-func (s *Service) closeLogs() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, c := range s.containers {
-		s.closeLog(c)
-	}
-	s.containers = map[string]*container{}
 }
 
 // limits decodes linux.resources.

@@ -71,6 +71,9 @@ func (x extras) ReopenLog(_ context.Context, r *shimv1.ReopenLogRequest) (*shimv
 	if err != nil {
 		return nil, err
 	}
+	if state, _, _ := c.snapshot(); state == processCreating {
+		return nil, fmt.Errorf("reopen log of container %s: it is being created: %w", r.Container, errdefs.ErrFailedPrecondition)
+	}
 	if c.log == nil {
 		return nil, fmt.Errorf("reopen log of container %s: it writes none: %w", r.Container, errdefs.ErrFailedPrecondition)
 	}

@@ -101,10 +101,10 @@ type container struct {
 	bundle    string
 	layers    []string
 	stdinOnce bool
-	log       *stdio.Log // nil: none
+	log       *stdio.Log // nil: none; set before the state is created
 
-	mu    sync.Mutex
-	execs map[string]*process
+	execMu sync.Mutex
+	execs  map[string]*process
 }
 
 // process finds the container's own process or an exec.
@@ -112,8 +112,8 @@ func (c *container) lookup(exec string) (*process, error) {
 	if exec == "" {
 		return c.process, nil
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.execMu.Lock()
+	defer c.execMu.Unlock()
 	if p := c.execs[exec]; p != nil {
 		return p, nil
 	}
@@ -122,8 +122,8 @@ func (c *container) lookup(exec string) (*process, error) {
 
 // addExec reserves an exec's id.
 func (c *container) addExec(p *process) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.execMu.Lock()
+	defer c.execMu.Unlock()
 	if c.execs[p.id.Exec] != nil {
 		return fmt.Errorf("%s: %w", p.name(), errdefs.ErrAlreadyExists)
 	}
@@ -132,15 +132,15 @@ func (c *container) addExec(p *process) error {
 }
 
 func (c *container) removeExec(id string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.execMu.Lock()
+	defer c.execMu.Unlock()
 	delete(c.execs, id)
 }
 
 // discardExecs lets go of the execs of a container that is deleted: the guest has deleted them with it.
 func (c *container) discardExecs() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.execMu.Lock()
+	defer c.execMu.Unlock()
 	for id, p := range c.execs {
 		if p.step(opDelete) == nil {
 			p.discard()

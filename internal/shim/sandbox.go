@@ -83,7 +83,7 @@ func (s *Service) request(o *shimv1.SandboxOptions, netns string) vm.Request {
 		ID: s.options.ID, Options: o, NetNS: netns,
 		RunDir: s.options.Bundle.RunDir(), ConsoleLog: s.options.Bundle.Console(),
 		Driver: s.options.Drivers[o.GetVm().GetHypervisor()], AttachNetwork: s.options.AttachNetwork,
-		Started: s.vmmStarted,
+		InspectNetwork: s.options.InspectNetwork, Prepare: func() error { return s.joinCgroup(o.GetCgroup()) }, Started: s.vmmStarted,
 	}
 }
 
@@ -130,9 +130,6 @@ func (s *Service) claimStart(ctx context.Context) (context.Context, error) {
 }
 
 func (s *Service) boot(ctx context.Context) error {
-	if err := s.joinCgroup(); err != nil {
-		return err
-	}
 	if err := failpoint.Hit(ctx, "shim.boot"); err != nil {
 		return err
 	}
@@ -156,26 +153,26 @@ func (s *Service) boot(ctx context.Context) error {
 }
 
 // joinCgroup makes the pod's cgroup and moves the shim into it; what the shim starts is born there.
-func (s *Service) joinCgroup() error {
-	self, err := bundle.Identify(os.Getpid())
-	if err != nil {
-		return fmt.Errorf("start sandbox: %w", err)
-	}
-	// The record comes first: a group that is recorded and not there does no harm.
-	if err := s.options.Bundle.WriteShim(bundle.Shim{Process: self, Cgroup: s.sandbox.Cgroup}); err != nil {
-		return fmt.Errorf("start sandbox: %w", err)
-	}
-	if s.sandbox.Cgroup == "" {
+func (s *Service) joinCgroup(path string) error {
+	if path == "" {
 		return nil
 	}
-	group, err := cgroup.Open(s.sandbox.Cgroup)
+	self, err := bundle.Identify(os.Getpid())
 	if err != nil {
-		return fmt.Errorf("start sandbox: %w", err)
+		return err
+	}
+	group, err := cgroup.Open(path)
+	if err != nil {
+		return err
+	}
+	// The record comes first: a group that is recorded and not there does no harm.
+	if err := s.options.Bundle.WriteShim(bundle.Shim{Process: self, Cgroup: path}); err != nil {
+		return err
 	}
 	if err := group.Create(); err != nil {
-		return fmt.Errorf("start sandbox: %w", err)
+		return err
 	}
-	return group.Add(os.Getpid())
+	return group.Add(self.PID)
 }
 
 // supervise waits for the VM's end.

@@ -26,8 +26,9 @@ type Options struct {
 	Bundle bundle.Dir
 	// Drivers by name.
 	Drivers map[string]hypervisor.Driver
-	// AttachNetwork connects a network namespace to taps.
-	AttachNetwork func(ctx context.Context, netns string) ([]tap.NIC, error)
+	// AttachNetwork connects a network namespace to taps, InspectNetwork tells of its other settings.
+	AttachNetwork  func(ctx context.Context, netns string) ([]tap.NIC, error)
+	InspectNetwork func(ctx context.Context, netns string) (tap.Report, error)
 	// GuestSpec rebuilds a container's spec for the guest, GuestResources its limits.
 	GuestSpec      func(*specs.Spec) (*specs.Spec, error)
 	GuestResources func(*specs.LinuxResources) (*specs.LinuxResources, error)
@@ -49,13 +50,13 @@ type Service struct {
 	// ended is closed when the sandbox is over, whatever the reason; exit is set before.
 	ended chan struct{}
 
-	mu         sync.Mutex
-	state      sandboxState
-	sandbox    *shimv1.SandboxOptions
-	netns      string
-	vm         *vm.VM
-	exit       task.Exit
-	created    time.Time
+	mu      sync.Mutex
+	state   sandboxState
+	sandbox *shimv1.SandboxOptions
+	netns   string
+	vm      *vm.VM
+	exit    task.Exit
+	created time.Time
 	// abort ends a start that is under way; started is closed when it has ended, well or not.
 	abort      context.CancelFunc
 	started    chan struct{}
@@ -82,7 +83,6 @@ func (s *Service) Close(ctx context.Context) error {
 	err := s.stop(ctx)
 	s.running.Wait()
 	s.events.close(ctx)
-	s.closeLogs()
 	return err
 }
 

@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -10,6 +11,7 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -43,7 +45,13 @@ func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 		s.failStart(p, err)
 		return nil, err
 	}
+	// A caller that goes away must not leave it open whether the process runs.
+	ctx = context.WithoutCancel(ctx)
 	pid, err := v.Agent().Start(ctx, p.id)
+	if errors.Is(err, context.DeadlineExceeded) {
+		// The guest may have started it all the same.
+		err = errors.Join(err, v.Agent().Signal(ctx, p.id, uint32(unix.SIGKILL), true))
+	}
 	if err != nil {
 		s.failStart(p, err)
 		return nil, err

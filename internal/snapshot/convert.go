@@ -25,55 +25,59 @@ const (
 	minFreeDivide = 20 // a conversion leaves 1/20 of the file system free
 )
 
-// convert writes a layer's tar as an ext4 image to disk. A layer in which an entry replaces an earlier one needs to be
-// read twice, as the converter cannot take back what it has written: open is called once or twice.
-func convert(ctx context.Context, open func() (io.ReadCloser, error), disk *os.File) error {
-	err := convertOnce(ctx, open, disk, plan{})
+// convert writes a layer's tar as an ext4 image to disk. It returns the directories that the layer implies but does not
+// describe; inherited has the attributes of those for which they are known.
+//
+// A layer in which an entry replaces an earlier one needs to be read twice more, as the converter cannot take back what
+// it has written: open is called up to three times.
+func convert(ctx context.Context, open func() (io.ReadCloser, error), disk *os.File, inherited map[string]*entry) ([]string, error) {
+	implied, err := convertOnce(ctx, open, disk, plan{inherited: inherited})
 	if !errors.Is(err, errReplaced) {
-		return err
+		return implied, err
 	}
 	p, err := scan(ctx, open)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := disk.Truncate(0); err != nil {
-		return err
+	p.inherited = inherited
+	if implied, err = convertOnce(ctx, open, disk, p); errors.Is(err, errReplaced) {
+		return nil, fmt.Errorf("%w, again in the second pass: %w", err, errdefs.ErrInternal)
 	}
-	if err = convertOnce(ctx, open, disk, p); errors.Is(err, errReplaced) {
-		return fmt.Errorf("%w, again in the second pass: %w", err, errdefs.ErrInternal)
-	}
-	return err
+	return implied, err
 }
 
-func convertOnce(ctx context.Context, open func() (io.ReadCloser, error), disk *os.File, p plan) (err error) {
+func convertOnce(ctx context.Context, open func() (io.ReadCloser, error), disk *os.File, p plan) (implied []string, err error) {
+	if err := disk.Truncate(0); err != nil {
+		return nil, err
+	}
 	raw, err := open()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, raw.Close()) }()
 	source := &boundedReader{ctx: ctx, r: raw, left: maxTarBytes}
 	buffered := bufio.NewReaderSize(source, readBuffer)
 	clean := newSanitizer(tar.NewReader(buffered), p)
-	out, err := newSparseFile(disk)
+	out, err := newSparseFile(ctx, disk)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	err = tar2ext4.ConvertTarToExt4(clean, out, tar2ext4.ConvertWhiteout, tar2ext4.MaximumDiskSize(maxDiskBytes))
 	switch {
 	case source.err != nil: // the cause, whatever became of it on its way
-		return source.err
+		return nil, source.err
 	case clean.err != nil && !errors.Is(clean.err, io.EOF):
-		return clean.err
+		return nil, clean.err
 	case out.err != nil:
-		return out.err
+		return nil, out.err
 	case err != nil:
-		return fmt.Errorf("entry %s: %w: %w", quote(clean.current), err, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("entry %s: %w: %w", quote(clean.current), err, errdefs.ErrInvalidArgument)
 	}
 	// What follows the archive's end belongs to the digest, which is verified at the very end.
 	if _, err := io.Copy(io.Discard, buffered); err != nil {
-		return err
+		return nil, err
 	}
-	return out.finish()
+	return clean.tree.impliedDirs(), out.finish()
 }
 
 // boundedReader ends with its context, and refuses to read without end.

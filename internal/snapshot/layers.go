@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -47,17 +48,26 @@ type Layers struct {
 	collecting sync.Mutex // one Collect at a time
 	templates  sync.Mutex // one new scratch template at a time
 
-	mu      sync.Mutex // guards the fields below and the names in root
-	flights map[digest.Digest]*flight
+	mu      sync.Mutex                 // guards the fields below and the names in root
+	flights map[digest.Digest]*flight  // by DiffID
 	touched map[digest.Digest]struct{} // layers asked for since the running Collect began; nil when none runs
 }
 
 // flight is a conversion, for all that wait for it.
 type flight struct {
+	key     stacked
 	waiters int // under Layers.mu
 	cancel  context.CancelFunc
 	done    chan struct{}
-	err     error // after done
+	// After done.
+	path string
+	err  error
+}
+
+// stacked is a layer on top of others. Few layers depend on those below.
+type stacked struct {
+	id    digest.Digest // the DiffID
+	below string        // tells the stacks below apart
 }
 
 // Open opens the directory root, which it owns until Close, and removes what a process that died left unfinished.
@@ -107,24 +117,34 @@ func (l *Layers) Close() error {
 	return l.lock.Close()
 }
 
+// path of a layer's disk.
 func (l *Layers) path(id digest.Digest) string {
 	return filepath.Join(l.root, id.Algorithm().String()+"-"+id.Encoded()+suffix)
 }
 
+// stackedPath is of a disk that has taken over attributes of directories from the layers below.
+func (l *Layers) stackedPath(s stacked) string {
+	return filepath.Join(l.root, s.id.Algorithm().String()+"-"+s.id.Encoded()+"-"+s.below+suffix)
+}
+
 // Ensure returns the disks of an image's layers, the lowest first, making those that do not exist yet. The image must
-// be in use (image.Service.Use), or a Collect may take them away again. A layer that occurs twice has one path.
+// be in use (image.Service.Use), or a Collect may take them away again. A layer that occurs twice may have one path.
 //
 // Errors: InvalidArgument for a layer with entries that cannot be honoured, naming the entry, DataLoss for content that
 // does not match its digest, ResourceExhausted for a full disk.
 func (l *Layers) Ensure(ctx context.Context, img image.Image) ([]string, error) {
 	paths := make([]string, len(img.Layers))
-	group, ctx := errgroup.WithContext(ctx)
 	for i, layer := range img.Layers {
 		if err := layer.DiffID.Validate(); err != nil {
-			return nil, errors.Join(fmt.Errorf("disks of image %s: layer %d: %w: %w", img.ID, i, err, errdefs.ErrInvalidArgument), group.Wait())
+			return nil, fmt.Errorf("disks of image %s: layer %d: %w: %w", img.ID, i, err, errdefs.ErrInvalidArgument)
 		}
-		paths[i] = l.path(layer.DiffID)
-		group.Go(func() error { return l.ensure(ctx, layer) })
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for i := range img.Layers {
+		group.Go(func() (err error) {
+			paths[i], err = l.ensure(ctx, img.Layers[:i+1])
+			return err
+		})
 	}
 	if err := group.Wait(); err != nil {
 		return nil, fmt.Errorf("disks of image %s: %w", img.ID, err)
@@ -138,104 +158,156 @@ func (l *Layers) Prepare(ctx context.Context, img image.Image) error {
 	return err
 }
 
-func (l *Layers) ensure(ctx context.Context, layer image.Layer) error {
-	f, err := l.join(layer)
-	if f == nil || err != nil {
-		return err
+// ensure returns the disk of the last layer of a stack.
+func (l *Layers) ensure(ctx context.Context, stack []image.Layer) (string, error) {
+	below := digest.Canonical.Digester()
+	for _, lower := range stack[:len(stack)-1] {
+		fmt.Fprintln(below.Hash(), lower.DiffID)
 	}
-	defer l.leave(layer.DiffID, f)
-	select {
-	case <-f.done:
-		return f.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// join enters the conversion of a layer, starting it where none runs. It returns nil when the disk exists.
-func (l *Layers) join(layer image.Layer) (*flight, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.touched != nil {
-		l.touched[layer.DiffID] = struct{}{}
-	}
-	if f := l.flights[layer.DiffID]; f != nil {
-		f.waiters++
-		return f, nil
-	}
-	if _, err := os.Stat(l.path(layer.DiffID)); err == nil {
-		return nil, nil
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, classify(err)
-	}
-	if l.ctx.Err() != nil {
-		return nil, fmt.Errorf("layer %s: the layer disks are being closed: %w", layer.DiffID, errdefs.ErrUnavailable)
-	}
-	ctx, cancel := context.WithCancel(l.ctx)
-	f := &flight{waiters: 1, cancel: cancel, done: make(chan struct{})}
-	l.flights[layer.DiffID] = f
-	l.wg.Go(func() { l.fly(ctx, layer, f) })
-	return f, nil
-}
-
-// leave is the end of a caller's interest. The last one ends the conversion.
-func (l *Layers) leave(id digest.Digest, f *flight) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if f.waiters--; f.waiters == 0 {
-		f.cancel()
-		if l.flights[id] == f {
-			delete(l.flights, id)
+	key := stacked{id: stack[len(stack)-1].DiffID, below: below.Digest().Encoded()[:16]}
+	for {
+		f, path, err := l.join(key, stack)
+		if f == nil || err != nil {
+			return path, err
+		}
+		path, err = l.wait(ctx, f)
+		// What came of the layer on top of others is of use where it does not depend on them.
+		if f.key == key || path == l.path(key.id) || ctx.Err() != nil {
+			return path, err
 		}
 	}
 }
 
-func (l *Layers) fly(ctx context.Context, layer image.Layer, f *flight) {
-	defer f.cancel()
-	err := l.make(ctx, layer)
-	if err != nil {
-		err = fmt.Errorf("layer %s: %w", layer.DiffID, classify(err))
+func (l *Layers) wait(ctx context.Context, f *flight) (string, error) {
+	defer l.leave(f)
+	select {
+	case <-f.done:
+		return f.path, f.err
+	case <-ctx.Done():
+		return "", ctx.Err()
 	}
+}
+
+// join enters the conversion of a layer, starting it where none runs, or returns the path of a disk that exists.
+func (l *Layers) join(key stacked, stack []image.Layer) (*flight, string, error) {
 	l.mu.Lock()
-	if l.flights[layer.DiffID] == f {
-		delete(l.flights, layer.DiffID)
+	defer l.mu.Unlock()
+	if l.touched != nil {
+		l.touched[key.id] = struct{}{}
+	}
+	if f := l.flights[key.id]; f != nil {
+		f.waiters++
+		return f, "", nil
+	}
+	for _, path := range []string{l.path(key.id), l.stackedPath(key)} {
+		if _, err := os.Stat(path); err == nil {
+			return nil, path, nil
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, "", classify(err)
+		}
+	}
+	if l.ctx.Err() != nil {
+		return nil, "", fmt.Errorf("layer %s: the layer disks are being closed: %w", key.id, errdefs.ErrUnavailable)
+	}
+	ctx, cancel := context.WithCancel(l.ctx)
+	f := &flight{key: key, waiters: 1, cancel: cancel, done: make(chan struct{})}
+	l.flights[key.id] = f
+	l.wg.Go(func() { l.fly(ctx, stack, f) })
+	return f, "", nil
+}
+
+// leave is the end of a caller's interest. The last one ends the conversion, and waits until nothing is left of it.
+func (l *Layers) leave(f *flight) {
+	l.mu.Lock()
+	f.waiters--
+	last := f.waiters == 0
+	if last && l.flights[f.key.id] == f {
+		delete(l.flights, f.key.id)
 	}
 	l.mu.Unlock()
-	f.err = err
+	if last {
+		f.cancel()
+		<-f.done
+	}
+}
+
+func (l *Layers) fly(ctx context.Context, stack []image.Layer, f *flight) {
+	defer f.cancel()
+	path, err := l.make(ctx, f.key, stack)
+	if err != nil {
+		err = fmt.Errorf("layer %s: %w", f.key.id, classify(err))
+	}
+	l.mu.Lock()
+	if l.flights[f.key.id] == f {
+		delete(l.flights, f.key.id)
+	}
+	l.mu.Unlock()
+	f.path, f.err = path, err
 	close(f.done)
 }
 
 // make converts a layer and gives the result its name.
-func (l *Layers) make(ctx context.Context, layer image.Layer) (err error) {
+func (l *Layers) make(ctx context.Context, key stacked, stack []image.Layer) (path string, err error) {
 	select {
 	case l.slots <- struct{}{}:
 		defer func() { <-l.slots }()
 	case <-ctx.Done():
-		return ctx.Err()
+		return "", ctx.Err()
 	}
 	temp, err := os.CreateTemp(l.root, tempPrefix+"*")
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, os.Remove(temp.Name()))
 		}
 	}()
-	err = convert(ctx, func() (io.ReadCloser, error) { return l.source.OpenLayer(ctx, layer) }, temp)
+	path, err = l.convert(ctx, key, stack, temp)
 	if err == nil {
 		err = temp.Sync()
 	}
 	if err = errors.Join(err, temp.Close()); err != nil {
-		return err
+		return "", err
 	}
 	l.mu.Lock()
-	err = os.Rename(temp.Name(), l.path(layer.DiffID))
+	err = os.Rename(temp.Name(), path)
 	l.mu.Unlock()
 	if err != nil {
-		return err
+		return "", err
 	}
-	return syncDir(l.root)
+	return path, syncDir(l.root)
+}
+
+// convert writes the disk of the last layer of a stack, and says what it is to be called.
+func (l *Layers) convert(ctx context.Context, key stacked, stack []image.Layer, disk *os.File) (string, error) {
+	opener := func(layer image.Layer) func() (io.ReadCloser, error) {
+		return func() (io.ReadCloser, error) { return l.source.OpenLayer(ctx, layer) }
+	}
+	top := opener(stack[len(stack)-1])
+	implied, err := convert(ctx, top, disk, nil)
+	if err != nil {
+		return "", err
+	}
+	if len(implied) == 0 || len(stack) == 1 {
+		return l.pathOf(key, len(implied) > 0), nil
+	}
+	var lower []func() (io.ReadCloser, error)
+	for _, layer := range slices.Backward(stack[:len(stack)-1]) {
+		lower = append(lower, opener(layer))
+	}
+	inherited, err := inherit(ctx, implied, lower)
+	if err == nil && len(inherited) > 0 {
+		_, err = convert(ctx, top, disk, inherited)
+	}
+	return l.stackedPath(key), err
+}
+
+func (l *Layers) pathOf(key stacked, dependent bool) string {
+	if dependent {
+		return l.stackedPath(key)
+	}
+	return l.path(key.id)
 }
 
 // Collect removes the disks of all layers that inUse does not name by their DiffID. inUse is called once, after the
@@ -267,7 +339,7 @@ func (l *Layers) Collect(ctx context.Context, inUse func() (map[digest.Digest]st
 		if _, keep := used[id]; !ok || keep {
 			continue
 		}
-		if err := l.drop(id); err != nil {
+		if err := l.drop(id, e.Name()); err != nil {
 			return fmt.Errorf("collect layer disks: %w", classify(err))
 		}
 	}
@@ -275,14 +347,14 @@ func (l *Layers) Collect(ctx context.Context, inUse func() (map[digest.Digest]st
 }
 
 // drop removes a disk, unless somebody asked for it meanwhile. Freeing a large file takes time: it loses its name first.
-func (l *Layers) drop(id digest.Digest) error {
-	doomed := filepath.Join(l.root, tempPrefix+"gone-"+id.Encoded())
+func (l *Layers) drop(id digest.Digest, name string) error {
+	doomed := filepath.Join(l.root, tempPrefix+"gone-"+name)
 	l.mu.Lock()
 	if _, touched := l.touched[id]; touched {
 		l.mu.Unlock()
 		return nil
 	}
-	err := os.Rename(l.path(id), doomed)
+	err := os.Rename(filepath.Join(l.root, name), doomed)
 	l.mu.Unlock()
 	if err != nil {
 		return err
@@ -290,13 +362,14 @@ func (l *Layers) drop(id digest.Digest) error {
 	return os.Remove(doomed)
 }
 
-// parseName is the reverse of path.
+// parseName finds the DiffID in the name of a disk.
 func parseName(name string) (digest.Digest, bool) {
 	base, ok := strings.CutSuffix(name, suffix)
 	if !ok {
 		return "", false
 	}
-	alg, hex, ok := strings.Cut(base, "-")
+	alg, rest, ok := strings.Cut(base, "-")
+	hex, _, _ := strings.Cut(rest, "-")
 	id := digest.Digest(alg + ":" + hex)
 	return id, ok && id.Validate() == nil
 }

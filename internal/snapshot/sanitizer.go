@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"archive/tar"
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -54,6 +53,9 @@ func newSanitizer(in *tar.Reader, p plan) *sanitizer {
 }
 
 func (s *sanitizer) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
 	for s.err == nil {
 		switch {
 		case s.header.Len() > 0:
@@ -122,7 +124,11 @@ func (s *sanitizer) next() error {
 		return errReplaced
 	}
 	for _, dir := range s.tree.implied {
-		s.queue = append(s.queue, &entry{kind: tar.TypeDir, name: dir, mode: 0o755, mtime: e.mtime})
+		implied := s.plan.inherited[dir]
+		if implied == nil {
+			implied = &entry{kind: tar.TypeDir, name: dir, mode: 0o755, mtime: e.mtime}
+		}
+		s.queue = append(s.queue, implied)
 	}
 	s.queue = append(s.queue, e)
 	return nil
@@ -266,33 +272,8 @@ func quote(name string) string {
 }
 
 // scan reads a layer once to find out which entries others replace.
-func scan(ctx context.Context, open func() (io.ReadCloser, error)) (_ plan, err error) {
-	raw, err := open()
-	if err != nil {
-		return plan{}, err
-	}
-	defer func() { err = errors.Join(err, raw.Close()) }()
-	source := &boundedReader{ctx: ctx, r: raw, left: maxTarBytes}
-	in, t := tar.NewReader(bufio.NewReaderSize(source, readBuffer)), newTree()
-	for i := 0; ; i++ {
-		hdr, err := in.Next()
-		if source.err != nil {
-			return plan{}, source.err
-		}
-		if errors.Is(err, io.EOF) {
-			return t.plan, nil
-		} else if err != nil {
-			return plan{}, damaged(err)
-		}
-		e, err := parseEntry(hdr)
-		if err != nil {
-			return plan{}, err
-		}
-		if e == nil {
-			continue
-		}
-		if err := t.add(i, e); err != nil {
-			return plan{}, err
-		}
-	}
+func scan(ctx context.Context, open func() (io.ReadCloser, error)) (plan, error) {
+	t := newTree()
+	err := eachEntry(ctx, open, t.add)
+	return t.plan, err
 }

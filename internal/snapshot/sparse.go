@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -17,6 +18,7 @@ const (
 
 // sparseFile writes no blocks of zeros at the end of a file, and stops before the file system is full.
 type sparseFile struct {
+	ctx     context.Context
 	file    *os.File
 	offset  int64
 	end     int64 // of what was written or skipped; beyond it all is zero
@@ -25,12 +27,12 @@ type sparseFile struct {
 	err     error
 }
 
-func newSparseFile(file *os.File) (*sparseFile, error) {
+func newSparseFile(ctx context.Context, file *os.File) (*sparseFile, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(file.Fd()), &st); err != nil {
 		return nil, fmt.Errorf("free space: %w", err)
 	}
-	s := &sparseFile{file: file, reserve: st.Blocks / minFreeDivide * uint64(st.Bsize), written: checkInterval}
+	s := &sparseFile{ctx: ctx, file: file, reserve: st.Blocks / minFreeDivide * uint64(st.Bsize), written: checkInterval}
 	return s, nil
 }
 
@@ -54,6 +56,9 @@ func (s *sparseFile) Read(p []byte) (int, error) {
 
 // Write writes runs of blocks that hold data and leaves holes for those that do not.
 func (s *sparseFile) Write(p []byte) (int, error) {
+	if s.err == nil {
+		s.err = s.ctx.Err() // a few bytes of a sparse archive can stand for gigabytes
+	}
 	if s.err != nil {
 		return 0, s.err
 	}

@@ -65,6 +65,8 @@ func (e *entry) whiteoutOf() (ignored bool, err error) {
 type plan struct {
 	skip   map[int]bool        // entries, by their number
 	opaque map[string]struct{} // directories that hide the lower layers', though no entry says so by itself
+	// inherited are the attributes of directories that the layer implies but does not describe.
+	inherited map[string]*entry
 }
 
 // conflicts reports whether anything was replaced so far.
@@ -114,10 +116,12 @@ func (t *tree) add(i int, e *entry) error {
 		return fmt.Errorf("entry %s: %w", quote(e.name), err)
 	}
 	if len(t.nodes) > maxEntries {
-		return fmt.Errorf("more than %d files and directories: %w", maxEntries, errdefs.ErrInvalidArgument)
+		return errTooMany
 	}
 	return nil
 }
+
+var errTooMany = fmt.Errorf("more than %d files and directories: %w", maxEntries, errdefs.ErrInvalidArgument)
 
 func (t *tree) place(i int, e *entry) error {
 	at := e.name
@@ -221,6 +225,9 @@ func (t *tree) placeWhiteout(i int, at string, old node) {
 func (t *tree) placeDir(i int, at string, old node) error {
 	switch old.kind {
 	case directory: // the later one's attributes win, the content is merged
+		if old.index < 0 {
+			break
+		}
 		t.again[at] = append(t.again[at], i)
 		return nil
 	case removal:

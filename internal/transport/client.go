@@ -53,6 +53,9 @@ func (c *Client) Close() error {
 	return err
 }
 
+// Done is closed when the pipe has ended and all that came through it was taken.
+func (c *Client) Done() <-chan struct{} { return c.done }
+
 func (c *Client) run() {
 	defer close(c.done)
 	defer c.pipe.Close()

@@ -50,12 +50,12 @@ func Boot(ctx context.Context, req Request) (_ *VM, err error) {
 	var undo cleanup.Stack
 	defer undo.Unwind(ctx, &err)
 
-	nics, err := attachNetwork(ctx, req)
-	if err != nil {
-		return nil, err
-	}
+	nics, err := prepare(ctx, req)
 	// The VMM has its own descriptors once it runs.
 	defer closeTaps(nics)
+	if err != nil {
+		return nil, fmt.Errorf("boot VM %s: %w", req.ID, err)
+	}
 	watch.lap(PhaseNetwork)
 
 	if err := failpoint.Hit(ctx, "vm.network"); err != nil {
@@ -66,8 +66,8 @@ func Boot(ctx context.Context, req Request) (_ *VM, err error) {
 		return nil, err
 	}
 	watch.lap(PhaseVMM)
-	version := v.askVersion(ctx, req)
-	defer version.Wait()
+	aside := v.askAside(ctx, req)
+	defer aside.wait()
 
 	scratch, err := v.attachScratch(ctx, req.Options.Scratch)
 	if err != nil {
@@ -78,7 +78,11 @@ func Boot(ctx context.Context, req Request) (_ *VM, err error) {
 	}
 	watch.lap(PhaseKernel)
 
-	if err := v.agent.ConfigureSandbox(ctx, configureRequest(req.Options, nics, scratch)); err != nil {
+	aside.wait()
+	if aside.err != nil {
+		return nil, fmt.Errorf("boot VM %s: %w", req.ID, aside.err)
+	}
+	if err := v.agent.ConfigureSandbox(ctx, configureRequest(req.Options, nics, aside.sysctls, scratch)); err != nil {
 		return nil, v.bootError(limit, err)
 	}
 	watch.lap(PhaseConfigure)
@@ -88,15 +92,19 @@ func Boot(ctx context.Context, req Request) (_ *VM, err error) {
 	return v, nil
 }
 
-func attachNetwork(ctx context.Context, req Request) ([]tap.NIC, error) {
-	if req.NetNS == "" {
-		return nil, nil
+// prepare attaches the network and does beside it what else comes before the VMM. The NICs are the caller's, also
+// with an error.
+func prepare(ctx context.Context, req Request) (nics []tap.NIC, err error) {
+	var other error
+	var beside sync.WaitGroup
+	if req.Prepare != nil {
+		beside.Go(func() { other = req.Prepare() })
 	}
-	nics, err := req.AttachNetwork(ctx, req.NetNS)
-	if err != nil {
-		return nil, fmt.Errorf("boot VM %s: %w", req.ID, err)
+	if req.NetNS != "" {
+		nics, err = req.AttachNetwork(ctx, req.NetNS)
 	}
-	return nics, nil
+	beside.Wait()
+	return nics, errors.Join(err, other)
 }
 
 func closeTaps(nics []tap.NIC) {
@@ -132,9 +140,17 @@ func (v *VM) startMachine(ctx context.Context, req Request, nics []tap.NIC, undo
 	return nil
 }
 
-// askVersion asks the VMM for its version while the guest boots. It is for people only; not to know it is no failure.
-func (v *VM) askVersion(ctx context.Context, req Request) *sync.WaitGroup {
+// aside is what is found out while the guest boots.
+type aside struct {
+	wait    func()
+	sysctls map[string]string
+	err     error
+}
+
+// askAside asks the VMM for its version, which is for people only, and the network namespace for its sysctls.
+func (v *VM) askAside(ctx context.Context, req Request) *aside {
 	var asked sync.WaitGroup
+	a := &aside{wait: asked.Wait}
 	asked.Go(func() {
 		version, err := req.Driver.Version(ctx, req.Options.GetVm().GetBinary())
 		if err != nil {
@@ -142,7 +158,13 @@ func (v *VM) askVersion(ctx context.Context, req Request) *sync.WaitGroup {
 		}
 		v.version = version
 	})
-	return &asked
+	if req.NetNS != "" && req.InspectNetwork != nil {
+		asked.Go(func() {
+			report, err := req.InspectNetwork(ctx, req.NetNS)
+			a.sysctls, a.err = report.Sysctls, err
+		})
+	}
+	return a
 }
 
 func (v *VM) killMachine(ctx context.Context) error {
@@ -223,7 +245,7 @@ func (v *VM) bootError(limit time.Duration, err error) error {
 	return fmt.Errorf("boot VM %s: %w", v.id, withConsole(err, v.console))
 }
 
-func configureRequest(o *shimv1.SandboxOptions, nics []tap.NIC, scratch *agentv1.DiskAddress) *agentv1.ConfigureSandboxRequest {
+func configureRequest(o *shimv1.SandboxOptions, nics []tap.NIC, sysctls map[string]string, scratch *agentv1.DiskAddress) *agentv1.ConfigureSandboxRequest {
 	entropy := make([]byte, entropySize)
 	rand.Read(entropy) // never fails
 	return &agentv1.ConfigureSandboxRequest{
@@ -232,7 +254,7 @@ func configureRequest(o *shimv1.SandboxOptions, nics []tap.NIC, scratch *agentv1
 		Network:    guestNetwork(nics),
 		Hosts:      o.GetHosts(),
 		ResolvConf: o.GetResolvConf(),
-		Sysctls:    guestSysctls(nics, o.GetSysctls()),
+		Sysctls:    guestSysctls(nics, sysctls, o.GetSysctls()),
 		Clock:      timestamppb.Now(),
 		Entropy:    entropy,
 		Scratch:    scratch,

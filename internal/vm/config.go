@@ -30,8 +30,12 @@ type Request struct {
 	// RunDir is for the driver's sockets; it is made here and removed at the end. ConsoleLog receives the console.
 	RunDir, ConsoleLog string
 	Driver             hypervisor.Driver
-	// AttachNetwork connects the namespace's interfaces to taps.
-	AttachNetwork func(ctx context.Context, netns string) ([]tap.NIC, error)
+	// AttachNetwork connects the namespace's interfaces to taps. InspectNetwork, where set, tells of the namespace's
+	// other settings; only its sysctls are used.
+	AttachNetwork  func(ctx context.Context, netns string) ([]tap.NIC, error)
+	InspectNetwork func(ctx context.Context, netns string) (tap.Report, error)
+	// Prepare, where set, runs beside AttachNetwork and is done before the VMM starts.
+	Prepare func() error
 	// Started is called with the VMM's pid before the guest runs.
 	Started func(pid int) error
 }

@@ -30,9 +30,13 @@ func guestNetwork(nics []tap.NIC) *agentv1.Network {
 	return n
 }
 
-// guestSysctls adds what the network needs to what the pod asked for; the pod wins.
-func guestSysctls(nics []tap.NIC, pod map[string]string) map[string]string {
-	all := map[string]string{}
+// guestSysctls adds what the network's plugins set, in the namespace and on its interfaces, to what the pod asked for;
+// the pod wins.
+func guestSysctls(nics []tap.NIC, namespace, pod map[string]string) map[string]string {
+	all := maps.Clone(namespace)
+	if all == nil {
+		all = map[string]string{}
+	}
 	for _, nic := range nics {
 		maps.Copy(all, nic.Sysctls)
 	}

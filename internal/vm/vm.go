@@ -94,7 +94,9 @@ func (v *VM) SyncClock(ctx context.Context) error {
 }
 
 // Dial opens a raw stream to a port of the guest.
-func (v *VM) Dial(ctx context.Context, port uint32) (net.Conn, error) { return v.machine.Dial(ctx, port) }
+func (v *VM) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+	return v.machine.Dial(ctx, port)
+}
 
 // Stop takes the VM down: the agent is told to power off, then the VMM to quit, and when ctx ends it is killed. It
 // returns when the VM is gone, which is soon after ctx's end at the latest. It is idempotent.
@@ -158,6 +160,12 @@ func (v *VM) setCause(cause error) {
 
 // supervise ends the VM when the agent is lost, and lets everything go when the VM has ended.
 func (v *VM) supervise() {
+	ctx, cancel := context.WithCancel(context.Background())
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		// Without it the guest's clock is only right from boot on; that is no reason to end a VM.
+		_ = watchClock(ctx, func() { _ = v.SyncClock(ctx) })
+	})
 	select {
 	case <-v.machine.Done():
 	case <-v.agent.Done():
@@ -171,6 +179,8 @@ func (v *VM) supervise() {
 		v.err = endReason(v.machine)
 	}
 	v.mu.Unlock()
+	cancel()
+	watch.Wait()
 	v.console.Close()
 	os.RemoveAll(v.runDir)
 	close(v.done)

@@ -141,6 +141,10 @@ func TestNetwork(t *testing.T) {
 			Sysctls:   map[string]string{"net.ipv4.conf.eth0.rp_filter": "0"},
 		}}, nil
 	}
+	req.InspectNetwork = func(context.Context, string) (tap.Report, error) {
+		return tap.Report{Sysctls: map[string]string{"net.ipv4.ip_forward": "1", "net.core.somaxconn": "1"}}, nil
+	}
+	req.Options.Sysctls = map[string]string{"net.core.somaxconn": "2"}
 	v, err := vm.Boot(t.Context(), req)
 	if err != nil {
 		t.Fatal(err)
@@ -153,7 +157,7 @@ func TestNetwork(t *testing.T) {
 	if rt := n.Network.Routes[0]; rt.Destination != "" || rt.Gateway != "10.0.0.1" || rt.Source != "" {
 		t.Errorf("route = %v", rt)
 	}
-	if n.Sysctls["net.ipv4.conf.eth0.rp_filter"] != "0" {
+	if n.Sysctls["net.ipv4.conf.eth0.rp_filter"] != "0" || n.Sysctls["net.ipv4.ip_forward"] != "1" || n.Sysctls["net.core.somaxconn"] != "2" {
 		t.Errorf("sysctls = %v", n.Sysctls)
 	}
 	if _, err := r.Stat(); err == nil {
@@ -173,6 +177,7 @@ func TestBootFails(t *testing.T) {
 		{"no memory", &vmtest.Driver{}, func(r *vm.Request) { r.Options.Vm.MemoryBytes = 1 << 20 }, "too little to boot", errdefs.IsInvalidArgument},
 		{"no kernel", &vmtest.Driver{}, func(r *vm.Request) { r.Options.Vm.Kernel = "/does/not/exist" }, "kernel cannot be used", errdefs.IsFailedPrecondition},
 		{"no options", &vmtest.Driver{}, func(r *vm.Request) { r.Options = nil }, "no VM options", errdefs.IsInvalidArgument},
+		{"preparation fails", &vmtest.Driver{}, func(r *vm.Request) { r.Prepare = func() error { return errdefs.ErrPermissionDenied } }, "", errdefs.IsPermissionDenied},
 		{"no VMM", &vmtest.Driver{StartErr: errdefs.ErrNotFound}, nil, "not found", errdefs.IsNotFound},
 		{"silent guest", &vmtest.Driver{NoDialer: true, Console: "panic: no init\n"}, shortBoot, "panic: no init", isDeadline},
 		{"silent agent", &vmtest.Driver{Agent: &vmtest.Agent{Silent: true}}, shortBoot, "not ready within", isDeadline},

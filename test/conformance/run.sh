@@ -1,28 +1,42 @@
 #!/usr/bin/env bash
-# Runs critest against a daemon of its own: run.sh HANDLER [GINKGO FLAGS...]
+# Runs critest against a daemon of its own:
+#   run.sh HANDLER [GINKGO FLAGS...]  all specs, or those of --ginkgo.focus; prints a table of the results
+#   run.sh HANDLER --ci               the specs of ci-specs-HANDLER.txt, each of which has to pass
 # The images are built from Debian packages and served by a registry on this host under the names that the suite fixes.
+# NAME names the daemon's bridge, cgroup and directories, so that two runs can go side by side.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")") top=$(realpath "$(dirname "$0")/../..")
-handler=${1:?usage: run.sh HANDLER [GINKGO FLAGS...]}
+handler=${1:?usage: run.sh HANDLER [--ci | GINKGO FLAGS...]}
 shift
-BIN=${PISTIS_BIN:-$top/bin} GUEST=${PISTIS_GUEST:-$top/.cache/guest}
+BIN=${PISTIS_BIN:-$top/bin} GUEST=${PISTIS_GUEST:-$top/.cache/guest} NAME=${NAME:-pistis-critest}
 # shellcheck source=hack/daemon.sh
 . "$top/hack/daemon.sh"
-out=$top/.cache/conformance/$handler
+out=$top/.cache/conformance/$handler-${NAME#pistis-}
 rm -rf "$out"
 mkdir -p "$out"
+
+ci=''
+if [ "${1:-}" = --ci ]; then
+	ci=1
+	shift
+	while IFS= read -r spec; do
+		case $spec in '' | '#'*) ;; *) set -- "$@" --ginkgo.focus "$spec" ;; esac
+	done <"$here/ci-specs-$handler.txt"
+fi
 
 (cd "$here" && go build -o "$BIN/crictl" sigs.k8s.io/cri-tools/cmd/crictl && go test -c -o "$BIN/critest" sigs.k8s.io/cri-tools/cmd/critest && go build -o "$BIN/critest-report" ./report)
 
 trap 'code=$?; stop_all || code=1; exit $code' EXIT
 start_registry "$out" -cache "$top/.cache/images" -conformance
-start_daemon pistis-critest "$out" "[image.mirrors]
-\"registry.k8s.io\" = [\"http://$registry_address\"]
-\"gcr.io\" = [\"http://$registry_address\"]"
+mirror="[\"http://$registry_address\"]"
+start_daemon "$NAME" "$out" "[image.mirrors]
+\"registry.k8s.io\" = $mirror
+\"k8s.gcr.io\" = $mirror
+\"gcr.io\" = $mirror"
 
-# The suite's exit code says only that something failed; what failed, and whether that is known, the table tells.
+# The suite's exit code says only that something failed; what failed, and whether that is known, the report tells.
 "$BIN/critest" --runtime-endpoint "unix://$PISTIS_SOCKET" --image-endpoint "unix://$PISTIS_SOCKET" --runtime-handler "$handler" \
-	--ginkgo.no-color --ginkgo.json-report "$out/report.json" "$@" >"$out/critest.log" 2>&1 || true
+	--ginkgo.no-color --ginkgo.v --ginkgo.timeout 3h --ginkgo.json-report "$out/report.json" "$@" >"$out/critest.log" 2>&1 || true
 [ -s "$out/report.json" ] || { tail -n 40 "$out/critest.log" >&2; exit 1; }
 "$BIN/critest-report" -handler "$handler" -commit "$(git -C "$top" rev-parse --short HEAD)" -reasons "$here/reasons-$handler.txt" \
-	"$out/report.json" | tee "$out/table.md"
+	${ci:+-strict "$here/ci-specs-$handler.txt"} "$out/report.json" | tee "$out/table.md"

@@ -11,7 +11,9 @@ import (
 func TestSecurityContext(t *testing.T) {
 	d := startDaemon(t, "")
 	d.pull(testImage)
-	pod, config := d.runPod("security", nil)
+	pod, config := d.runPod("security", func(c *runtime.PodSandboxConfig) {
+		c.Linux.SecurityContext.Privileged = true // one of the containers is
+	})
 	cases := []struct {
 		name   string
 		script string

@@ -26,7 +26,8 @@ var executors = map[string]func(*rest.Config, *url.URL) (remotecommand.Executor,
 		return remotecommand.NewSPDYExecutor(c, "POST", u)
 	},
 	"websocket": func(c *rest.Config, u *url.URL) (remotecommand.Executor, error) {
-		return remotecommand.NewWebSocketExecutor(c, "GET", u.String())
+		// The newest that the streaming library serves over WebSocket; it cannot close stdin alone.
+		return remotecommand.NewWebSocketExecutorForProtocols(c, "GET", u.String(), "v4.channel.k8s.io")
 	},
 }
 
@@ -64,7 +65,7 @@ func TestStreams(t *testing.T) {
 		t.Run(protocol+" exec", func(t *testing.T) { execStreams(t, d, id, dial) })
 		t.Run(protocol+" tty", func(t *testing.T) { execTTY(t, d, id, dial) })
 		t.Run(protocol+" attach", func(t *testing.T) {
-			cat := shell("cat-"+protocol, "while read line; do echo \"got $line\"; done; echo end")
+			cat := shell("cat-"+protocol, "for i in 1 2; do read line; echo \"got $line\"; done; echo end")
 			cat.Stdin, cat.StdinOnce = true, true
 			attached(t, d, d.launch(pod, config, cat), dial)
 		})
@@ -73,7 +74,7 @@ func TestStreams(t *testing.T) {
 }
 
 func execStreams(t *testing.T, d *daemon, id string, dial func(*rest.Config, *url.URL) (remotecommand.Executor, error)) {
-	resp, err := d.Exec(d.call(), &runtime.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "cat; echo to-stderr >&2; exit 5"}, Stdin: true, Stdout: true, Stderr: true})
+	resp, err := d.Exec(d.call(), &runtime.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "head -n 20000; echo to-stderr >&2; exit 5"}, Stdin: true, Stdout: true, Stderr: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +97,7 @@ func execStreams(t *testing.T, d *daemon, id string, dial func(*rest.Config, *ur
 }
 
 func execTTY(t *testing.T, d *daemon, id string, dial func(*rest.Config, *url.URL) (remotecommand.Executor, error)) {
-	resp, err := d.Exec(d.call(), &runtime.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "read go; stty size; tty"}, Tty: true, Stdin: true, Stdout: true})
+	resp, err := d.Exec(d.call(), &runtime.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "until stty size 2>/dev/null | grep -q '45 123'; do sleep 0.1; done; read go; stty size; tty"}, Tty: true, Stdin: true, Stdout: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -82,6 +82,9 @@ func processes(s Scope) ([]string, error) {
 			continue
 		}
 		cwd, _ := os.Readlink(filepath.Join("/proc", e.Name(), "cwd"))
+		if zombieOfInit(e.Name()) {
+			continue // it has ended; reaping it is not the daemon's business
+		}
 		inState := s.State != "" && (bytes.Contains(cmdline, []byte(s.State)) || strings.HasPrefix(cwd, s.State))
 		if inState || (s.Cgroup != "" && bytes.Contains(cgroup, []byte(s.Cgroup))) {
 			argv := strings.ReplaceAll(strings.TrimRight(string(cmdline), "\x00"), "\x00", " ")
@@ -89,6 +92,17 @@ func processes(s Scope) ([]string, error) {
 		}
 	}
 	return found, nil
+}
+
+// zombieOfInit tells whether a process has ended and only waits for the host's init to notice.
+func zombieOfInit(pid string) bool {
+	stat, err := os.ReadFile(filepath.Join("/proc", pid, "stat"))
+	if err != nil {
+		return true
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest)
+	return len(fields) > 1 && fields[0] == "Z" && fields[1] == "1"
 }
 
 func mounts(s Scope) ([]string, error) {

@@ -100,6 +100,11 @@ func (v *vm) boot(ctx context.Context, cfg hypervisor.Config, monitor *net.UnixC
 
 // abort ends a QEMU that could not be started and returns why: its own last words where it died by itself.
 func (v *vm) abort(cause error) error {
+	defer func() {
+		if monitor := v.currentMonitor(); monitor != nil {
+			monitor.Close() // it may have been set after QEMU was reaped
+		}
+	}()
 	if errdefs.IsUnavailable(cause) { // the monitor has gone, as it does when QEMU exits
 		select {
 		case <-v.proc.done:

@@ -55,6 +55,7 @@ func newVM(cfg hypervisor.Config, proc *process, g *gift) *vm {
 		console.Wait()
 		g.console.Close()
 		if pipe != nil {
+			<-pipe.Done() // the last bytes of streams are in
 			pipe.Close()
 		}
 		if monitor := v.currentMonitor(); monitor != nil {

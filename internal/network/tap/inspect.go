@@ -46,9 +46,9 @@ func Inspect(ctx context.Context, netnsPath string) (Report, error) {
 		return Report{}, fmt.Errorf("inspect the pod's network: %s: %w", netnsPath, err)
 	}
 	report.Sysctls = map[string]string{}
-	for name, value := range own {
-		if was, known := fresh[name]; known && was != value {
-			report.Sysctls[name] = value
+	for path, value := range own {
+		if was, known := fresh[path]; known && was != value && writable(path) {
+			report.Sysctls[sysctlName(path)] = value
 		}
 	}
 	return report, nil

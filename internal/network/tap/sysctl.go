@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // procNet holds the settings of the network namespace of the calling thread.
@@ -29,7 +31,7 @@ func interfaceSysctls(name string) (map[string]string, error) {
 			return nil, err
 		}
 		for key, value := range values {
-			if value != defaults[key] && !derived[family+"/"+key] {
+			if value != defaults[key] && !derived[family+"/"+key] && writable(filepath.Join(dir, key)) {
 				set[sysctlName(filepath.Join(dir, key))] = value
 			}
 		}
@@ -37,7 +39,7 @@ func interfaceSysctls(name string) (map[string]string, error) {
 	return set, nil
 }
 
-// namespaceSysctls reads all settings of the namespace but those of single interfaces.
+// namespaceSysctls reads all settings of the namespace but those of single interfaces, by path.
 func namespaceSysctls() (map[string]string, error) {
 	set := map[string]string{}
 	err := filepath.WalkDir(procNet, func(path string, entry fs.DirEntry, err error) error {
@@ -53,7 +55,7 @@ func namespaceSysctls() (map[string]string, error) {
 		}
 		values, err := readSettings(path)
 		for key, value := range values {
-			set[sysctlName(filepath.Join(path, key))] = value
+			set[filepath.Join(path, key)] = value
 		}
 		return err
 	})
@@ -63,8 +65,7 @@ func namespaceSysctls() (map[string]string, error) {
 	return set, nil
 }
 
-// readSettings reads the writable files of a directory; the kernel refuses to show some of them. No directory is no
-// settings.
+// readSettings reads the files of a directory but those that the kernel refuses to show. No directory is no settings.
 func readSettings(dir string) (map[string]string, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -74,19 +75,36 @@ func readSettings(dir string) (map[string]string, error) {
 		return nil, fmt.Errorf("read kernel settings: %w", err)
 	}
 	values := make(map[string]string, len(entries))
+	var buf [4096]byte
 	for _, entry := range entries {
 		if !entry.Type().IsRegular() {
 			continue
 		}
-		info, err := entry.Info()
-		if err != nil || info.Mode().Perm()&0o600 != 0o600 {
-			continue
-		}
-		if value, err := os.ReadFile(filepath.Join(dir, entry.Name())); err == nil {
-			values[entry.Name()] = strings.TrimSpace(string(value))
+		if value, ok := readSetting(filepath.Join(dir, entry.Name()), buf[:]); ok {
+			values[entry.Name()] = value
 		}
 	}
 	return values, nil
+}
+
+// readSetting does with three system calls what os.ReadFile needs more for: there are hundreds of settings.
+func readSetting(path string, buf []byte) (string, bool) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", false
+	}
+	defer unix.Close(fd)
+	n, err := unix.Read(fd, buf)
+	if err != nil {
+		return "", false
+	}
+	return strings.TrimSpace(string(buf[:n])), true
+}
+
+// writable says whether the file is a setting and not only a report.
+func writable(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode().Perm()&0o200 != 0
 }
 
 // sysctlName writes the path as sysctl(8) does: dots for slashes, and slashes for the dots of an interface's name.

@@ -476,3 +476,19 @@ func TestAttachSeveral(t *testing.T) {
 		t.Errorf("NICs are %v", names)
 	}
 }
+
+func BenchmarkInspect(b *testing.B) {
+	if os.Geteuid() != 0 {
+		b.Skip("SKIPPED: needs root")
+	}
+	path, err := netns.Create(b.TempDir(), "pod")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = netns.Remove(path) }()
+	for b.Loop() {
+		if _, err := tap.Inspect(b.Context(), path); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -193,16 +193,13 @@ func diskName(lun string) (string, error) {
 // readDisk returns "ro" or "rw", the size, and the text at the beginning.
 func readDisk(lun string) (string, error) {
 	var name string
-	err := waitFor(func() (err error) {
+	var f *os.File
+	err := waitFor(func() (err error) { // a new disk has a name before it can be opened
 		if name, err = diskName(lun); err == nil {
-			_, err = os.Stat("/dev/" + name)
+			f, err = os.Open("/dev/" + name)
 		}
 		return err
 	})
-	if err != nil {
-		return "", err
-	}
-	f, err := os.Open("/dev/" + name)
 	if err != nil {
 		return "", err
 	}

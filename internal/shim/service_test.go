@@ -1,0 +1,649 @@
+package shim_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	sandboxv1 "github.com/pistis-run/pistis/api/sandbox/v1"
+	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
+	"github.com/pistis-run/pistis/internal/bundle"
+	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/shim"
+	"github.com/pistis-run/pistis/internal/shimclient"
+	"github.com/pistis-run/pistis/internal/task"
+	"github.com/pistis-run/pistis/internal/vm/vmtest"
+)
+
+// pod is a shim in the test's own process, with a fake VM, and a client of it over real sockets.
+type pod struct {
+	*shimclient.Client
+	service *shim.Service
+	driver  *vmtest.Driver
+	agent   *vmtest.Agent
+	dir     string
+	layer   string
+}
+
+// newPod serves a sandbox that is not created yet.
+func newPod(t *testing.T, driver *vmtest.Driver) *pod {
+	t.Helper()
+	if driver.Agent == nil && !driver.NoDialer {
+		driver.Agent = &vmtest.Agent{}
+	}
+	p := &pod{driver: driver, agent: driver.Agent, dir: t.TempDir()}
+	p.layer = filepath.Join(p.dir, "layer")
+	for _, name := range []string{"layer", "kernel"} {
+		if err := os.WriteFile(filepath.Join(p.dir, name), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir, err := bundle.Create(filepath.Join(p.dir, "b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(dir.Sockets(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	self, err := bundle.Identify(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := dir.WriteShim(bundle.Shim{Process: self}); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := dir.TakeLock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.service = shim.New(shim.Options{
+		ID: "pod1", Namespace: "test", Bundle: dir, Drivers: map[string]hypervisor.Driver{"fake": driver},
+		GuestSpec:      func(s *specs.Spec) (*specs.Spec, error) { return s, nil },
+		GuestResources: func(r *specs.LinuxResources) (*specs.LinuxResources, error) { return r, nil },
+	})
+	stop := serve(t, p.service, dir)
+	p.Client, err = shimclient.Connect(t.Context(), string(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := p.service.Close(ctx); err != nil {
+			t.Error(err)
+		}
+		p.Client.Close()
+		stop()
+		lock.Close()
+		dir.Remove()
+	})
+	return p
+}
+
+func serve(t *testing.T, s *shim.Service, dir bundle.Dir) (stop func()) {
+	t.Helper()
+	server, err := shim.NewServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Register(server)
+	rpc, err := net.Listen("unix", dir.ShimSocket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	streams, err := net.Listen("unix", dir.StreamSocket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { server.Serve(context.Background(), rpc) })
+	serving.Go(func() { s.ServeStreams(context.Background(), streams) })
+	return func() {
+		server.Close()
+		streams.Close()
+		serving.Wait()
+	}
+}
+
+func (p *pod) createSandbox(t *testing.T) error {
+	t.Helper()
+	options, err := anypb.New(&shimv1.SandboxOptions{Vm: &shimv1.VMOptions{
+		Hypervisor: "fake", Kernel: filepath.Join(p.dir, "kernel"), Acceleration: "tcg", Vcpus: 1, MemoryBytes: 128 << 20,
+		BootTimeout: durationpb.New(5 * time.Second), AgentTimeout: durationpb.New(5 * time.Second),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = p.service.CreateSandbox(t.Context(), &sandboxv1.CreateSandboxRequest{SandboxId: "pod1", Options: options})
+	return err
+}
+
+// ready is a pod whose VM runs.
+func ready(t *testing.T, driver *vmtest.Driver) *pod {
+	t.Helper()
+	p := newPod(t, driver)
+	if err := p.createSandbox(t); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.service.StartSandbox(t.Context(), &sandboxv1.StartSandboxRequest{SandboxId: "pod1"}); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func (p *pod) request(t *testing.T, id string, args ...string) task.CreateRequest {
+	t.Helper()
+	dir := filepath.Join(p.dir, "c-"+id)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	data, err := json.Marshal(&specs.Spec{Process: &specs.Process{Args: args}, Root: &specs.Root{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return task.CreateRequest{ID: id, Bundle: dir, Layers: []string{p.layer}, LogPath: filepath.Join(p.dir, id+".log")}
+}
+
+func (p *pod) run(t *testing.T, id string, args ...string) {
+	t.Helper()
+	p.create(t, id, args...)
+	if _, err := p.Start(t.Context(), task.ID{Container: id}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (p *pod) create(t *testing.T, id string, args ...string) {
+	t.Helper()
+	if _, err := p.Create(t.Context(), p.request(t, id, args...)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (p *pod) wait(t *testing.T, id task.ID) task.Exit {
+	t.Helper()
+	exit, err := p.Wait(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return exit
+}
+
+func (p *pod) log(t *testing.T, id string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(p.dir, id+".log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func (p *pod) exec(t *testing.T, id task.ID, stdio bool, args ...string) error {
+	t.Helper()
+	process, err := json.Marshal(map[string]any{"args": args, "cwd": "/"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.Exec(t.Context(), task.ExecRequest{ID: id, Process: process, Stdin: stdio, Stdout: stdio, Stderr: stdio})
+}
+
+func TestContainerLife(t *testing.T) {
+	p := ready(t, &vmtest.Driver{})
+	id := task.ID{Container: "c1"}
+	user, err := p.Create(t.Context(), p.request(t, "c1", "echo", "hello"))
+	if err != nil || user.UID != 7 || user.GID != 8 {
+		t.Fatalf("create = %+v, %v", user, err)
+	}
+	if _, err := p.Create(t.Context(), p.request(t, "c1", "echo")); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("second create = %v", err)
+	}
+	if state, _ := p.State(t.Context(), id); state != "created" {
+		t.Errorf("state = %s", state)
+	}
+	pid, err := p.Start(t.Context(), id)
+	if err != nil || pid != 42 {
+		t.Fatalf("start = %d, %v", pid, err)
+	}
+	if exit := p.wait(t, id); exit.Code != 0 || exit.At.IsZero() {
+		t.Errorf("exit = %+v", exit)
+	}
+	if text := p.log(t, "c1"); !strings.HasSuffix(text, "stdout F hello\n") {
+		t.Errorf("log = %q", text)
+	}
+	if _, err := p.Start(t.Context(), id); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("start of an ended one = %v", err)
+	}
+	if err := p.Signal(t.Context(), id, 9, false); !errdefs.IsNotFound(err) {
+		t.Errorf("signal of an ended one = %v", err)
+	}
+	if err := p.Delete(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Delete(t.Context(), id); !errdefs.IsNotFound(err) {
+		t.Errorf("second delete = %v", err)
+	}
+	if n := p.driver.Machines()[0].Disks(); n != 0 {
+		t.Errorf("%d disks are attached still", n)
+	}
+}
+
+func TestWaitComesAfterTheOutput(t *testing.T) {
+	p := ready(t, &vmtest.Driver{})
+	p.run(t, "c1", "lines", "50000")
+	p.wait(t, task.ID{Container: "c1"})
+	if n := strings.Count(p.log(t, "c1"), "\n"); n != 50000 {
+		t.Errorf("%d lines when Wait returned, want 50000", n)
+	}
+}
+
+func TestExec(t *testing.T) {
+	p := ready(t, &vmtest.Driver{})
+	p.run(t, "c1", "sleep")
+	id := task.ID{Container: "c1", Exec: "e1"}
+	if err := p.exec(t, id, true, "cat"); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	attached := make(chan error, 1)
+	go func() {
+		attached <- p.Attach(t.Context(), id, task.Stdio{Stdin: strings.NewReader("through and back"), Stdout: &out, Stderr: io.Discard})
+	}()
+	if _, err := p.Start(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-attached; err != nil || out.String() != "through and back" {
+		t.Errorf("attach = %v, output %q", err, out.String())
+	}
+	if exit := p.wait(t, id); exit.Code != 0 {
+		t.Errorf("exit = %+v", exit)
+	}
+	if err := p.Delete(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+	code := task.ID{Container: "c1", Exec: "e2"}
+	if err := p.exec(t, code, false, "exit", "3"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Start(t.Context(), code); err != nil {
+		t.Fatal(err)
+	}
+	if exit := p.wait(t, code); exit.Code != 3 {
+		t.Errorf("exit = %+v", exit)
+	}
+}
+
+// TestExecClientGone lets the client of an exec go away in the middle: the exec must end all the same.
+func TestExecClientGone(t *testing.T) {
+	p := ready(t, &vmtest.Driver{})
+	p.run(t, "c1", "sleep")
+	id := task.ID{Container: "c1", Exec: "e1"}
+	if err := p.exec(t, id, true, "lines", "200000"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	attached := make(chan error, 1)
+	r, w := io.Pipe()
+	go func() { attached <- p.Attach(ctx, id, task.Stdio{Stdin: strings.NewReader(""), Stdout: w}) }()
+	if _, err := p.Start(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	r.Read(make([]byte, 10))
+	cancel()
+	r.Close()
+	if err := <-attached; !errors.Is(err, context.Canceled) {
+		t.Errorf("attach = %v", err)
+	}
+	p.wait(t, id)
+}
+
+func TestAttach(t *testing.T) {
+	p := ready(t, &vmtest.Driver{})
+	req := p.request(t, "c1", "cat")
+	req.Stdin, req.StdinOnce = true, true
+	if _, err := p.Create(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	id := task.ID{Container: "c1"}
+	in, input := io.Pipe()
+	defer in.Close()
+	var out bytes.Buffer
+	attached := make(chan error, 1)
+	go func() { attached <- p.Attach(t.Context(), id, task.Stdio{Stdin: in, Stdout: &out}) }()
+	fmt.Fprint(input, "before start\n")
+	if _, err := p.Start(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprint(input, "after\n")
+	input.Close() // stdin_once: cat ends with it
+	if err := <-attached; err != nil || out.String() != "before start\nafter\n" {
+		t.Errorf("attach = %v, %q", err, out.String())
+	}
+	p.wait(t, id)
+	if text := p.log(t, "c1"); strings.Count(text, "\n") != 2 {
+		t.Errorf("log = %q", text)
+	}
+	if err := p.Attach(t.Context(), id, task.Stdio{Stdout: io.Discard}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("attach to an ended one = %v", err)
+	}
+	p.run(t, "c2", "sleep")
+	if err := p.Attach(t.Context(), task.ID{Container: "c2"}, task.Stdio{Stdin: in}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("stdin of one without = %v", err)
+	}
+}
+
+func TestDial(t *testing.T) {
+	p := ready(t, &vmtest.Driver{})
+	conn, err := p.Dial(t.Context(), "tcp", "localhost:7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "echo")
+	conn.(*net.UnixConn).CloseWrite()
+	if data, err := io.ReadAll(conn); string(data) != "echo" || err != nil {
+		t.Errorf("read %q, %v", data, err)
+	}
+	if _, err := p.Dial(t.Context(), "tcp", "localhost:8"); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("closed port = %v", err)
+	}
+}
+
+func TestReopenLog(t *testing.T) {
+	p := ready(t, &vmtest.Driver{})
+	req := p.request(t, "c1", "cat")
+	req.Stdin = true
+	if _, err := p.Create(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	id := task.ID{Container: "c1"}
+	if _, err := p.Start(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(req.LogPath, req.LogPath+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.ReopenLog(t.Context(), "c1"); err != nil {
+		t.Fatal(err)
+	}
+	in, input := io.Pipe()
+	seen, out := io.Pipe()
+	go p.Attach(t.Context(), id, task.Stdio{Stdin: in, Stdout: out})
+	fmt.Fprintln(input, "new")
+	io.ReadFull(seen, make([]byte, 4))
+	if text := p.log(t, "c1"); !strings.HasSuffix(text, "F new\n") {
+		t.Errorf("log = %q", text)
+	}
+	in.Close()
+	seen.Close()
+	if err := p.ReopenLog(t.Context(), "nobody"); !errdefs.IsNotFound(err) {
+		t.Errorf("unknown container = %v", err)
+	}
+}
+
+// TestVMDies wants every wait answered with the reason, and Delete and Stop to work afterwards.
+func TestVMDies(t *testing.T) {
+	p := ready(t, &vmtest.Driver{})
+	p.run(t, "c1", "sleep")
+	p.create(t, "c2", "sleep")
+	p.driver.Machines()[0].End(errors.New("signal: killed"))
+	for _, c := range []string{"c1", "c2"} {
+		if exit := p.wait(t, task.ID{Container: c}); exit.Code != 255 || !strings.Contains(exit.Reason, "the virtual machine ended: signal: killed") {
+			t.Errorf("%s: exit = %+v", c, exit)
+		}
+	}
+	exit, err := p.WaitSandbox(t.Context())
+	if err != nil || exit.Code != 255 || !strings.Contains(exit.Reason, "signal: killed") {
+		t.Errorf("sandbox: %+v, %v", exit, err)
+	}
+	status, err := p.service.SandboxStatus(t.Context(), &sandboxv1.SandboxStatusRequest{SandboxId: "pod1", Verbose: true})
+	if err != nil || status.State != "SANDBOX_NOTREADY" {
+		t.Errorf("status = %v, %v", status, err)
+	}
+	if _, err := p.Create(t.Context(), p.request(t, "c3", "echo")); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "signal: killed") {
+		t.Errorf("create afterwards = %v", err)
+	}
+	for _, c := range []string{"c1", "c2"} {
+		if err := p.Delete(t.Context(), task.ID{Container: c}); err != nil {
+			t.Errorf("%s: delete = %v", c, err)
+		}
+	}
+	if _, err := p.service.StopSandbox(t.Context(), &sandboxv1.StopSandboxRequest{SandboxId: "pod1"}); err != nil {
+		t.Errorf("stop = %v", err)
+	}
+}
+
+// TestVMDiesDuringCreate ends the VM in the middle of a creation; nothing of the container may be left.
+func TestVMDiesDuringCreate(t *testing.T) {
+	driver := &vmtest.Driver{Agent: &vmtest.Agent{}}
+	driver.Agent.Intercept = func(method string) error {
+		if method == "CreateContainer" {
+			driver.Machines()[0].End(errors.New("boom"))
+		}
+		return nil
+	}
+	p := ready(t, driver)
+	if _, err := p.Create(t.Context(), p.request(t, "c1", "echo")); err == nil {
+		t.Fatal("it was created")
+	}
+	if _, err := p.State(t.Context(), task.ID{Container: "c1"}); !errdefs.IsNotFound(err) {
+		t.Errorf("state = %v", err)
+	}
+}
+
+func TestCreateFails(t *testing.T) {
+	fail := ""
+	agent := &vmtest.Agent{Intercept: func(method string) error {
+		if method == fail {
+			return fmt.Errorf("no")
+		}
+		return nil
+	}}
+	p := ready(t, &vmtest.Driver{Agent: agent})
+	tests := []struct {
+		name   string
+		method string
+		change func(*task.CreateRequest)
+		want   func(error) bool
+	}{
+		{"agent refuses", "CreateContainer", nil, nil},
+		{"no layers", "", func(r *task.CreateRequest) { r.Layers = nil }, errdefs.IsInvalidArgument},
+		{"layer is missing", "", func(r *task.CreateRequest) { r.Layers = []string{"/no/such/layer"} }, errdefs.IsNotFound},
+		{"layer is a directory", "", func(r *task.CreateRequest) { r.Layers = []string{"/tmp"} }, errdefs.IsNotImplemented},
+		{"no bundle", "", func(r *task.CreateRequest) { r.Bundle = "/no/such/bundle" }, errdefs.IsInvalidArgument},
+		{"log in no directory", "", func(r *task.CreateRequest) { r.LogPath = "/no/such/directory/0.log" }, nil},
+		{"terminal in request only", "", func(r *task.CreateRequest) { r.Terminal = true }, errdefs.IsInvalidArgument},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			fail = tt.method
+			defer func() { fail = "" }()
+			req := p.request(t, "c1", "echo")
+			if tt.change != nil {
+				tt.change(&req)
+			}
+			if _, err := p.Create(t.Context(), req); err == nil || tt.want != nil && !tt.want(err) {
+				t.Errorf("create = %v", err)
+			}
+			if _, err := p.State(t.Context(), task.ID{Container: "c1"}); !errdefs.IsNotFound(err) {
+				t.Errorf("something is left: %v", err)
+			}
+		})
+	}
+	p.run(t, "c1", "echo", "the id is free")
+}
+
+func TestStartFails(t *testing.T) {
+	agent := &vmtest.Agent{}
+	p := ready(t, &vmtest.Driver{Agent: agent})
+	p.create(t, "c1", "echo")
+	agent.Intercept = func(method string) error {
+		if method == "Start" {
+			return errors.New("exec format error")
+		}
+		return nil
+	}
+	id := task.ID{Container: "c1"}
+	if _, err := p.Start(t.Context(), id); err == nil || !strings.Contains(err.Error(), "exec format error") {
+		t.Errorf("start = %v", err)
+	}
+	if exit := p.wait(t, id); exit.Code != 128 || !strings.Contains(exit.Reason, "exec format error") {
+		t.Errorf("exit = %+v", exit)
+	}
+	if err := p.Delete(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHostileAgent gives answers that no honest agent gives.
+func TestHostileAgent(t *testing.T) {
+	agent := &vmtest.Agent{Answer: func(method string, answer any) any {
+		switch a := answer.(type) {
+		case *agentv1.WaitResponse:
+			a.Code, a.Reason = 1<<31, "\x1b[2Jevil\n"+strings.Repeat("A", 100<<10)
+		case *agentv1.StatsResponse:
+			a.Containers = append(a.Containers, &agentv1.ContainerStats{Id: "somebody else's"}, nil)
+		case *agentv1.DeleteResponse:
+			a.Disks = append(a.Disks, nil, &agentv1.DiskAddress{}, &agentv1.DiskAddress{Address: &agentv1.DiskAddress_Serial{Serial: "x"}})
+		}
+		return answer
+	}}
+	p := ready(t, &vmtest.Driver{Agent: agent})
+	p.run(t, "c1", "echo")
+	exit := p.wait(t, task.ID{Container: "c1"})
+	if exit.Code != 255 || len(exit.Reason) > 8<<10 || strings.ContainsAny(exit.Reason, "\x1b\n") {
+		t.Errorf("exit = %d, reason of %d bytes", exit.Code, len(exit.Reason))
+	}
+	if stats, err := p.Stats(t.Context()); err != nil || len(stats.Containers) != 1 {
+		t.Errorf("stats = %+v, %v", stats, err)
+	}
+	if err := p.Delete(t.Context(), task.ID{Container: "c1"}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSandboxStates(t *testing.T) {
+	p := newPod(t, &vmtest.Driver{})
+	start := func() error {
+		_, err := p.service.StartSandbox(t.Context(), &sandboxv1.StartSandboxRequest{SandboxId: "pod1"})
+		return err
+	}
+	if err := start(); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("start before create = %v", err)
+	}
+	if _, err := p.service.PingSandbox(t.Context(), &sandboxv1.PingRequest{SandboxId: "other"}); !errdefs.IsNotFound(err) {
+		t.Errorf("somebody else's sandbox = %v", err)
+	}
+	if _, err := p.Create(t.Context(), p.request(t, "c1", "echo")); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("container before start = %v", err)
+	}
+	if err := p.createSandbox(t); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.createSandbox(t); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("second create = %v", err)
+	}
+	if err := start(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := p.service.StopSandbox(t.Context(), &sandboxv1.StopSandboxRequest{SandboxId: "pod1"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if exit, err := p.WaitSandbox(t.Context()); err != nil || !strings.Contains(exit.Reason, "stopped") {
+		t.Errorf("exit = %+v, %v", exit, err)
+	}
+}
+
+// TestStopDuringBoot stops a sandbox whose guest never answers.
+func TestStopDuringBoot(t *testing.T) {
+	p := newPod(t, &vmtest.Driver{NoDialer: true})
+	if err := p.createSandbox(t); err != nil {
+		t.Fatal(err)
+	}
+	started := make(chan error, 1)
+	go func() {
+		_, err := p.service.StartSandbox(t.Context(), &sandboxv1.StartSandboxRequest{SandboxId: "pod1"})
+		started <- err
+	}()
+	for len(p.driver.Machines()) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := p.service.StopSandbox(t.Context(), &sandboxv1.StopSandboxRequest{SandboxId: "pod1"}); err != nil {
+		t.Error(err)
+	}
+	if err := <-started; err == nil {
+		t.Error("it started")
+	}
+}
+
+func TestShutdown(t *testing.T) {
+	p := ready(t, &vmtest.Driver{})
+	if _, err := p.service.ShutdownSandbox(t.Context(), &sandboxv1.ShutdownSandboxRequest{SandboxId: "pod1"}); err != nil {
+		t.Fatal(err)
+	}
+	<-p.service.Quit()
+}
+
+// TestFIFOs uses the stdio of containerd's own clients.
+func TestFIFOs(t *testing.T) {
+	p := ready(t, &vmtest.Driver{})
+	fifo := func(name string) string {
+		path := filepath.Join(p.dir, name)
+		if err := unix.Mkfifo(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	p.run(t, "c1", "sleep")
+	in, out := fifo("in"), fifo("out")
+	process := []byte(`{"args":["cat"],"cwd":"/"}`)
+	err := p.service.Exec(t.Context(), execRequest("c1", "e1", process, in, out))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := task.ID{Container: "c1", Exec: "e1"}
+	if _, err := p.Start(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	r, err := os.OpenFile(out, os.O_RDONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	w, err := os.OpenFile(in, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprint(w, "by fifo")
+	w.Close()
+	if err := p.service.CloseIO(t.Context(), closeRequest("c1", "e1")); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := io.ReadAll(r); string(data) != "by fifo" || err != nil {
+		t.Errorf("read %q, %v", data, err)
+	}
+	p.wait(t, id)
+	if err := p.service.Exec(t.Context(), execRequest("c1", "e2", process, "", "/no/such/fifo")); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("missing FIFO = %v", err)
+	}
+}

@@ -1,0 +1,474 @@
+package snapshot
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/image"
+)
+
+// memorySource holds layers in memory, and counts and delays their opening.
+type memorySource struct {
+	mu     sync.Mutex
+	layers map[digest.Digest][]byte
+	opened map[digest.Digest]int
+	gate   chan struct{} // where set, opening waits for it
+}
+
+func newSource() *memorySource {
+	return &memorySource{layers: map[digest.Digest][]byte{}, opened: map[digest.Digest]int{}}
+}
+
+func (m *memorySource) OpenLayer(ctx context.Context, l image.Layer) (io.ReadCloser, error) {
+	m.mu.Lock()
+	m.opened[l.DiffID]++
+	raw, ok := m.layers[l.DiffID]
+	gate := m.gate
+	m.mu.Unlock()
+	if gate != nil {
+		select {
+		case <-gate:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	if !ok {
+		return nil, errdefs.ErrNotFound
+	}
+	if digest.FromBytes(raw) != l.DiffID {
+		return io.NopCloser(io.MultiReader(bytes.NewReader(raw), &failing{errdefs.ErrDataLoss})), nil
+	}
+	return io.NopCloser(bytes.NewReader(raw)), nil
+}
+
+// image makes an image of layers with one file each.
+func (m *memorySource) image(t testing.TB, contents ...string) image.Image {
+	t.Helper()
+	var img image.Image
+	for _, c := range contents {
+		raw := makeTar(t, regular("file", c))
+		id := digest.FromBytes(raw)
+		m.layers[id] = raw
+		img.Layers = append(img.Layers, image.Layer{DiffID: id})
+	}
+	img.ID = digest.FromString(strings.Join(contents, "\n"))
+	return img
+}
+
+func (m *memorySource) count(id digest.Digest) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.opened[id]
+}
+
+func openLayers(t testing.TB, root string, source layerSource) *Layers {
+	t.Helper()
+	l, err := Open(root, source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+func names(t testing.TB, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, e := range entries {
+		if e.Name() != "lock" {
+			out = append(out, e.Name())
+		}
+	}
+	return out
+}
+
+func TestEnsure(t *testing.T) {
+	source := newSource()
+	l := openLayers(t, filepath.Join(t.TempDir(), "layers"), source)
+	img := source.image(t, "one", "two", "one")
+	for range 2 {
+		paths, err := l.Ensure(t.Context(), img)
+		if err != nil || len(paths) != 3 || paths[0] != paths[2] || paths[0] == paths[1] {
+			t.Fatalf("got %q, %v", paths, err)
+		}
+		for _, p := range paths {
+			info, err := os.Stat(p)
+			if err != nil || info.Mode() != 0o600 || info.Size()%blockSize != 0 {
+				t.Errorf("%s: %v, %v", p, info, err)
+			}
+			fsck(t, p)
+		}
+	}
+	if n := source.count(img.Layers[0].DiffID); n != 1 {
+		t.Errorf("converted %d times", n)
+	}
+	bytes, inodes, err := l.Usage(t.Context())
+	if err != nil || bytes == 0 || inodes != 3 {
+		t.Errorf("usage: %d bytes, %d inodes, %v", bytes, inodes, err)
+	}
+}
+
+func TestEnsureFails(t *testing.T) {
+	source := newSource()
+	l := openLayers(t, t.TempDir(), source)
+	img := source.image(t, "good", "bad")
+	source.layers[img.Layers[1].DiffID] = makeTar(t, regular("file", "else"))
+	if _, err := l.Ensure(t.Context(), img); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), img.Layers[1].DiffID.String()) {
+		t.Errorf("wrong content: %v", err)
+	}
+	hostile := makeTar(t, regular("../evil", "x"))
+	id := digest.FromBytes(hostile)
+	source.layers[id] = hostile
+	if _, err := l.Ensure(t.Context(), image.Image{Layers: []image.Layer{{DiffID: id}}}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "../evil") {
+		t.Errorf("hostile: %v", err)
+	}
+	if _, err := l.Ensure(t.Context(), image.Image{Layers: []image.Layer{{DiffID: "sha256:../../x"}}}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("no digest: %v", err)
+	}
+	if _, err := l.Ensure(t.Context(), image.Image{Layers: []image.Layer{{DiffID: digest.FromString("none")}}}); !errdefs.IsNotFound(err) {
+		t.Errorf("no content: %v", err)
+	}
+	for _, name := range names(t, l.root) {
+		if name != filepath.Base(l.path(img.Layers[0].DiffID)) {
+			t.Errorf("left behind: %s", name)
+		}
+	}
+}
+
+// TestEnsureConcurrently: many want a layer, the first gives up, it is made once for all the others.
+func TestEnsureConcurrently(t *testing.T) {
+	source := newSource()
+	l := openLayers(t, t.TempDir(), source)
+	img := source.image(t, "one")
+	id := img.Layers[0].DiffID
+	source.gate = make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := l.Ensure(ctx, img); !errors.Is(err, context.Canceled) {
+			t.Errorf("the one that gave up: %v", err)
+		}
+	})
+	waiters := func(n int) {
+		t.Helper()
+		waitFor(t, func() bool {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			f := l.flights[id]
+			return (f == nil && n == 0) || (f != nil && f.waiters == n)
+		})
+	}
+	waiters(1)
+	for range 10 {
+		wg.Go(func() {
+			if _, err := l.Ensure(t.Context(), img); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	waiters(11)
+	cancel()
+	waiters(10)
+	close(source.gate)
+	wg.Wait()
+	if n := source.count(id); n != 1 {
+		t.Errorf("converted %d times", n)
+	}
+
+	// With nobody left the work ends, and leaves nothing.
+	source.gate = make(chan struct{})
+	ctx, cancel = context.WithCancel(t.Context())
+	other := source.image(t, "two")
+	wg.Go(func() { _, _ = l.Ensure(ctx, other) })
+	id = other.Layers[0].DiffID
+	waiters(1)
+	cancel()
+	wg.Wait()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := names(t, l.root); len(got) != 1 {
+		t.Errorf("left behind: %q", got)
+	}
+	if _, err := l.Ensure(t.Context(), other); !errdefs.IsUnavailable(err) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+// waitFor polls a condition that nothing announces.
+func waitFor(t testing.TB, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("waited in vain")
+		}
+	}
+}
+
+// TestEnsureInherits: directories that a layer does not describe keep the attributes that lower layers gave them.
+func TestEnsureInherits(t *testing.T) {
+	source := newSource()
+	l := openLayers(t, t.TempDir(), source)
+	add := func(entries ...tar.Header) image.Layer {
+		raw := makeTar(t, entries...)
+		id := digest.FromBytes(raw)
+		source.layers[id] = raw
+		return image.Layer{DiffID: id}
+	}
+	home := dir("home/user/", 0o700)
+	home.Uid, home.Gid = 1000, 1000
+	base := add(dir("tmp/", 0o1777), dir("home/", 0o711), home, dir("gone/", 0o700), dir("opaque/", 0o700), dir("opaque/sub/", 0o700))
+	middle := add(whiteout(".wh.gone"), dir("tmp/", 0o1770), dir("opaque/", 0o750), whiteout("opaque/.wh..wh..opq"))
+	top := add(regular("tmp/x", "x"), regular("home/user/new/x", "x"), regular("gone/x", "x"), regular("opaque/sub/x", "x"))
+	img := image.Image{Layers: []image.Layer{base, middle, top}}
+	paths, err := l.Ensure(t.Context(), img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	alone, err := l.Ensure(t.Context(), image.Image{Layers: []image.Layer{top}})
+	if err != nil || alone[0] == paths[2] {
+		t.Errorf("the layer by itself has the disk %q, %v", alone, err)
+	}
+	again, err := l.Ensure(t.Context(), img)
+	if err != nil || !slices.Equal(again, paths) {
+		t.Errorf("again: %q, %v", again, err)
+	}
+	for _, p := range paths {
+		fsck(t, p)
+	}
+	got, without := describe(t, mountDisk(t, paths[2])), describe(t, mountDisk(t, alone[0]))
+	for name, want := range map[string]string{
+		"tmp": "41770 0:0 ", "home": "40711 0:0 ", "home/user": "40700 1000:1000 ", "home/user/new": "40755 0:0 ", "gone": "40755 0:0 ",
+		"opaque": "40750 0:0 ", "opaque/sub": "40755 0:0 ",
+	} {
+		if !strings.HasPrefix(got[name], want) {
+			t.Errorf("%s: %s, want %s", name, got[name], want)
+		}
+		if !strings.HasPrefix(without[name], "40755 0:0 ") {
+			t.Errorf("%s by itself: %s", name, without[name])
+		}
+	}
+	if err := l.Collect(t.Context(), func() (map[digest.Digest]struct{}, error) { return nil, nil }); err != nil {
+		t.Fatal(err)
+	}
+	if left := names(t, l.root); len(left) != 0 {
+		t.Errorf("left: %q", left)
+	}
+}
+
+func TestCollect(t *testing.T) {
+	source := newSource()
+	l := openLayers(t, t.TempDir(), source)
+	img := source.image(t, "used", "unused", "asked for meanwhile")
+	paths, err := l.Ensure(t.Context(), img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := image.Image{Layers: img.Layers[2:]}
+	err = l.Collect(t.Context(), func() (map[digest.Digest]struct{}, error) {
+		if _, err := l.Ensure(t.Context(), late); err != nil {
+			t.Error(err)
+		}
+		return map[digest.Digest]struct{}{img.Layers[0].DiffID: {}}, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []bool{true, false, true} {
+		if _, err := os.Stat(paths[i]); (err == nil) != want {
+			t.Errorf("layer %d: %v", i, err)
+		}
+	}
+	broken := errors.New("broken")
+	if err := l.Collect(t.Context(), func() (map[digest.Digest]struct{}, error) { return nil, broken }); !errors.Is(err, broken) {
+		t.Errorf("got %v", err)
+	}
+	if got := names(t, l.root); len(got) != 2 {
+		t.Errorf("left: %q", got)
+	}
+	if _, err := l.Ensure(t.Context(), img); err != nil {
+		t.Errorf("made again: %v", err)
+	}
+}
+
+func TestOpenCleansUp(t *testing.T) {
+	root, source := t.TempDir(), newSource()
+	l := openLayers(t, root, source)
+	paths, err := l.Ensure(t.Context(), source.image(t, "one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(root, source); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("opened twice: %v", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{tempPrefix + "1", tempPrefix + "gone-1", "sha256-" + strings.Repeat("a", 64) + ".v0.ext4"} {
+		if err := os.WriteFile(filepath.Join(root, name), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	openLayers(t, root, source)
+	if got := names(t, root); !slices.Equal(got, []string{filepath.Base(paths[0])}) {
+		t.Errorf("left: %q", got)
+	}
+}
+
+// TestFullDisk converts on a file system that is too small.
+func TestFullDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: mounting a small file system needs root")
+	}
+	root := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=8m", "pistis-test", root).CombinedOutput(); err != nil {
+		t.Skipf("SKIPPED: cannot mount a tmpfs: %v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(root, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	source := newSource()
+	l := openLayers(t, root, source)
+	random := make([]byte, 16<<20)
+	_, _ = rand.Read(random)
+	img := source.image(t, string(random))
+	if _, err := l.Ensure(t.Context(), img); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("got %v", err)
+	}
+	if got := names(t, root); len(got) != 0 {
+		t.Errorf("left: %q", got)
+	}
+	if _, err := l.Ensure(t.Context(), source.image(t, "small")); err != nil {
+		t.Error(err)
+	}
+	// Close before the file system goes.
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNewScratch(t *testing.T) {
+	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
+		t.Skip("SKIPPED: mkfs.ext4 is not installed")
+	}
+	l := openLayers(t, t.TempDir(), newSource())
+	dir := t.TempDir()
+	for i, size := range []int64{minScratch, 10<<30 + 1, 10 << 30, 1 << 40} {
+		path := filepath.Join(dir, fmt.Sprint(i))
+		for range 2 { // from a new template, and from an old one
+			if err := l.NewScratch(t.Context(), path, size); err != nil {
+				t.Fatal(err)
+			}
+			info, err := os.Stat(path)
+			if err != nil || info.Mode() != 0o600 || info.Size() < size || info.Size() >= size+blockSize {
+				t.Errorf("%d: %+v, %v", size, info, err)
+			}
+			if used := info.Sys().(*syscall.Stat_t).Blocks * 512; used > 64<<20 {
+				t.Errorf("%d: %d bytes are allocated", size, used)
+			}
+			if size < 1<<40 {
+				fsck(t, path)
+			}
+			if err := l.NewScratch(t.Context(), path, size); !errdefs.IsAlreadyExists(err) {
+				t.Errorf("twice: %v", err)
+			}
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, size := range []int64{-1, 0, minScratch - 1, maxScratch + 1} {
+		if err := l.NewScratch(t.Context(), filepath.Join(dir, "x"), size); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%d: %v", size, err)
+		}
+	}
+	if err := l.NewScratch(t.Context(), filepath.Join(dir, "none", "x"), minScratch); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+	if got := names(t, dir); len(got) != 0 {
+		t.Errorf("left: %q", got)
+	}
+}
+
+// benchmarkTar is like a distribution's base layer: many small files, some large ones.
+func benchmarkTar(b *testing.B) []byte {
+	var entries []tar.Header
+	body := make([]byte, 1<<20)
+	_, _ = rand.Read(body)
+	for i := range 4000 {
+		entries = append(entries, regular(fmt.Sprintf("usr/share/d%d/f%d", i%200, i), string(body[:100+i*7%12000])))
+	}
+	for i := range 60 {
+		entries = append(entries, regular(fmt.Sprintf("usr/lib/l%d.so", i), string(body)))
+	}
+	return makeTar(b, entries...)
+}
+
+func BenchmarkConvert(b *testing.B) {
+	raw := benchmarkTar(b)
+	f, err := os.Create(filepath.Join(b.TempDir(), "disk"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	b.SetBytes(int64(len(raw)))
+	for b.Loop() {
+		if err := f.Truncate(0); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := convert(b.Context(), opener(raw), f, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkSanitize is the part of the conversion that is ours.
+func BenchmarkSanitize(b *testing.B) {
+	raw := benchmarkTar(b)
+	b.SetBytes(int64(len(raw)))
+	for b.Loop() {
+		if _, err := io.Copy(io.Discard, newSanitizer(tar.NewReader(bytes.NewReader(raw)), plan{})); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkNewScratch(b *testing.B) {
+	l := openLayers(b, b.TempDir(), newSource())
+	path := filepath.Join(b.TempDir(), "disk")
+	for b.Loop() {
+		if err := l.NewScratch(b.Context(), path, 10<<30); err != nil {
+			b.Fatal(err)
+		}
+		_ = os.Remove(path)
+	}
+}
