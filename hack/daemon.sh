@@ -20,7 +20,8 @@ start_registry() {
 	registry_address=$(cat "$dir/registry.address")
 }
 
-# start_daemon NAME DIR [TOML]: a daemon whose state, bridge and cgroup are called after NAME, its data in DIR.
+# start_daemon NAME DIR [TOML]: a daemon whose state, bridge and cgroup are called after NAME, its data in DIR. SUBNET
+# gives its pods another network than the default, for daemons side by side.
 start_daemon() {
 	local name=$1 dir=$2 extra=${3:-}
 	state=/run/$name
@@ -40,6 +41,7 @@ start_daemon() {
 		cni_conf_dir = ""
 		[network.bridge]
 		name = "$name"
+		ipv4 = "${SUBNET:-10.88.0.0/16}"
 		[vm]
 		kernel = "$GUEST/vmlinuz"
 		initrd = "$GUEST/initrd"

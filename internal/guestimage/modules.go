@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -158,7 +159,7 @@ func (s *moduleSet) closure(names []string) ([]module, error) {
 				}
 			}
 		}
-		order = append(order, module{path: uncompressedPath(file), data: data})
+		order = append(order, module{path: uncompressedPath(file), data: withoutSignature(data)})
 		return nil
 	}
 	for _, name := range names {
@@ -210,6 +211,25 @@ func readBounded(r io.Reader, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("larger than %d MiB", limit>>20)
 	}
 	return b.Bytes(), nil
+}
+
+// signatureMagic ends a signed module.
+const signatureMagic = "~Module signature appended~\n"
+
+// withoutSignature cuts the signature that a distribution appends to a module. Nobody in a guest asks for it: who
+// writes the initrd decides what the guest runs anyway. But a kernel verifies a signature that is there, which is a
+// public-key operation a module, on the way of every boot.
+func withoutSignature(data []byte) []byte {
+	const trailer = 12 // struct module_signature, which ends with the signature's length
+	body, signed := bytes.CutSuffix(data, []byte(signatureMagic))
+	if !signed || len(body) < trailer {
+		return data
+	}
+	length := int64(binary.BigEndian.Uint32(body[len(body)-4:])) + trailer
+	if length > int64(len(body)) {
+		return data
+	}
+	return body[:int64(len(body))-length]
 }
 
 type modinfo struct {

@@ -15,7 +15,7 @@ const (
 	// logMode is the mode of a log file: the group of the log directory may collect it.
 	logMode = 0o640
 
-	// timeLayout is RFC 3339 with all nine digits of the second's fraction, so that records sort as text.
+	// timeLayout is RFC 3339 up to the second; all nine digits of its fraction follow, so that records sort as text.
 	timeLayout = "2006-01-02T15:04:05"
 )
 

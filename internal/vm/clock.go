@@ -18,15 +18,25 @@ func watchClock(ctx context.Context, changed func()) error {
 	}
 	f := os.NewFile(uintptr(fd), "timerfd")
 	defer f.Close()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
 	stop := context.AfterFunc(ctx, func() { f.Close() })
 	defer stop()
 	never := unix.ItimerSpec{Value: unix.Timespec{Sec: math.MaxInt32}}
+	arm := func(fd uintptr) {
+		err = unix.TimerfdSettime(int(fd), unix.TFD_TIMER_ABSTIME|unix.TFD_TIMER_CANCEL_ON_SET, &never, nil)
+	}
 	var expirations [8]byte
 	for {
-		if err := unix.TimerfdSettime(fd, unix.TFD_TIMER_ABSTIME|unix.TFD_TIMER_CANCEL_ON_SET, &never, nil); err != nil {
-			return err
+		if closed := raw.Control(arm); closed != nil || err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return errors.Join(closed, err)
 		}
-		_, err := f.Read(expirations[:])
+		_, err = f.Read(expirations[:])
 		switch {
 		case ctx.Err() != nil:
 			return nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"sync"
 	"time"
@@ -91,11 +90,6 @@ func (v *VM) ReleaseLayers(ctx context.Context, paths []string, free []*agentv1.
 // paused, or the host's clock was set.
 func (v *VM) SyncClock(ctx context.Context) error {
 	return v.agent.SetClock(ctx, &agentv1.SetClockRequest{Clock: timestamppb.Now()})
-}
-
-// Dial opens a raw stream to a port of the guest.
-func (v *VM) Dial(ctx context.Context, port uint32) (net.Conn, error) {
-	return v.machine.Dial(ctx, port)
 }
 
 // Stop takes the VM down: the agent is told to power off, then the VMM to quit, and when ctx ends it is killed. It

@@ -35,7 +35,9 @@ func loadModules(list string, log *slog.Logger) error {
 	for _, path := range modulePaths(string(text)) {
 		if err := loadModule(path); err != nil {
 			log.Warn("kernel module not loaded", "module", path, "error", err)
+			continue
 		}
+		log.Debug("module loaded", "module", path, "uptime", Uptime())
 	}
 	return nil
 }

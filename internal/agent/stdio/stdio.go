@@ -40,6 +40,8 @@ type Set struct {
 	attached [3]bool
 	has      [3]bool
 	console  *os.File
+	// size is what the terminal gets when it comes.
+	size     *unix.Winsize
 	isClosed bool
 }
 
@@ -117,26 +119,40 @@ func (s *Set) SetConsole(master *os.File) {
 		return
 	}
 	s.console = master
+	if s.size != nil {
+		// A terminal that cannot be resized is one all the same.
+		_ = s.setSize()
+	}
 	close(s.ready)
 }
 
-// Resize sets the size of the terminal in characters.
+// Resize sets the size of the terminal in characters, or the one that the terminal will have when it comes:
+// clients tell their size at once and then only when it changes.
 func (s *Set) Resize(width, height uint16) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case !s.terminal:
 		return fmt.Errorf("resize: the process has no terminal: %w", errdefs.ErrFailedPrecondition)
-	case s.isClosed || s.console == nil:
+	case s.isClosed:
 		return fmt.Errorf("resize: the terminal is not open: %w", errdefs.ErrFailedPrecondition)
 	}
+	s.size = &unix.Winsize{Row: height, Col: width}
+	if s.console == nil {
+		return nil
+	}
+	return s.setSize()
+}
+
+// setSize applies the size; the caller holds the lock.
+func (s *Set) setSize() error {
 	conn, err := s.console.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var ioctl error
 	err = conn.Control(func(fd uintptr) {
-		ioctl = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: height, Col: width})
+		ioctl = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, s.size)
 	})
 	return errors.Join(err, ioctl)
 }

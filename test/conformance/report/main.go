@@ -1,13 +1,16 @@
-// Command report turns critest's JSON report into the table of docs/conformance.md.
+// Command report turns critest's JSON reports into the table of docs/conformance.md, and judges them.
 //
-//	report -handler vm -commit ID -reasons reasons.txt report.json > table.md
+//	report -handler vm -commit ID -reasons reasons-vm.txt [-doc docs/conformance.md] report.json...
+//	report -expect ci-specs-vm.txt report.json
 //
-// A reason belongs to every spec that did not pass: reasons.txt has lines "regular expression<TAB>reason".
+// Of a spec that several reports hold, the last result counts. With -reasons, a failure for which nobody wrote a reason
+// is an error, and so is a reason for a spec that passes; with -expect, everything but a pass of each spec is.
 package main
 
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -17,6 +20,7 @@ import (
 	"time"
 )
 
+// suite is what this needs of Ginkgo's report.
 type suite struct {
 	SpecReports []spec
 }
@@ -34,75 +38,113 @@ func (s spec) name() string {
 	return strings.Join(append(slices.Clone(s.ContainerHierarchyTexts), s.LeafNodeText), " ")
 }
 
-type reason struct {
-	match *regexp.Regexp
-	text  string
+// chosen says whether the spec was to run: Ginkgo reports what its filters left out as skipped without a message.
+func (s spec) chosen() bool {
+	return s.LeafNodeType == "It" && s.State != "pending" && (s.State != "skipped" || s.Failure.Message != "")
 }
 
 func main() {
 	handler := flag.String("handler", "", "runtime handler that was tested")
 	commit := flag.String("commit", "", "commit that was tested")
-	reasonsFile := flag.String("reasons", "", "why specs do not pass")
-	names := flag.Bool("names", false, "print only the names of the specs that passed")
+	reasons := flag.String("reasons", "", "file of lines \"regular expression<TAB>reason\": why specs do not pass")
+	expect := flag.String("expect", "", "file of regular expressions, one a line: each has to match specs that ran, all of which passed")
+	doc := flag.String("doc", "", "document whose section about the handler is replaced by the table")
 	flag.Parse()
-	if err := run(flag.Arg(0), *handler, *commit, *reasonsFile, *names); err != nil {
+	if err := run(flag.Args(), *handler, *commit, *reasons, *expect, *doc); err != nil {
 		fmt.Fprintln(os.Stderr, "report:", err)
 		os.Exit(1)
 	}
 }
 
-func run(file, handler, commit, reasonsFile string, names bool) error {
-	raw, err := os.ReadFile(file)
+func run(files []string, handler, commit, reasonsFile, expectFile, doc string) error {
+	specs, err := readReports(files)
 	if err != nil {
 		return err
 	}
-	var suites []suite
-	if err := json.Unmarshal(raw, &suites); err != nil {
-		return err
+	if expectFile != "" {
+		expected, err := readRules(expectFile)
+		if err != nil {
+			return err
+		}
+		return judge(specs, expected)
 	}
-	reasons, err := readReasons(reasonsFile)
+	reasons, err := readRules(reasonsFile)
 	if err != nil {
 		return err
 	}
-	counts := map[string]int{}
-	var rest []spec
-	for _, s := range suites {
-		for _, r := range s.SpecReports {
-			if r.LeafNodeType != "It" {
-				continue
-			}
-			counts[r.State]++
-			switch {
-			case r.State != "passed":
-				rest = append(rest, r)
-			case names:
-				fmt.Println(r.name())
+	text := table(specs, reasons, handler, commit)
+	fmt.Print(text)
+	if doc != "" {
+		if err := replaceSection(doc, handler, text); err != nil {
+			return err
+		}
+	}
+	return errors.Join(unexplained(specs, reasons), stale(specs, reasons))
+}
+
+// readReports returns the specs that were to run, by name.
+func readReports(files []string) ([]spec, error) {
+	byName := map[string]spec{}
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		var suites []suite
+		if err := json.Unmarshal(raw, &suites); err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		for _, s := range suites {
+			for _, r := range s.SpecReports {
+				if r.chosen() {
+					byName[r.name()] = r
+				}
 			}
 		}
 	}
-	if names {
-		return nil
+	specs := make([]spec, 0, len(byName))
+	for _, s := range byName {
+		specs = append(specs, s)
 	}
-	fmt.Printf("## `%s`\n\ncritest v1.36.0, commit %s, %s.\n\n", handler, commit, time.Now().UTC().Format(time.DateOnly))
-	fmt.Printf("| passed | failed | skipped |\n|---|---|---|\n| %d | %d | %d |\n\n",
-		counts["passed"], counts["failed"]+counts["panicked"]+counts["timedout"]+counts["interrupted"], counts["skipped"]+counts["pending"])
-	if len(rest) == 0 {
-		return nil
+	slices.SortFunc(specs, func(a, b spec) int { return strings.Compare(a.name(), b.name()) })
+	return specs, nil
+}
+
+func table(specs []spec, reasons []rule, handler, commit string) string {
+	var b strings.Builder
+	counts := map[string]int{}
+	var took time.Duration
+	for _, s := range specs {
+		counts[s.State]++
+		took += s.RunTime
 	}
-	fmt.Printf("| spec | result | reason |\n|---|---|---|\n")
-	slices.SortFunc(rest, func(a, b spec) int { return strings.Compare(a.State+a.name(), b.State+b.name()) })
-	for _, r := range rest {
-		fmt.Printf("| %s | %s | %s |\n", cell(r.name()), r.State, cell(explain(r, reasons)))
+	failed := len(specs) - counts["passed"] - counts["skipped"]
+	fmt.Fprintf(&b, "critest v1.36.0 at commit %s, %s, %d minutes.\n\n", commit, time.Now().UTC().Format(time.DateOnly), int(took.Minutes()))
+	fmt.Fprintf(&b, "| passed | failed | skipped by the suite |\n|---|---|---|\n| %d | %d | %d |\n", counts["passed"], failed, counts["skipped"])
+	if counts["passed"] < len(specs) {
+		fmt.Fprintf(&b, "\n| spec | result | reason |\n|---|---|---|\n")
 	}
-	return nil
+	for _, state := range []string{"failed", "panicked", "timedout", "interrupted", "aborted", "skipped"} {
+		for _, s := range specs {
+			if s.State == state {
+				fmt.Fprintf(&b, "| %s | %s | %s |\n", cell(short(s.name())), state, cell(explain(s, reasons)))
+			}
+		}
+	}
+	fmt.Fprintf(&b, "\n<details><summary>The specs that pass</summary>\n\n")
+	for _, s := range specs {
+		if s.State == "passed" {
+			fmt.Fprintf(&b, "- %s\n", short(s.name()))
+		}
+	}
+	fmt.Fprintf(&b, "\n</details>\n")
+	return b.String()
 }
 
 // explain prefers the reason that people wrote to what the suite said.
-func explain(s spec, reasons []reason) string {
-	for _, r := range reasons {
-		if r.match.MatchString(s.name()) {
-			return r.text
-		}
+func explain(s spec, reasons []rule) string {
+	if i := slices.IndexFunc(reasons, func(r rule) bool { return r.match.MatchString(s.name()) }); i >= 0 {
+		return reasons[i].text
 	}
 	first, _, _ := strings.Cut(strings.TrimSpace(s.Failure.Message), "\n")
 	if s.State != "skipped" {
@@ -111,9 +153,81 @@ func explain(s spec, reasons []reason) string {
 	return first
 }
 
+// judge says which expected specs did not pass.
+func judge(specs []spec, expected []rule) error {
+	var errs []error
+	for _, s := range specs {
+		if s.State != "passed" {
+			first, _, _ := strings.Cut(strings.TrimSpace(s.Failure.Message), "\n")
+			errs = append(errs, fmt.Errorf("%s: %s: %s", s.State, s.name(), first))
+		}
+	}
+	for _, e := range expected {
+		if !slices.ContainsFunc(specs, func(s spec) bool { return e.match.MatchString(s.name()) }) {
+			errs = append(errs, fmt.Errorf("no spec is called %q", e.match))
+		}
+	}
+	if len(errs) == 0 {
+		fmt.Printf("%d specs passed\n", len(specs))
+	}
+	return errors.Join(errs...)
+}
+
+func unexplained(specs []spec, reasons []rule) error {
+	var errs []error
+	for _, s := range specs {
+		known := slices.ContainsFunc(reasons, func(r rule) bool { return r.match.MatchString(s.name()) })
+		if s.State != "passed" && s.State != "skipped" && !known {
+			errs = append(errs, fmt.Errorf("%s without a known reason: %s", s.State, s.name()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func stale(specs []spec, reasons []rule) error {
+	var errs []error
+	for _, r := range reasons {
+		for _, s := range specs {
+			if s.State == "passed" && r.match.MatchString(s.name()) {
+				errs = append(errs, fmt.Errorf("passes, so that its reason %q has to go: %s", r.match, s.name()))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// replaceSection puts text below the document's heading of the handler.
+func replaceSection(doc, handler, text string) error {
+	raw, err := os.ReadFile(doc)
+	if err != nil {
+		return err
+	}
+	heading := "## Handler `" + handler + "`\n"
+	before, rest, ok := strings.Cut(string(raw), heading)
+	if !ok {
+		return fmt.Errorf("%s has no heading %q", doc, strings.TrimSpace(heading))
+	}
+	after := ""
+	if i := strings.Index(rest, "\n## "); i >= 0 {
+		after = rest[i:]
+	}
+	return os.WriteFile(doc, []byte(before+heading+"\n"+text+after), 0o644)
+}
+
+// short leaves out of a spec's name what all of them have.
+func short(name string) string {
+	return strings.TrimSuffix(strings.TrimPrefix(name, "[k8s.io] "), " [Conformance]")
+}
+
 func cell(s string) string { return strings.ReplaceAll(s, "|", "\\|") }
 
-func readReasons(file string) ([]reason, error) {
+// rule is a line of a reasons file or of a list of specs, which has no text.
+type rule struct {
+	match *regexp.Regexp
+	text  string
+}
+
+func readRules(file string) ([]rule, error) {
 	if file == "" {
 		return nil, nil
 	}
@@ -122,22 +236,19 @@ func readReasons(file string) ([]reason, error) {
 		return nil, err
 	}
 	defer f.Close()
-	var reasons []reason
+	var rules []rule
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		line := strings.TrimSpace(lines.Text())
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
-		pattern, text, ok := strings.Cut(line, "\t")
-		if !ok {
-			return nil, fmt.Errorf("%s: %q: want a regular expression, a tab and a reason", file, line)
-		}
+		pattern, text, _ := strings.Cut(line, "\t")
 		match, err := regexp.Compile(pattern)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
-		reasons = append(reasons, reason{match, text})
+		rules = append(rules, rule{match, strings.TrimSpace(text)})
 	}
-	return reasons, lines.Err()
+	return rules, lines.Err()
 }
