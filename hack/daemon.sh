@@ -32,6 +32,9 @@ start_daemon() {
 		return 1
 	fi
 	mkdir -p "$dir" "$state"
+	# Daemons of different names may run beside each other, so their networks differ too.
+	local number
+	number=$(printf %s "$name" | cksum | cut -d ' ' -f 1)
 	cat >"$state/config.toml" <<-END
 		root = "$dir/root"
 		state = "$state"
@@ -41,7 +44,8 @@ start_daemon() {
 		cni_conf_dir = ""
 		[network.bridge]
 		name = "$name"
-		ipv4 = "${SUBNET:-10.88.0.0/16}"
+		ipv4 = "10.$((100 + number % 100)).0.0/16"
+		ipv6 = "fd2a:7015:$((number % 10000))::/64"
 		[vm]
 		kernel = "$GUEST/vmlinuz"
 		initrd = "$GUEST/initrd"

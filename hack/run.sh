@@ -69,7 +69,7 @@ tour() {
 	phase 'exec' pistis exec $pod sh -c 'id; uname -n; df -h / | tail -1'
 	say "HTTP from the pod's address"
 	ip=$(pistis inspect $pod | sed -n 's/.*"ip": *"\([^"]*\)".*/\1/p' | head -1)
-	phase "GET http://$ip:8080/" curl -sSf --noproxy '*' --retry 20 --retry-connrefused --retry-delay 1 -m 20 "http://$ip:8080/"
+	phase "GET http://$ip:8080/" curl -sSf --noproxy '*' --retry 20 --retry-all-errors --retry-delay 1 -m 60 "http://$ip:8080/"
 	say "its log"
 	pistis logs $pod
 	say "where the time of its start went"
