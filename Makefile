@@ -39,7 +39,7 @@ guest: build
 
 # What tests and measurements need beside the commands.
 tools: guest
-	@go build -o $(BIN)/ ./test/images/registry ./test/bench ./test/leak/leakcheck
+	@go build -o $(BIN)/ ./test/images/registry ./test/bench ./test/bench/emptyinit ./test/leak/leakcheck
 
 run: tools
 	@IMAGE='$(IMAGE)' CMD='$(CMD)' KEEP='$(KEEP)' BIN=$(BIN) GUEST=$(GUEST) hack/run.sh

@@ -29,7 +29,7 @@ how_to_go_on() {
 		The daemon is still running. To go on:
 		  export PISTIS_SOCKET=$PISTIS_SOCKET PATH=$BIN:\$PATH
 		  pistis pods; pistis exec -it $pod sh
-		  crictl --runtime-endpoint unix://$PISTIS_SOCKET pods
+		  crictl --runtime-endpoint unix://$PISTIS_SOCKET --timeout 1m pods
 		To end it:
 		  pistis rm -f --all; kill $daemon $registry; pistisd --config $state/config.toml wipe
 	END

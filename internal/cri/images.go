@@ -46,7 +46,7 @@ func (s *imageServer) PullImage(ctx context.Context, req *runtime.PullImageReque
 	return &runtime.PullImageResponse{ImageRef: img.ID.String()}, nil
 }
 
-// pullError marks an unavailable registry for the kubelet, which looks for the mark.
+// pullError marks an unavailable registry for the kubelet, which looks for the mark at the beginning.
 func pullError(ref string, err error) error {
 	if errdefs.IsUnavailable(err) && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("%w: pull image %q: %w", crierrors.ErrRegistryUnavailable, ref, err)

@@ -70,6 +70,7 @@ func TestContainerConfigRefuses(t *testing.T) {
 		"log escape":     {func(c *runtime.ContainerConfig) { c.LogPath = "../x" }, "log_path"},
 		"log directory":  {func(c *runtime.ContainerConfig) { c.LogPath = "x/" }, "log_path"},
 		"env":            {func(c *runtime.ContainerConfig) { c.Envs[0].Key = "A=B" }, "environment"},
+		"env bytes":      {func(c *runtime.ContainerConfig) { c.Envs[0].Value = []byte{0xff} }, "UTF-8"},
 		"nil env":        {func(c *runtime.ContainerConfig) { c.Envs = []*runtime.KeyValue{nil} }, "environment"},
 		"mount relative": {func(c *runtime.ContainerConfig) { c.Mounts[0].ContainerPath = "x" }, "absolute"},
 		"mount on root":  {func(c *runtime.ContainerConfig) { c.Mounts[0].ContainerPath = "/." }, "below /"},

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/containerd/errdefs"
@@ -30,6 +31,8 @@ const (
 	namespace = "pistis"
 	// maxAnswer bounds what the start command may print.
 	maxAnswer = 64 << 10
+	// startTimeout bounds the start command, which does no more than to fork.
+	startTimeout = 30 * time.Second
 	// maxLog is how much of a dead shim's log an error shows.
 	maxLog = 2 << 10
 )
@@ -110,7 +113,10 @@ func startShim(ctx context.Context, cfg LaunchConfig, dir bundle.Dir) error {
 	if cfg.Debug {
 		args = append(args, "-debug")
 	}
-	cmd := exec.CommandContext(ctx, path, append(args, "start")...)
+	// A start that is cut short could leave a shim that nobody has recorded, and so nobody finds.
+	whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(whole, path, append(args, "start")...)
 	cmd.Dir, cmd.Stdin = string(dir), bytes.NewReader(params)
 	// A session of its own: a signal to the daemon's terminal or group is not for the pods.
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}

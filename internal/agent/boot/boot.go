@@ -40,6 +40,9 @@ func Prepare() (Params, *slog.Logger, error) {
 	if err := openConsole(); err != nil {
 		return Params{}, log, err
 	}
+	if err := slackTimers(); err != nil {
+		return Params{}, log, err
+	}
 	params, err := readParams("/proc/cmdline")
 	if err != nil {
 		return params, log, err

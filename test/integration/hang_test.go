@@ -1,0 +1,79 @@
+package integration
+
+import (
+	"syscall"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// TestGuestThatHangs: calls into a guest that has stopped to answer end in time with an error, others are not
+// disturbed, and the pod can be stopped and removed.
+func TestGuestThatHangs(t *testing.T) {
+	d := startDaemon(t, "memory_mib = 192\n")
+	d.pull(testImage)
+	pod, config := d.runPod("hangs", nil)
+	id := d.launch(pod, config, shell("main", forever))
+	vmm := d.process(pod, "vmmPid")
+	if err := syscall.Kill(vmm, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	// Whoever fails below: the VMM is not left stopped.
+	t.Cleanup(func() { _ = syscall.Kill(vmm, syscall.SIGCONT) })
+
+	_, err := d.ExecSync(d.call(), &runtime.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}, Timeout: 2})
+	refused(t, "exec", err, codes.DeadlineExceeded)
+	if _, err := d.ContainerStats(d.call(), &runtime.ContainerStatsRequest{ContainerId: id}); status.Code(err) == codes.Unknown {
+		t.Errorf("stats: %v", err)
+	}
+	if _, err := d.ListContainerStats(d.call(), &runtime.ListContainerStatsRequest{}); err != nil {
+		t.Errorf("stats of all: %v", err)
+	}
+	_, err = d.StopContainer(d.call(), &runtime.StopContainerRequest{ContainerId: id, Timeout: 1})
+	refused(t, "stop container", err, codes.DeadlineExceeded, "stopping the pod")
+	expect(t, "container", d.status(id).State, runtime.ContainerState_CONTAINER_RUNNING)
+	expect(t, "pod", d.sandboxState(pod), runtime.PodSandboxState_SANDBOX_READY)
+	// A daemon that starts meanwhile does not hang with it.
+	d.kill()
+	d.start()
+	expect(t, "pod", d.sandboxState(pod), runtime.PodSandboxState_SANDBOX_READY)
+
+	if _, err := d.StopPodSandbox(d.call(), &runtime.StopPodSandboxRequest{PodSandboxId: pod}); err != nil {
+		t.Fatalf("stop pod: %v", err)
+	}
+	expect(t, "exit code", d.status(id).ExitCode, 255)
+	if !ended(vmm) {
+		t.Error("the VMM lives")
+	}
+	d.stopAndRemove(pod)
+	d.nothing("after a guest that hung")
+}
+
+// TestGuestThatPauses: a guest that was paused for a while goes on as if nothing had been.
+func TestGuestThatPauses(t *testing.T) {
+	d := startDaemon(t, "memory_mib = 192\n")
+	d.pull(testImage)
+	pod, config := d.runPod("pauses", nil)
+	id := d.launch(pod, config, shell("main", forever))
+	vmm := d.process(pod, "vmmPid")
+	if err := syscall.Kill(vmm, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	_, err := d.ExecSync(d.call(), &runtime.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}, Timeout: 1})
+	refused(t, "exec in a guest that is paused", err, codes.DeadlineExceeded)
+	if err := syscall.Kill(vmm, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "exec", d.execSync(id, "echo", "again"), "again\n")
+	// The exec that timed out does not run on.
+	eventually(t, "the container to have one process", func() bool {
+		return d.execSync(id, "sh", "-c", "ps -o args | grep -c '[t]rue' || true") == "0\n"
+	})
+	if _, err := d.StopContainer(d.call(), &runtime.StopContainerRequest{ContainerId: id, Timeout: 60}); err != nil {
+		t.Error(err)
+	}
+	expect(t, "exit code", d.status(id).ExitCode, 0)
+	d.stopAndRemove(pod)
+}
