@@ -67,6 +67,7 @@ install: guest
 	install -D -t $(DESTDIR)$(PREFIX)/bin $(addprefix $(BIN)/,$(COMMANDS))
 	install -D -t $(DESTDIR)$(PREFIX)/lib/pistis/guest $(BIN)/guest/pistis-agent $(BIN)/guest/runc
 	install -D -m 644 -t $(DESTDIR)/etc/systemd/system deploy/pistisd.service
+	sed -i 's|/usr/local/|$(PREFIX)/|' $(DESTDIR)/etc/systemd/system/pistisd.service
 	$(BIN)/pistis guest build --dir $(DESTDIR)/var/lib/pistis/guest --agent $(BIN)/guest/pistis-agent --runc $(BIN)/guest/runc
 
 clean:

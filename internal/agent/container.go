@@ -255,6 +255,7 @@ func (a *Agent) Delete(ctx context.Context, req *agentv1.DeleteRequest) (*agentv
 		c.mu.Unlock()
 		p.stdio.Close()
 		p.finish(neverStarted())
+		_ = os.Remove(filepath.Join(c.bundle, execFile(req.Exec))) // its start would have removed it
 		return &agentv1.DeleteResponse{}, nil
 	}
 	disks, err := a.remove(context.WithoutCancel(ctx), c)

@@ -81,7 +81,7 @@ func (d *daemon) ListContainerStats(context.Context, *runtime.ListContainerStats
 
 func (d *daemon) PodSandboxStatus(_ context.Context, r *runtime.PodSandboxStatusRequest) (*runtime.PodSandboxStatusResponse, error) {
 	return &runtime.PodSandboxStatusResponse{Status: &runtime.PodSandboxStatus{
-		Id: r.PodSandboxId, Metadata: &runtime.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "u"}, Network: &runtime.PodSandboxNetworkStatus{},
+		Id: r.PodSandboxId, CreatedAt: 1, Metadata: &runtime.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "u"}, Network: &runtime.PodSandboxNetworkStatus{},
 	}}, nil
 }
 

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -37,7 +38,7 @@ func (a *app) report(checks []doctor.Check) error {
 		if !c.OK {
 			failed++
 		}
-		rows = append(rows, []string{c.Name, string(c.Level), c.Detail, c.Advice})
+		rows = append(rows, []string{c.Name, string(c.Level), strings.ReplaceAll(c.Detail, "\n", "; "), c.Advice})
 	}
 	var err error
 	if a.output == "json" {

@@ -11,10 +11,12 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	pistis "github.com/pistis-run/pistis/api/pistis/v1"
@@ -317,6 +319,19 @@ func TestImages(t *testing.T) {
 	wantCode(t, err, codes.Unknown) // the only one that the kubelet's client takes off the message
 	if !strings.HasPrefix(status.Convert(err).Message(), "RegistryUnavailable") {
 		t.Error(err)
+	}
+}
+
+func TestImageOfAHostileAuthorFitsIntoTheList(t *testing.T) {
+	img := testImage("example.com/a:1")
+	img.Manifest.Annotations = map[string]string{"a": strings.Repeat("x", 4<<20)}
+	img.Config.Config.User = strings.Repeat("é", 4<<20)
+	if out := toCRIImage(img); proto.Size(out) > 4<<10 || !utf8.ValidString(out.Username) || out.Username == "" {
+		t.Errorf("%d bytes, user %q", proto.Size(out), out.Username)
+	}
+	img.Manifest.Annotations = map[string]string{"a": "b"}
+	if out := toCRIImage(img); out.Spec.Annotations["a"] != "b" {
+		t.Errorf("annotations %v", out.Spec.Annotations)
 	}
 }
 

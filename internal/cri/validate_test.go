@@ -119,6 +119,12 @@ func TestContainerConfigRefuses(t *testing.T) {
 			}
 		})
 	}
+	alone := fullContainer()
+	security(alone).NamespaceOptions.Pid = runtime.NamespaceMode_CONTAINER
+	security(alone).Apparmor = nil
+	if _, err := containerConfig(alone, testPod(), Handler{VM: true}); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "share one PID") {
+		t.Errorf("a PID namespace of its own in a pod that shares one: %v", err)
+	}
 	pod := testPod()
 	pod.Config.Privileged, pod.Config.SharedPID, pod.Config.LogDir = false, false, ""
 	c := fullContainer()

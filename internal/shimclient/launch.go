@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
@@ -51,6 +52,9 @@ type LaunchConfig struct {
 	Annotations map[string]string
 	// Debug makes the shim log more.
 	Debug bool
+	// Prepare, where set, makes what the options name. It runs while the shim's process starts and has ended when
+	// Launch returns; the caller takes back what it made.
+	Prepare func() error
 }
 
 // Launch starts a shim and boots its VM. ctx bounds the start, not the shim. On error nothing is left, neither
@@ -63,7 +67,17 @@ func Launch(ctx context.Context, cfg LaunchConfig) (_ *Client, err error) {
 		return nil, fmt.Errorf("launch shim %s: %w", cfg.ID, err)
 	}
 	undo.Add("clean up shim", func(ctx context.Context) error { return Cleanup(ctx, cfg.Dir) })
-	if err := startShim(ctx, cfg, dir); err != nil {
+	var prepared error
+	var beside sync.WaitGroup
+	if cfg.Prepare != nil {
+		beside.Go(func() { prepared = cfg.Prepare() })
+	}
+	err = startShim(ctx, cfg, dir)
+	beside.Wait()
+	if prepared != nil {
+		return nil, errors.Join(prepared, err)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("launch shim %s: %w", cfg.ID, err)
 	}
 	c, err := connect(dir, cfg.ID)

@@ -253,6 +253,25 @@ func TestEarlyEnd(t *testing.T) {
 	}
 }
 
+// TestStopOfHungAgent: an agent that never answers costs half of the time that the stop has.
+func TestStopOfHungAgent(t *testing.T) {
+	agent := &vmtest.Agent{}
+	v, _ := boot(t, &vmtest.Driver{Agent: agent})
+	hung := make(chan struct{})
+	t.Cleanup(func() { close(hung) })
+	agent.Intercept = func(string) error { <-hung; return nil }
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := v.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-v.Done():
+	default:
+		t.Error("the VM runs still")
+	}
+}
+
 func TestDeath(t *testing.T) {
 	d := &vmtest.Driver{Agent: &vmtest.Agent{}}
 	v, _ := boot(t, d)

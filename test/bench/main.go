@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/pistis-run/pistis/internal/hypervisor"
 )
 
 type bench struct {
@@ -80,7 +82,7 @@ func run(ctx context.Context, socket, image, handler string, count, daemonPID, m
 		func() error { return b.memory(daemonPID) },
 		func() error { return b.idle(ctx, daemonPID) },
 		func() error { return b.stops(ctx) },
-		func() error { return b.guest.boots(ctx, repeat) },
+		func() error { return b.boots(ctx, repeat) },
 	} {
 		if err := measure(); err != nil {
 			return err
@@ -95,7 +97,11 @@ func row(name, unit string, values []float64) {
 		return
 	}
 	slices.Sort(values)
-	fmt.Printf("%-34s %10.1f %10.1f %10.1f %s\n", name, values[0], values[len(values)/2], values[len(values)-1], unit)
+	digits := 1
+	if unit == "" {
+		digits = 2 // a ratio
+	}
+	fmt.Printf("%-34s %10.*f %10.*f %10.*f %s\n", name, digits, values[0], digits, values[len(values)/2], digits, values[len(values)-1], unit)
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
@@ -168,6 +174,7 @@ func (b *bench) startPod(ctx context.Context, i int, steps map[string][]float64)
 		return err
 	}
 	b.pods[len(b.pods)-1].info = status.Info
+	b.guest.accel = hypervisor.Acceleration(status.Info["acceleration"])
 	told := phases(status.Info)
 	before := ran
 	for _, name := range phaseOrder {

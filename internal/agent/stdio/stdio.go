@@ -29,7 +29,7 @@ const (
 	// what follows it is gathered. A frame costs the guest exits and interrupts; a process that writes line by
 	// line would pay them for every line.
 	littleOutput = bufferSize / 2
-	gatherTime   = 2 * time.Millisecond
+	gatherTime   = 5 * time.Millisecond
 )
 
 // Conn is a stream that can be closed for writing alone.
