@@ -43,27 +43,19 @@ func New(path string, file bool) (_ *Mount, err error) {
 			err = errors.Join(err, os.Remove(path))
 		}
 	}()
-	// Non-blocking, so that closing it wakes who reads.
-	dev, err := os.OpenFile(device, os.O_RDWR|unix.O_NONBLOCK, 0)
+	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("the guest's kernel has no FUSE: %w", err)
+		return nil, fmt.Errorf("the guest's kernel has no FUSE: %s: %w", device, err)
 	}
-	m := &Mount{path: path, dev: dev}
-	raw, err := dev.SyscallConn()
-	if err != nil {
-		dev.Close()
-		return nil, err
-	}
-	err = errors.Join(raw.Control(func(fd uintptr) {
-		// Permissions are the kernel's to check; devices of the host are not the guest's.
-		data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=0,group_id=0,default_permissions,allow_other,max_read=%d", fd, mode, agentv1.MaxShareWrite)
-		err = unix.Mount("pistis", path, "fuse", unix.MS_NODEV, data)
-	}), err)
-	if err != nil {
-		dev.Close()
+	// Permissions are the kernel's to check; devices of the host are not the guest's.
+	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=0,group_id=0,default_permissions,allow_other,max_read=%d", fd, mode, agentv1.MaxShareWrite)
+	if err := unix.Mount("pistis", path, "fuse", unix.MS_NODEV, data); err != nil {
+		unix.Close(fd)
 		return nil, fmt.Errorf("mount share at %s: %w", path, err)
 	}
-	return m, nil
+	// A file only now: before it is mounted the device cannot be waited for. Non-blocking, so that closing it wakes
+	// who reads.
+	return &Mount{path: path, dev: os.NewFile(uintptr(fd), device)}, nil
 }
 
 func makePoint(path string, file bool) error {
