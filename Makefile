@@ -39,7 +39,7 @@ guest: build
 
 # What tests and measurements need beside the commands.
 tools: guest
-	@go build -o $(BIN)/ ./test/images/registry ./test/bench ./test/leak/leakcheck
+	@go build -o $(BIN)/ ./test/images/registry ./test/bench ./test/bench/emptyinit ./test/leak/leakcheck
 
 run: tools
 	@IMAGE='$(IMAGE)' CMD='$(CMD)' KEEP='$(KEEP)' BIN=$(BIN) GUEST=$(GUEST) hack/run.sh
@@ -67,6 +67,7 @@ install: guest
 	install -D -t $(DESTDIR)$(PREFIX)/bin $(addprefix $(BIN)/,$(COMMANDS))
 	install -D -t $(DESTDIR)$(PREFIX)/lib/pistis/guest $(BIN)/guest/pistis-agent $(BIN)/guest/runc
 	install -D -m 644 -t $(DESTDIR)/etc/systemd/system deploy/pistisd.service
+	sed -i 's|/usr/local/|$(PREFIX)/|' $(DESTDIR)/etc/systemd/system/pistisd.service
 	$(BIN)/pistis guest build --dir $(DESTDIR)/var/lib/pistis/guest --agent $(BIN)/guest/pistis-agent --runc $(BIN)/guest/runc
 
 clean:

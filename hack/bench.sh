@@ -14,7 +14,8 @@ for f in "$BIN/guest/pistis-agent" "$GUEST/initrd" "$GUEST/vmlinuz"; do
 	printf '%-34s %10.1f MiB\n' "$(basename "$f")" "$(stat -c %s "$f" | awk '{print $1/1048576}')"
 done
 echo
-"$BIN/bench" -image "$registry_address/pistis/tour:latest" -pods "${PODS:-10}" -daemon-pid "$daemon"
+"$BIN/bench" -image "$registry_address/pistis/tour:latest" -pods "${PODS:-10}" -daemon-pid "$daemon" \
+	-kernel "$GUEST/vmlinuz" -initrd "$GUEST/initrd" -empty-init "$BIN/emptyinit"
 echo
 echo "the host's part of the log path"
-(cd "$here/.." && go test -run '^$' -bench 'CRILog' -benchtime 2s ./internal/stdio) | grep -E '^Benchmark' || true
+(cd "$here/.." && go test -run '^$' -bench '^BenchmarkLog$' -benchtime 2s ./internal/stdio) | grep -E '^Benchmark'

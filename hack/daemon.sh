@@ -2,7 +2,7 @@
 # start_registry and start_daemon, and stop_all from its exit trap.
 # shellcheck shell=bash
 
-daemon='' registry='' state=''
+daemon='' registry='' state='' root=''
 
 # start_registry DIR [FLAGS...]: serves the test images on a loopback port; sets registry_address.
 start_registry() {
@@ -20,8 +20,7 @@ start_registry() {
 	registry_address=$(cat "$dir/registry.address")
 }
 
-# start_daemon NAME DIR [TOML]: a daemon whose state, bridge and cgroup are called after NAME, its data in DIR. SUBNET
-# gives its pods another network than the default, for daemons side by side.
+# start_daemon NAME DIR [TOML]: a daemon whose state, bridge and cgroup are called after NAME, its data in DIR.
 start_daemon() {
 	local name=$1 dir=$2 extra=${3:-}
 	state=/run/$name
@@ -31,9 +30,13 @@ start_daemon() {
 		echo "a daemon already runs at $PISTIS_SOCKET: end it first" >&2
 		return 1
 	fi
+	root=$dir/root
 	mkdir -p "$dir" "$state"
+	# Daemons of different names may run beside each other, so their networks differ too.
+	local number
+	number=$(printf %s "$name" | cksum | cut -d ' ' -f 1)
 	cat >"$state/config.toml" <<-END
-		root = "$dir/root"
+		root = "$root"
 		state = "$state"
 		socket = "$PISTIS_SOCKET"
 		cgroup_parent = "$name"
@@ -41,7 +44,8 @@ start_daemon() {
 		cni_conf_dir = ""
 		[network.bridge]
 		name = "$name"
-		ipv4 = "${SUBNET:-10.88.0.0/16}"
+		ipv4 = "10.$((100 + number % 100)).$((number / 100 % 256)).0/24"
+		ipv6 = "fd2a:7015:$((number % 10000))::/64"
 		[vm]
 		kernel = "$GUEST/vmlinuz"
 		initrd = "$GUEST/initrd"
@@ -55,13 +59,15 @@ start_daemon() {
 	done
 }
 
-# stop_all ends what the two started and removes it from the host; it fails if a part of that failed.
+# stop_all ends what the two started and removes it from the host; it fails if a part of that failed, or if the daemon
+# left something behind that belonged to pods.
 stop_all() {
-	local failed=0
+	local failed=0 name=${state#/run/}
 	if [ -n "$daemon" ]; then
 		"$BIN/pistis" rm -f --all >/dev/null || failed=1
 		kill "$daemon" || failed=1
 		wait "$daemon" || failed=1
+		"$BIN/leakcheck" -root "$root" -state "$state" -bridge "$name" -cgroup "/$name/" || failed=1
 		"$BIN/pistisd" --config "$state/config.toml" wipe || failed=1
 	fi
 	if [ -n "$registry" ]; then

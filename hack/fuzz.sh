@@ -3,9 +3,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 time=${FUZZTIME:-1m}
-grep -rl --include='*_test.go' '^func Fuzz' internal api | xargs -n1 dirname | sort -u | while read -r dir; do
-	for target in $(grep -ho --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' "$dir"/*_test.go | sed 's/^func //'); do
-		echo "== $dir $target"
-		go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "./$dir" | grep -vE '^fuzz: elapsed' | tail -n 5
-	done
+grep -rho --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' internal api -H | sed 's/:func /:/' | sort -u | while IFS=: read -r file target; do
+	dir=$(dirname "$file")
+	echo "== $dir $target"
+	go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" -fuzzminimizetime 5s "./$dir" </dev/null | grep -vE '^fuzz: elapsed' | tail -n 5
 done

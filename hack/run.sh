@@ -29,7 +29,7 @@ how_to_go_on() {
 		The daemon is still running. To go on:
 		  export PISTIS_SOCKET=$PISTIS_SOCKET PATH=$BIN:\$PATH
 		  pistis pods; pistis exec -it $pod sh
-		  crictl --runtime-endpoint unix://$PISTIS_SOCKET pods
+		  crictl --runtime-endpoint unix://$PISTIS_SOCKET --timeout 1m pods
 		To end it:
 		  pistis rm -f --all; kill $daemon $registry; pistisd --config $state/config.toml wipe
 	END
@@ -69,7 +69,7 @@ tour() {
 	phase 'exec' pistis exec $pod sh -c 'id; uname -n; df -h / | tail -1'
 	say "HTTP from the pod's address"
 	ip=$(pistis inspect $pod | sed -n 's/.*"ip": *"\([^"]*\)".*/\1/p' | head -1)
-	phase "GET http://$ip:8080/" curl -sSf --noproxy '*' --retry 20 --retry-connrefused --retry-delay 1 -m 20 "http://$ip:8080/"
+	phase "GET http://$ip:8080/" curl -sSf --noproxy '*' --retry 20 --retry-all-errors --retry-delay 1 -m 60 "http://$ip:8080/"
 	say "its log"
 	pistis logs $pod
 	say "where the time of its start went"

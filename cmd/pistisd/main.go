@@ -3,9 +3,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -19,8 +17,6 @@ import (
 	"github.com/pistis-run/pistis/internal/failpoint"
 	"github.com/pistis-run/pistis/internal/version"
 )
-
-const defaultConfig = "/etc/pistis/config.toml"
 
 func main() {
 	// A second signal is not caught: whoever sends it does not want to wait for calls that run.
@@ -43,7 +39,7 @@ func command() *cobra.Command {
 		RunE: f.with(daemon.Run),
 	}
 	p := root.PersistentFlags()
-	p.StringVar(&f.config, "config", "", "configuration file (default: "+defaultConfig+" where it exists)")
+	p.StringVar(&f.config, "config", "", "configuration file (default: "+config.DefaultPath+" where it exists)")
 	p.StringVar(&f.root, "root", "", "directory of what survives a reboot, instead of the configuration's")
 	p.StringVar(&f.state, "state", "", "run directory, instead of the configuration's; the socket goes there too")
 	p.StringVar(&f.socket, "socket", "", "Unix socket to serve, instead of the configuration's")
@@ -78,14 +74,7 @@ func (f *flags) with(fn func(context.Context, config.Config, *slog.Logger) error
 }
 
 func (f *flags) load() (config.Config, error) {
-	path := f.config
-	if path == "" {
-		path = defaultConfig
-	}
-	cfg, err := config.Load(path)
-	if f.config == "" && errors.Is(err, fs.ErrNotExist) {
-		cfg, err = config.Default(), nil
-	}
+	cfg, err := config.LoadOrDefault(f.config)
 	if err != nil {
 		return cfg, err
 	}

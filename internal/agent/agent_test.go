@@ -233,6 +233,24 @@ func testExec(t *testing.T, a *Agent) {
 	}
 }
 
+// TestDeleteOfUnstartedExec: what was made for it must not fill the guest's memory.
+func TestDeleteOfUnstartedExec(t *testing.T) {
+	a, _ := newAgent(t, nil)
+	ctx := t.Context()
+	if _, err := a.Start(ctx, &agentv1.StartRequest{Container: "c"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Exec(ctx, &agentv1.ExecRequest{Container: "c", Id: "e", Process: []byte(`{"args":["x"]}`)}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Delete(ctx, &agentv1.DeleteRequest{Container: "c", Exec: "e"}); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := filepath.Glob(filepath.Join(a.Dir, "bundle", "exec-*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
 // TestProgramThatCannotRun: the container is created, its start fails and its exit code says why.
 func TestProgramThatCannotRun(t *testing.T) {
 	a, _ := newAgent(t, &runc.ProgramError{Code: 127, Message: `exec: "x": not found`})

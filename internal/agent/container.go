@@ -66,7 +66,7 @@ func (a *Agent) CreateContainer(ctx context.Context, req *agentv1.CreateContaine
 	if err != nil {
 		a.forget(c)
 		c.init.finish(exit{code: 255, at: time.Now(), reason: "not created"})
-		return nil, fmt.Errorf("create container %s: %w", req.Id, err)
+		return nil, err
 	}
 	c.init.settle(created)
 	return &agentv1.CreateContainerResponse{Pid: c.init.pid(), User: user}, nil
@@ -202,7 +202,7 @@ func (a *Agent) Start(ctx context.Context, req *agentv1.StartRequest) (*agentv1.
 		return nil, err
 	}
 	if err := p.claim(starting, created); err != nil {
-		return nil, fmt.Errorf("start: %w", err)
+		return nil, err
 	}
 	if req.Exec == "" {
 		err = a.startInit(ctx, c)
@@ -211,7 +211,7 @@ func (a *Agent) Start(ctx context.Context, req *agentv1.StartRequest) (*agentv1.
 	}
 	if err != nil {
 		p.fail(err)
-		return nil, fmt.Errorf("start %s: %w", p.name, err)
+		return nil, err
 	}
 	p.settle(running)
 	return &agentv1.StartResponse{Pid: p.pid()}, nil
@@ -247,7 +247,7 @@ func (a *Agent) Delete(ctx context.Context, req *agentv1.DeleteRequest) (*agentv
 		return nil, err
 	}
 	if err := p.claim(deleting, created, stopped); err != nil {
-		return nil, fmt.Errorf("delete: %w", err)
+		return nil, err
 	}
 	if req.Exec != "" {
 		c.mu.Lock()
@@ -255,12 +255,13 @@ func (a *Agent) Delete(ctx context.Context, req *agentv1.DeleteRequest) (*agentv
 		c.mu.Unlock()
 		p.stdio.Close()
 		p.finish(neverStarted())
+		_ = os.Remove(filepath.Join(c.bundle, execFile(req.Exec))) // its start would have removed it
 		return &agentv1.DeleteResponse{}, nil
 	}
 	disks, err := a.remove(context.WithoutCancel(ctx), c)
 	if err != nil {
 		p.settle(stopped)
-		return nil, fmt.Errorf("delete container %s: %w", c.id, err)
+		return nil, err
 	}
 	a.forget(c)
 	return &agentv1.DeleteResponse{Disks: disks}, nil

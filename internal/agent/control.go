@@ -113,18 +113,18 @@ func (a *Agent) Resume(ctx context.Context, req *agentv1.ContainerRequest) (*age
 // Update implements agentv1.AgentService.
 func (a *Agent) Update(ctx context.Context, req *agentv1.UpdateRequest) (*agentv1.Empty, error) {
 	if len(req.Resources) > maxSpec {
-		return nil, invalid("update: %d bytes of resources, at most %d are possible", len(req.Resources), maxSpec)
+		return nil, invalid("%d bytes of resources, at most %d are possible", len(req.Resources), maxSpec)
 	}
 	var resources specs.LinuxResources
 	if err := json.Unmarshal(req.Resources, &resources); err != nil {
-		return nil, invalid("update: resources: %w", err)
+		return nil, invalid("resources: %w", err)
 	}
 	c, err := a.container(req.Container)
 	if err != nil {
 		return nil, err
 	}
 	if !c.init.is(created) && !c.init.is(running) {
-		return nil, precondition("update: container %s is neither created nor running", c.id)
+		return nil, precondition("container %s is neither created nor running", c.id)
 	}
 	f, err := os.CreateTemp(c.bundle, "resources-")
 	if err != nil {
@@ -137,7 +137,7 @@ func (a *Agent) Update(ctx context.Context, req *agentv1.UpdateRequest) (*agentv
 		return nil, err
 	}
 	if err := a.Runtime.Update(ctx, c.id, filepath.Clean(f.Name())); err != nil {
-		return nil, fmt.Errorf("update %s: %w", c.id, err)
+		return nil, err
 	}
 	return &agentv1.Empty{}, nil
 }
@@ -151,7 +151,7 @@ func (a *Agent) whileRunning(id string, do func(*container) error) (*agentv1.Emp
 		return nil, precondition("container %s is not running", c.id)
 	}
 	if err := do(c); err != nil {
-		return nil, fmt.Errorf("container %s: %w", c.id, err)
+		return nil, err
 	}
 	return &agentv1.Empty{}, nil
 }

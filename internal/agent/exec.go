@@ -25,7 +25,7 @@ func (a *Agent) Exec(_ context.Context, req *agentv1.ExecRequest) (*agentv1.Empt
 		return nil, err
 	}
 	if !c.init.is(running) {
-		return nil, precondition("exec %s: container %s is not running", req.Id, c.id)
+		return nil, precondition("container %s is not running", c.id)
 	}
 	p := newProcess(c.id + "/" + req.Id)
 	if err := c.reserve(req.Id, p); err != nil {
@@ -36,7 +36,7 @@ func (a *Agent) Exec(_ context.Context, req *agentv1.ExecRequest) (*agentv1.Empt
 		c.mu.Lock()
 		delete(c.execs, req.Id)
 		c.mu.Unlock()
-		return nil, fmt.Errorf("exec %s: %w", p.name, err)
+		return nil, err
 	}
 	p.settle(created)
 	return &agentv1.Empty{}, nil

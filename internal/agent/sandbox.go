@@ -40,18 +40,18 @@ type sandbox struct {
 // ConfigureSandbox implements agentv1.AgentService.
 func (a *Agent) ConfigureSandbox(ctx context.Context, req *agentv1.ConfigureSandboxRequest) (*agentv1.ConfigureSandboxResponse, error) {
 	if err := checkSandbox(req); err != nil {
-		return nil, fmt.Errorf("configure sandbox: %w", err)
+		return nil, err
 	}
 	a.mu.Lock()
 	begun := a.sandbox.begun
 	a.sandbox.begun = true
 	a.mu.Unlock()
 	if begun {
-		return nil, precondition("configure sandbox: it was configured before")
+		return nil, precondition("the sandbox was configured before")
 	}
 	s, err := a.configure(ctx, req)
 	if err != nil {
-		return nil, fmt.Errorf("configure sandbox: %w", err)
+		return nil, err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

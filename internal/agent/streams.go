@@ -110,7 +110,7 @@ func (a *Agent) serveStdio(h *agentv1.StdioStream, conn stdio.Conn) error {
 func (a *Agent) serveDial(ctx context.Context, h *agentv1.DialStream, conn stdio.Conn) error {
 	target, err := dialTarget(ctx, h.Network, h.Address)
 	if err != nil {
-		return reply(conn, fmt.Errorf("dial %.16s %.256s: %w", h.Network, h.Address, err))
+		return reply(conn, err)
 	}
 	defer target.Close()
 	if err := reply(conn, nil); err != nil {
@@ -140,15 +140,18 @@ func dialTarget(ctx context.Context, network, address string) (stdio.Conn, error
 	default:
 		return nil, invalid("network %q: there are tcp and unix", network)
 	}
-	var errs []error
+	var failed error
 	for _, address := range addresses {
 		conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
 		if err == nil {
 			return conn.(stdio.Conn), nil // both kinds are
 		}
-		errs = append(errs, err)
+		if failed != nil {
+			err = fmt.Errorf("%w; %w", failed, err)
+		}
+		failed = err
 	}
-	return nil, fmt.Errorf("%w: %w", errors.Join(errs...), errdefs.ErrUnavailable)
+	return nil, fmt.Errorf("%w: %w", failed, errdefs.ErrUnavailable)
 }
 
 // relay copies both ways, half-closing what has ended, until both directions have.

@@ -28,7 +28,7 @@ const (
 
 // hostile reports an answer that no honest agent gives.
 func hostile(what, format string, args ...any) error {
-	return fmt.Errorf("%s: the guest's answer is out of bounds: %s: %w", what, fmt.Sprintf(format, args...), errdefs.ErrDataLoss)
+	return fmt.Errorf("guest: %s: the answer is out of bounds: %s: %w", what, fmt.Sprintf(format, args...), errdefs.ErrDataLoss)
 }
 
 // clean makes text of the guest fit for logs and terminals: bounded, valid, without control characters.
@@ -55,11 +55,23 @@ func cleanList(list []string, count, limit int) []string {
 	return out
 }
 
+// guestFailure is the error of a call. A guest that refuses says why in its own words; of one that does not answer only
+// what it was asked for is known.
+func guestFailure(ctx context.Context, what string, err error) error {
+	if _, refused := status.FromError(err); refused {
+		return fmt.Errorf("guest: %w", native(err))
+	}
+	if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.DeadlineExceeded) {
+		err = cause
+	}
+	return fmt.Errorf("guest: %s: %w", what, native(err))
+}
+
 // native makes an error of the guest one of errdefs. Its text is the guest's and therefore cleaned; details that
 // came with it are not decoded at all.
 func native(err error) error {
 	if errors.Is(err, ttrpc.ErrClosed) {
-		return fmt.Errorf("the connection to the guest was lost: %w: %w", err, errdefs.ErrUnavailable)
+		return fmt.Errorf("the connection was lost: %w: %w", err, errdefs.ErrUnavailable)
 	}
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		return err

@@ -96,64 +96,61 @@ func (c *Client) Close() error {
 	return err
 }
 
-// call makes one bounded call. what names it in errors.
+// call makes one bounded call. What the guest refuses it explains itself; what names the call where it does not answer.
 func call[Q, R any](c *Client, ctx context.Context, what string, f func(context.Context, Q) (R, error), req Q) (R, error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, c.timeout,
-			fmt.Errorf("the guest did not answer within %s: %w", c.timeout, context.DeadlineExceeded))
+			fmt.Errorf("no answer within %s: %w", c.timeout, context.DeadlineExceeded))
 		defer cancel()
 	}
 	r, err := f(ctx, req)
 	if err != nil {
-		if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.DeadlineExceeded) {
-			err = cause
-		}
 		var none R
-		return none, fmt.Errorf("%s: %w", what, native(err))
+		return none, guestFailure(ctx, what, err)
 	}
 	return r, nil
 }
 
 // ConfigureSandbox makes the guest the pod's.
 func (c *Client) ConfigureSandbox(ctx context.Context, req *agentv1.ConfigureSandboxRequest) error {
-	_, err := call(c, ctx, "configure guest", c.agent.ConfigureSandbox, req)
+	_, err := call(c, ctx, "configure", c.agent.ConfigureSandbox, req)
 	return err
 }
 
 // SetClock sets the guest's wall clock.
 func (c *Client) SetClock(ctx context.Context, req *agentv1.SetClockRequest) error {
-	_, err := call(c, ctx, "set guest clock", c.agent.SetClock, req)
+	_, err := call(c, ctx, "set clock", c.agent.SetClock, req)
 	return err
 }
 
 // CreateContainer returns the pid in the guest and the resolved user.
 func (c *Client) CreateContainer(ctx context.Context, req *agentv1.CreateContainerRequest) (uint32, task.User, error) {
-	r, err := call(c, ctx, "create container in guest: "+req.Id, c.agent.CreateContainer, req)
+	r, err := call(c, ctx, "create container", c.agent.CreateContainer, req)
 	if err != nil {
 		return 0, task.User{}, err
 	}
 	if n := len(r.User.GetAdditionalGids()); n > maxGroups {
-		return 0, task.User{}, hostile("create container in guest: "+req.Id, "%d groups, at most %d are possible", n, maxGroups)
+		return 0, task.User{}, hostile("create container", "%d groups, at most %d are possible", n, maxGroups)
 	}
 	return r.Pid, task.User{UID: r.User.GetUid(), GID: r.User.GetGid(), AdditionalGIDs: r.User.GetAdditionalGids()}, nil
 }
 
 // Exec makes a further process in a container.
 func (c *Client) Exec(ctx context.Context, req *agentv1.ExecRequest) error {
-	_, err := call(c, ctx, "create exec in guest: "+req.Id, c.agent.Exec, req)
+	_, err := call(c, ctx, "create exec", c.agent.Exec, req)
 	return err
 }
 
 // Start returns the pid in the guest.
 func (c *Client) Start(ctx context.Context, id task.ID) (uint32, error) {
-	r, err := call(c, ctx, "start in guest: "+name(id), c.agent.Start, &agentv1.StartRequest{Container: id.Container, Exec: id.Exec})
+	r, err := call(c, ctx, "start", c.agent.Start, &agentv1.StartRequest{Container: id.Container, Exec: id.Exec})
 	return r.GetPid(), err
 }
 
 // Signal sends a signal.
 func (c *Client) Signal(ctx context.Context, id task.ID, signal uint32, all bool) error {
-	_, err := call(c, ctx, "signal in guest: "+name(id), c.agent.Signal,
+	_, err := call(c, ctx, "signal", c.agent.Signal,
 		&agentv1.SignalRequest{Container: id.Container, Exec: id.Exec, Signal: signal, All: all})
 	return err
 }
@@ -163,19 +160,19 @@ func (c *Client) Signal(ctx context.Context, id task.ID, signal uint32, all bool
 func (c *Client) Wait(ctx context.Context, id task.ID) (task.Exit, error) {
 	r, err := c.agent.Wait(ctx, &agentv1.WaitRequest{Container: id.Container, Exec: id.Exec})
 	if err != nil {
-		return task.Exit{}, fmt.Errorf("wait in guest: %s: %w", name(id), native(err))
+		return task.Exit{}, guestFailure(ctx, "wait", err)
 	}
 	return task.Exit{Code: min(r.Code, 255), At: time.Now(), OOMKilled: r.OomKilled, Reason: clean(r.Reason, maxText)}, nil
 }
 
 // Delete returns the disks that no container uses any more.
 func (c *Client) Delete(ctx context.Context, id task.ID) ([]*agentv1.DiskAddress, error) {
-	r, err := call(c, ctx, "delete in guest: "+name(id), c.agent.Delete, &agentv1.DeleteRequest{Container: id.Container, Exec: id.Exec})
+	r, err := call(c, ctx, "delete", c.agent.Delete, &agentv1.DeleteRequest{Container: id.Container, Exec: id.Exec})
 	if err != nil {
 		return nil, err
 	}
 	if n := len(r.Disks); n > maxDisks {
-		return nil, hostile("delete in guest: "+name(id), "%d disks", n)
+		return nil, hostile("delete", "%d disks", n)
 	}
 	return r.Disks, nil
 }
@@ -191,14 +188,14 @@ func (c *Client) RemoveShare(ctx context.Context, id string) error {
 
 // ResizeTerminal sets the size of a terminal, in characters.
 func (c *Client) ResizeTerminal(ctx context.Context, id task.ID, width, height uint32) error {
-	_, err := call(c, ctx, "resize terminal in guest: "+name(id), c.agent.ResizeTerminal,
+	_, err := call(c, ctx, "resize terminal", c.agent.ResizeTerminal,
 		&agentv1.ResizeTerminalRequest{Container: id.Container, Exec: id.Exec, Width: width, Height: height})
 	return err
 }
 
 // Pids lists the processes of a container, by their pids in the guest.
 func (c *Client) Pids(ctx context.Context, container string) ([]*agentv1.Pid, error) {
-	r, err := call(c, ctx, "list processes in guest: "+container, c.agent.Pids, &agentv1.PidsRequest{Container: container})
+	r, err := call(c, ctx, "list processes", c.agent.Pids, &agentv1.PidsRequest{Container: container})
 	if err != nil {
 		return nil, err
 	}
@@ -210,34 +207,27 @@ func (c *Client) Pids(ctx context.Context, container string) ([]*agentv1.Pid, er
 
 // Pause and Resume freeze and thaw a container.
 func (c *Client) Pause(ctx context.Context, container string) error {
-	_, err := call(c, ctx, "pause in guest: "+container, c.agent.Pause, &agentv1.ContainerRequest{Container: container})
+	_, err := call(c, ctx, "pause", c.agent.Pause, &agentv1.ContainerRequest{Container: container})
 	return err
 }
 
 // Resume thaws a container.
 func (c *Client) Resume(ctx context.Context, container string) error {
-	_, err := call(c, ctx, "resume in guest: "+container, c.agent.Resume, &agentv1.ContainerRequest{Container: container})
+	_, err := call(c, ctx, "resume", c.agent.Resume, &agentv1.ContainerRequest{Container: container})
 	return err
 }
 
 // Update changes a container's limits; resources is the OCI linux.resources in JSON.
 func (c *Client) Update(ctx context.Context, container string, resources []byte) error {
-	_, err := call(c, ctx, "update in guest: "+container, c.agent.Update, &agentv1.UpdateRequest{Container: container, Resources: resources})
+	_, err := call(c, ctx, "update", c.agent.Update, &agentv1.UpdateRequest{Container: container, Resources: resources})
 	return err
 }
 
 // Shutdown tells the guest to power off. That its answer was lost with the guest is no error.
 func (c *Client) Shutdown(ctx context.Context) error {
-	_, err := call(c, ctx, "shut guest down", c.agent.Shutdown, &agentv1.Empty{})
+	_, err := call(c, ctx, "shut down", c.agent.Shutdown, &agentv1.Empty{})
 	if errors.Is(err, ttrpc.ErrClosed) {
 		return nil
 	}
 	return err
-}
-
-func name(id task.ID) string {
-	if id.Exec == "" {
-		return id.Container
-	}
-	return id.Container + "/" + id.Exec
 }

@@ -49,7 +49,7 @@ func TestCallsAreBounded(t *testing.T) {
 	}
 	defer c.Close()
 	a.Intercept = func(string) error { <-block; return nil }
-	if err := c.Pause(t.Context(), "c1"); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "did not answer within 50ms") {
+	if err := c.Pause(t.Context(), "c1"); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "guest: pause: no answer within 50ms") {
 		t.Errorf("error = %v", err)
 	}
 }

@@ -11,12 +11,12 @@ import (
 
 // Stats reads statistics; no ids means all containers. At is the host's time.
 func (c *Client) Stats(ctx context.Context, containers ...string) (task.Stats, error) {
-	r, err := call(c, ctx, "read statistics of guest", c.agent.Stats, &agentv1.StatsRequest{Containers: containers})
+	r, err := call(c, ctx, "read statistics", c.agent.Stats, &agentv1.StatsRequest{Containers: containers})
 	if err != nil {
 		return task.Stats{}, err
 	}
 	if len(r.Containers) > maxContainers || len(r.Interfaces) > maxInterfaces {
-		return task.Stats{}, hostile("read statistics of guest", "%d containers and %d interfaces", len(r.Containers), len(r.Interfaces))
+		return task.Stats{}, hostile("read statistics", "%d containers and %d interfaces", len(r.Containers), len(r.Interfaces))
 	}
 	s := task.Stats{At: time.Now(), CPU: cpuStats(r.GuestCpu), Memory: memoryStats(r.GuestMemory)}
 	for _, i := range r.Interfaces {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -26,7 +27,7 @@ func (c *Client) OpenStdio(ctx context.Context, id task.ID, fd agentv1.StdioStre
 		Stdio: &agentv1.StdioStream{Container: id.Container, Exec: id.Exec, Fd: fd},
 	}})
 	if err != nil {
-		return nil, fmt.Errorf("open %s in guest: %s: %w", fd, name(id), err)
+		return nil, fmt.Errorf("guest: %s: %w", strings.ToLower(fd.String()), err)
 	}
 	return s, nil
 }
@@ -37,7 +38,7 @@ func (c *Client) Dial(ctx context.Context, network, address string) (Stream, err
 		Dial: &agentv1.DialStream{Network: network, Address: address},
 	}})
 	if err != nil {
-		return nil, fmt.Errorf("dial in guest: %s %s: %w", network, address, err)
+		return nil, fmt.Errorf("guest: %w", err)
 	}
 	return s, nil
 }
@@ -95,7 +96,7 @@ func (c *Client) open(ctx context.Context, header *agentv1.StreamHeader) (_ Stre
 // orCause prefers why ctx ended to the error that its end made.
 func orCause(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
-		return fmt.Errorf("the guest did not answer: %w", cause)
+		return fmt.Errorf("no answer: %w", cause)
 	}
 	return err
 }

@@ -2,16 +2,19 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
 
-	"github.com/containerd/log"
 	"go.opentelemetry.io/otel/trace/noop"
 	cri "k8s.io/cri-api/pkg/apis"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 	remote "k8s.io/cri-client/pkg"
+
+	"github.com/pistis-run/pistis/internal/logfields"
 )
 
 // callTimeout bounds a CRI call: a VM under emulation may take its time, a daemon that hangs must not.
@@ -43,82 +46,110 @@ func (a *app) connect(ctx context.Context) (*client, error) {
 func (c *client) close(ctx context.Context) {
 	for _, close := range []func(context.Context) error{c.RuntimeService.Close, c.images.Close} {
 		if err := close(ctx); err != nil {
-			log.G(ctx).WithError(err).Debug("close connection")
+			slog.DebugContext(ctx, "close connection", logfields.Error, err)
 		}
 	}
 }
 
-// pod finds the sandbox that a person means: a name, an id or an unambiguous beginning of one.
+// unknown says that there is no pod or container of a name, which may be something else's.
+type unknown string
+
+func (u unknown) Error() string { return string(u) }
+
+func isUnknown(err error) bool {
+	var u unknown
+	return errors.As(err, &u)
+}
+
+// pod finds the sandbox that a person means: a name, an id or an unambiguous beginning of one. Of several of one name
+// it is the one that is ready.
 func (c *client) pod(ctx context.Context, what string) (*runtime.PodSandbox, error) {
 	pods, err := c.ListPodSandbox(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
-	var found []*runtime.PodSandbox
-	for _, p := range pods {
-		if p.Id == what || p.Metadata.GetName() == what {
-			return p, nil
-		}
-		if strings.HasPrefix(p.Id, what) {
-			found = append(found, p)
-		}
-	}
+	found := choose(pods, what, func(p *runtime.PodSandbox) candidate {
+		return candidate{id: p.Id, name: p.Metadata.GetName(), live: p.State == runtime.PodSandboxState_SANDBOX_READY}
+	})
 	switch len(found) {
 	case 0:
-		return nil, fmt.Errorf("no pod %q: `pistis pods` lists them", what)
+		return nil, unknown(fmt.Sprintf("no pod %q: `pistis pods` lists them", what))
 	case 1:
 		return found[0], nil
 	}
-	return nil, fmt.Errorf("%q is the beginning of %d pods' ids: give more of it", what, len(found))
+	return nil, fmt.Errorf("%d pods match %q: give an id", len(found), what)
 }
 
-// container finds a container by name, id or beginning of an id; a pod's name stands for its newest container.
+// container finds a container by name, id or beginning of an id; a pod's name stands for its newest container. Of
+// several of one name it is the one that runs.
 func (c *client) container(ctx context.Context, what string) (*runtime.Container, error) {
 	containers, err := c.ListContainers(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
-	var named, prefixed []*runtime.Container
-	for _, ctr := range containers {
-		switch {
-		case ctr.Id == what:
-			return ctr, nil
-		case ctr.Metadata.GetName() == what:
-			named = append(named, ctr)
-		case strings.HasPrefix(ctr.Id, what):
-			prefixed = append(prefixed, ctr)
-		}
-	}
-	if len(named) == 0 {
-		named = prefixed
-	}
-	if len(named) == 0 {
-		if pod, err := c.pod(ctx, what); err == nil {
-			for _, ctr := range containers {
-				if ctr.PodSandboxId == pod.Id {
-					named = append(named, ctr)
-				}
-			}
-			if newest := newestOf(named); newest != nil {
-				return newest, nil
-			}
-		}
-	}
-	switch len(named) {
+	found := choose(containers, what, func(ctr *runtime.Container) candidate {
+		return candidate{id: ctr.Id, name: ctr.Metadata.GetName(), live: ctr.State == runtime.ContainerState_CONTAINER_RUNNING}
+	})
+	switch len(found) {
 	case 0:
-		return nil, fmt.Errorf("no container %q: `pistis ps -a` lists them", what)
+		return c.newestOf(ctx, what, containers)
 	case 1:
-		return named[0], nil
+		return found[0], nil
 	}
-	return nil, fmt.Errorf("%d containers match %q: give an id", len(named), what)
+	return nil, fmt.Errorf("%d containers match %q: give an id", len(found), what)
 }
 
-func newestOf(containers []*runtime.Container) *runtime.Container {
+// newestOf is the newest container of the pod that a person means.
+func (c *client) newestOf(ctx context.Context, pod string, containers []*runtime.Container) (*runtime.Container, error) {
+	none := unknown(fmt.Sprintf("no container %q: `pistis ps -a` lists them", pod))
+	p, err := c.pod(ctx, pod)
+	if isUnknown(err) {
+		return nil, none
+	} else if err != nil {
+		return nil, err
+	}
 	var newest *runtime.Container
-	for _, c := range containers {
-		if newest == nil || c.CreatedAt > newest.CreatedAt {
-			newest = c
+	for _, ctr := range containers {
+		if ctr.PodSandboxId == p.Id && (newest == nil || ctr.CreatedAt > newest.CreatedAt) {
+			newest = ctr
 		}
 	}
-	return newest
+	if newest == nil {
+		return nil, none
+	}
+	return newest, nil
+}
+
+// candidate is what a person can call a pod or a container by.
+type candidate struct {
+	id, name string
+	live     bool
+}
+
+// choose returns what a person may mean: by id, else by name, else by the beginning of an id; several only where
+// nothing tells them apart. Nothing is meant by an empty word, as a script's empty variable is.
+func choose[T any](list []T, what string, describe func(T) candidate) []T {
+	var named, live, prefixed []T
+	for _, one := range list {
+		c := describe(one)
+		switch {
+		case what == "":
+		case c.id == what:
+			return []T{one}
+		case c.name == what:
+			named = append(named, one)
+			if c.live {
+				live = append(live, one)
+			}
+		case strings.HasPrefix(c.id, what):
+			prefixed = append(prefixed, one)
+		}
+	}
+	switch {
+	case len(live) == 1:
+		return live
+	case len(named) > 0:
+		return named
+	}
+	return prefixed
 }

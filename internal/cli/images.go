@@ -264,8 +264,7 @@ func (a *app) exportCommand() *cobra.Command {
 				}
 				// A half-written archive must not pass for a whole one.
 				defer os.Remove(f.Name())
-				defer f.Close()
-				if err := receiveChunks(stream, f); err != nil {
+				if err := errors.Join(receiveChunks(stream, f), f.Close()); err != nil {
 					return err
 				}
 				return os.Rename(f.Name(), file)

@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -85,7 +87,7 @@ func (a *app) statsCommand() *cobra.Command {
 				return err
 			}
 			defer c.close(cmd.Context())
-			stats, err := c.ListContainerStats(cmd.Context(), nil)
+			stats, err := c.stats(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -106,13 +108,36 @@ func (a *app) statsCommand() *cobra.Command {
 			var rows [][]string
 			for _, s := range stats {
 				rows = append(rows, []string{short(s.Attributes.GetId()), s.Attributes.GetMetadata().GetName(),
-					fmt.Sprintf("%.2f", float64(s.Cpu.GetUsageNanoCores().GetValue())/1e9),
+					cores(s.Cpu),
 					fmt.Sprintf("%.2f s", float64(s.Cpu.GetUsageCoreNanoSeconds().GetValue())/1e9),
 					size(s.Memory.GetWorkingSetBytes().GetValue()), size(s.WritableLayer.GetUsedBytes().GetValue())})
 			}
 			return table(a.out, "CONTAINER NAME CORES CPU MEMORY WRITABLE", rows)
 		},
 	}
+}
+
+// stats asks a second time, after a moment, where the daemon cannot tell yet how busy a container is: that takes two
+// samples, and on a node without a kubelet nobody asked before.
+func (c *client) stats(ctx context.Context) ([]*runtime.ContainerStats, error) {
+	stats, err := c.ListContainerStats(ctx, nil)
+	if err != nil || !slices.ContainsFunc(stats, func(s *runtime.ContainerStats) bool { return s.Cpu.GetUsageNanoCores() == nil }) {
+		return stats, err
+	}
+	select {
+	case <-time.After(time.Second):
+		return c.ListContainerStats(ctx, nil)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// cores is a CPU rate for people.
+func cores(c *runtime.CpuUsage) string {
+	if c.GetUsageNanoCores() == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f", float64(c.UsageNanoCores.Value)/1e9)
 }
 
 func (a *app) inspectCommand() *cobra.Command {
@@ -127,14 +152,18 @@ func (a *app) inspectCommand() *cobra.Command {
 				return err
 			}
 			defer c.close(ctx)
-			if pod, err := c.pod(ctx, args[0]); err == nil {
+			if pod, err := c.pod(ctx, args[0]); err != nil && !isUnknown(err) {
+				return err
+			} else if err == nil {
 				resp, err := c.PodSandboxStatus(ctx, pod.Id, true)
 				if err != nil {
 					return err
 				}
 				return printJSON(a.out, []*runtime.PodSandboxStatusResponse{resp})
 			}
-			if ctr, err := c.container(ctx, args[0]); err == nil {
+			if ctr, err := c.container(ctx, args[0]); err != nil && !isUnknown(err) {
+				return err
+			} else if err == nil {
 				resp, err := c.ContainerStatus(ctx, ctr.Id, true)
 				if err != nil {
 					return err

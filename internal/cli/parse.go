@@ -25,7 +25,7 @@ func (o runOptions) resources() (*runtime.LinuxContainerResources, error) {
 	}
 	if o.cpus != "" {
 		cores, err := strconv.ParseFloat(o.cpus, 64)
-		if err != nil || cores < 0.01 || cores > 4096 {
+		if err != nil || !(cores >= 0.01 && cores <= 4096) { // also not a number
 			return nil, fmt.Errorf("cpus %q: use a number of cores of at least 0.01, as 0.5", o.cpus)
 		}
 		r.CpuPeriod = cpuPeriod

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -21,22 +22,14 @@ func (a *app) stopCommand() *cobra.Command {
 			}
 			defer c.close(ctx)
 			for _, what := range args {
-				if pod, err := c.pod(ctx, what); err == nil {
-					containers, err := c.ListContainers(ctx, &runtime.ContainerFilter{PodSandboxId: pod.Id})
-					if err != nil {
-						return err
-					}
-					for _, ctr := range containers {
-						if err := c.StopContainer(ctx, ctr.Id, grace); err != nil {
-							return err
-						}
-					}
-					if err := c.StopPodSandbox(ctx, pod.Id); err != nil {
-						return err
-					}
-				} else if ctr, err := c.container(ctx, what); err != nil {
-					return fmt.Errorf("no pod or container %q: `pistis pods` and `pistis ps -a` list them", what)
-				} else if err := c.StopContainer(ctx, ctr.Id, grace); err != nil {
+				pod, err := c.pod(ctx, what)
+				switch {
+				case err == nil:
+					err = c.stopPod(ctx, pod.Id, grace)
+				case isUnknown(err):
+					err = c.stopContainer(ctx, what, grace)
+				}
+				if err != nil {
 					return err
 				}
 				fmt.Fprintln(a.out, what)
@@ -46,6 +39,30 @@ func (a *app) stopCommand() *cobra.Command {
 	}
 	cmd.Flags().Int64Var(&grace, "grace", 10, "seconds between the stop signal and the kill")
 	return cmd
+}
+
+// stopPod gives the pod's containers their grace first: with the pod they are killed.
+func (c *client) stopPod(ctx context.Context, id string, grace int64) error {
+	containers, err := c.ListContainers(ctx, &runtime.ContainerFilter{PodSandboxId: id})
+	if err != nil {
+		return err
+	}
+	for _, ctr := range containers {
+		if err := c.StopContainer(ctx, ctr.Id, grace); err != nil {
+			return err
+		}
+	}
+	return c.StopPodSandbox(ctx, id)
+}
+
+func (c *client) stopContainer(ctx context.Context, what string, grace int64) error {
+	ctr, err := c.container(ctx, what)
+	if isUnknown(err) {
+		return fmt.Errorf("no pod or container %q: `pistis pods` and `pistis ps -a` list them", what)
+	} else if err != nil {
+		return err
+	}
+	return c.StopContainer(ctx, ctr.Id, grace)
 }
 
 func (a *app) rmCommand() *cobra.Command {
@@ -74,8 +91,9 @@ func (a *app) rmCommand() *cobra.Command {
 			for _, what := range args {
 				pod, err := c.pod(ctx, what)
 				switch {
-				case err != nil:
+				case isUnknown(err):
 					err = c.removeContainer(ctx, what, force)
+				case err != nil:
 				case pod.State == runtime.PodSandboxState_SANDBOX_READY && !force:
 					err = fmt.Errorf("pod %s runs: stop it first, or use -f", what)
 				default:

@@ -9,8 +9,10 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/status"
+	"k8s.io/klog/v2"
 
 	"github.com/pistis-run/pistis/internal/version"
 )
@@ -32,7 +34,7 @@ type app struct {
 // Main runs the command line and returns the exit code: 0, 1 for an error, or that of the container's process.
 func Main() int {
 	// The second signal is not caught: whoever presses ^C twice wants out.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	context.AfterFunc(ctx, stop)
 
@@ -65,7 +67,9 @@ func (a *app) command() *cobra.Command {
 		Version:       version.Version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			// The CRI client logs every error that it returns, too.
+			cmd.SetContext(klog.NewContext(cmd.Context(), logr.Discard()))
 			if a.output != "" && a.output != "json" {
 				return fmt.Errorf("output format %q: use json, or leave it out for a table", a.output)
 			}
@@ -82,7 +86,7 @@ func (a *app) command() *cobra.Command {
 		a.runCommand(), a.psCommand(), a.podsCommand(), a.execCommand(), a.attachCommand(), a.logsCommand(),
 		a.stopCommand(), a.rmCommand(), a.imagesCommand(), a.pullCommand(), a.rmiCommand(),
 		a.importCommand(), a.exportCommand(), a.statsCommand(), a.inspectCommand(), a.portForwardCommand(),
-		a.infoCommand(), a.guestCommand(),
+		a.infoCommand(), a.doctorCommand(), a.guestCommand(),
 	)
 	return root
 }

@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -19,8 +21,14 @@ import (
 // logDirKey is the annotation by which a pod of `pistis run` names its log directory, which goes with the pod.
 const logDirKey = "pistis.dev/log-directory"
 
+// namespace of pods that are run by hand.
+const namespace = "default"
+
 // cleanupTimeout bounds what is done for a pod after its user has gone.
 const cleanupTimeout = time.Minute
+
+// exitTimeout bounds the time between the end of a container's streams and its exit.
+const exitTimeout = 10 * time.Second
 
 type runOptions struct {
 	stdio
@@ -49,6 +57,9 @@ func (a *app) runCommand() *cobra.Command {
 	f.StringVar(&o.handler, "handler", "", "runtime handler (default: the daemon's)")
 	f.BoolVarP(&o.detach, "detach", "d", false, "print the pod's name and leave it running")
 	f.BoolVar(&o.keep, "keep", false, "keep the pod after its container ended")
+	f.Bool("rm", false, "remove the pod when its command ended, which is what happens anyway")
+	cmd.MarkFlagsMutuallyExclusive("rm", "keep")
+	cmd.MarkFlagsMutuallyExclusive("rm", "detach")
 	f.BoolVar(&o.timing, "timing", false, "show how long each step took")
 	f.StringArrayVarP(&o.env, "env", "e", nil, "KEY=value, or KEY to pass ours on")
 	f.StringArrayVarP(&o.publish, "publish", "p", nil, "[host-ip:]host-port:port[/udp]")
@@ -84,7 +95,8 @@ func (a *app) run(ctx context.Context, o runOptions, image string, command []str
 	}
 	step("pod")
 	defer func() {
-		if (o.detach && err == nil) || (o.keep && ctx.Err() == nil) {
+		var code exitError
+		if (o.detach && err == nil) || (o.keep && ctx.Err() == nil && (err == nil || errors.As(err, &code))) {
 			return
 		}
 		// The user's ^C ends the call, not the cleaning up.
@@ -116,11 +128,19 @@ func (a *app) foreground(ctx context.Context, c *client, ctr string, o runOption
 	}
 	if o.interactive || o.tty {
 		// Attached first, started then: nothing of the beginning is missed.
+		streams, cancel := context.WithCancel(ctx)
+		defer cancel()
 		started := make(chan error, 1)
-		err := a.attach(ctx, c, ctr, o.stdio, func() { started <- start() })
+		err := a.attach(streams, c, ctr, o.stdio, func() {
+			err := start()
+			started <- err
+			if err != nil {
+				cancel() // there is nobody at the other end of the streams
+			}
+		})
 		select {
 		case startErr := <-started:
-			err = errors.Join(startErr, err)
+			err = cmp.Or(startErr, err)
 		default:
 		}
 		if err != nil {
@@ -134,15 +154,11 @@ func (a *app) foreground(ctx context.Context, c *client, ctr string, o runOption
 			return err
 		}
 	}
-	status, err := c.ContainerStatus(ctx, ctr, false)
+	s, err := c.awaitExit(ctx, ctr)
 	if err != nil {
 		return err
 	}
 	step("run")
-	s := status.Status
-	if s.State != runtime.ContainerState_CONTAINER_EXITED {
-		return fmt.Errorf("the stream ended but the container is %s", strings.ToLower(strings.TrimPrefix(s.State.String(), "CONTAINER_")))
-	}
 	if s.ExitCode != 0 {
 		if s.Message != "" {
 			fmt.Fprintf(a.err, "%s: %s\n", s.Reason, s.Message)
@@ -150,6 +166,29 @@ func (a *app) foreground(ctx context.Context, c *client, ctr string, o runOption
 		return exitError(s.ExitCode)
 	}
 	return nil
+}
+
+// awaitExit returns the status of a container whose streams have ended. Its exit is recorded a moment after its last
+// output; CRI has no call that waits for it.
+func (c *client) awaitExit(ctx context.Context, id string) (*runtime.ContainerStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, exitTimeout)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		resp, err := c.ContainerStatus(ctx, id, false)
+		if err != nil {
+			return nil, err
+		}
+		if resp.Status.State == runtime.ContainerState_CONTAINER_EXITED {
+			return resp.Status, nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, errors.New("the container's streams ended, but it is still running")
+		}
+	}
 }
 
 // ensureImage pulls the image unless it is there.
@@ -225,9 +264,15 @@ func (o runOptions) configs(image string, command []string) (*runtime.PodSandbox
 	if err != nil {
 		return nil, nil, err
 	}
+	// The kubelet's labels: other CRI clients show a pod's name by them.
+	maps.Copy(labels, map[string]string{
+		"io.kubernetes.pod.name": name, "io.kubernetes.pod.namespace": namespace, "io.kubernetes.pod.uid": uid,
+	})
+	ctrLabels := maps.Clone(labels)
+	ctrLabels["io.kubernetes.container.name"] = name
 	logDir := filepath.Join(o.logDir, name+"_"+uid)
 	pod := &runtime.PodSandboxConfig{
-		Metadata:     &runtime.PodSandboxMetadata{Name: name, Namespace: "default", Uid: uid},
+		Metadata:     &runtime.PodSandboxMetadata{Name: name, Namespace: namespace, Uid: uid},
 		Hostname:     name,
 		LogDirectory: logDir,
 		Labels:       labels,
@@ -249,7 +294,7 @@ func (o runOptions) configs(image string, command []string) (*runtime.PodSandbox
 		Image:      &runtime.ImageSpec{Image: image},
 		WorkingDir: o.workdir,
 		LogPath:    "0.log",
-		Labels:     labels,
+		Labels:     ctrLabels,
 		Stdin:      o.interactive,
 		StdinOnce:  o.interactive,
 		Tty:        o.tty,

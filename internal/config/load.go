@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"github.com/containerd/errdefs"
@@ -13,6 +14,9 @@ import (
 
 //go:embed default.toml
 var defaultFile []byte
+
+// DefaultPath is where the configuration is looked for.
+const DefaultPath = "/etc/pistis/config.toml"
 
 // maxFileSize bounds what is read as a configuration.
 const maxFileSize = 1 << 20
@@ -27,6 +31,19 @@ func Default() Config {
 		panic("embedded default configuration: " + err.Error()) // held by a test
 	}
 	return cfg
+}
+
+// LoadOrDefault reads the file at path; for an empty path the one at DefaultPath, and where there is none it is the
+// default configuration.
+func LoadOrDefault(path string) (Config, error) {
+	if path != "" {
+		return Load(path)
+	}
+	cfg, err := Load(DefaultPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Default(), nil
+	}
+	return cfg, err
 }
 
 // Load reads the file over the default and checks it. Errors are InvalidArgument, or what reading gave.

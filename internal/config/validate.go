@@ -145,7 +145,7 @@ func (n Network) validate(bad func(string, ...any)) {
 		p, err := netip.ParsePrefix(s)
 		switch {
 		case err != nil:
-			bad("%s: %q is not a network such as 10.88.0.0/16 or fd00::/64", key, s)
+			bad("%s: %q is not a network such as 10.67.0.0/16 or fd00::/64", key, s)
 		case p.Addr().Is4() != v4:
 			bad("%s: %q is of the other IP version", key, s)
 		case p != p.Masked():
@@ -168,7 +168,7 @@ func (v VM) validate(bad func(string, ...any)) {
 		bad("vm.vcpus: %d is not between 1 and 255", v.VCPUs)
 	}
 	if v.MemoryMiB < 64 || v.MemoryMiB > 16<<20 {
-		bad("vm.memory_mib: %d is not between 64 MiB, with which a guest just boots, and 16 TiB", v.MemoryMiB)
+		bad("vm.memory_mib: %d is not between 64 and 16777216 MiB", v.MemoryMiB)
 	}
 	if v.ScratchMiB < 16 || v.ScratchMiB > 16<<20 {
 		bad("vm.scratch_mib: %d is not between 16 MiB and 16 TiB", v.ScratchMiB)

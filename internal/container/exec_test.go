@@ -72,6 +72,15 @@ func TestExecSyncTimeoutKills(t *testing.T) {
 	assertNoExec(t, w)
 }
 
+func TestExecThatIsGivenUpLeavesNothing(t *testing.T) {
+	w, m, id := execWorld(t, nil)
+	w.slow = true
+	if _, _, _, err := m.ExecSync(t.Context(), id, []string{"x"}, time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	assertNoExec(t, w)
+}
+
 func TestExecSyncBoundsOutput(t *testing.T) {
 	_, m, id := execWorld(t, func(_ context.Context, stdio task.Stdio) uint32 {
 		chunk := bytes.Repeat([]byte("x"), 1<<20)

@@ -38,6 +38,8 @@ type world struct {
 	ended  chan struct{}
 	// stubborn processes ignore everything but SIGKILL, hung ones that too.
 	stubborn, hung bool
+	// slow: an exec is answered too late.
+	slow bool
 	// command is what an exec does.
 	command func(ctx context.Context, stdio task.Stdio) uint32
 	last    task.ExecRequest
@@ -158,11 +160,15 @@ func (f fakeTasks) Create(_ context.Context, req task.CreateRequest) (task.User,
 	return task.User{UID: 7, GID: 8}, nil
 }
 
-func (f fakeTasks) Exec(_ context.Context, req task.ExecRequest) error {
+func (f fakeTasks) Exec(ctx context.Context, req task.ExecRequest) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.procs[req.ID] = newProc()
 	f.last = req
+	if f.slow {
+		<-ctx.Done() // the process is made all the same
+		return ctx.Err()
+	}
 	return nil
 }
 

@@ -57,10 +57,14 @@ func (e *execution) run(ctx context.Context, process json.RawMessage) (task.Exit
 		ID: e.id, Process: process, Terminal: e.tty,
 		Stdin: e.stdio.Stdin != nil, Stdout: e.stdio.Stdout != nil, Stderr: e.stdio.Stderr != nil,
 	})
+	if err != nil && ctx.Err() == nil {
+		return task.Exit{}, err
+	}
+	// A call that was given up may have made the process all the same.
+	defer e.delete(ctx)
 	if err != nil {
 		return task.Exit{}, withCause(ctx, err)
 	}
-	defer e.delete(ctx)
 	s, err := attach(ctx, e.tasks, e.id, e.stdio, e.resize)
 	if err != nil {
 		return task.Exit{}, err

@@ -6,13 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	pistis "github.com/pistis-run/pistis/api/pistis/v1"
@@ -141,7 +145,7 @@ func TestFitTogether(t *testing.T) {
 	}
 }
 
-func TestNothingLeavesAsUnknown(t *testing.T) {
+func TestCodes(t *testing.T) {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
 	for _, tt := range []struct {
@@ -158,6 +162,7 @@ func TestNothingLeavesAsUnknown(t *testing.T) {
 		{ended, errors.New("closed connection"), codes.Canceled},
 		{ended, fmt.Errorf("x: %w", errdefs.ErrNotFound), codes.NotFound},
 		{context.Background(), errors.Join(errors.New("y"), fmt.Errorf("x: %w", errdefs.ErrResourceExhausted)), codes.ResourceExhausted},
+		{context.Background(), fmt.Errorf("save record: %w", &fs.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}), codes.ResourceExhausted},
 	} {
 		err := toStatus(tt.ctx, tt.err)
 		if status.Code(err) != tt.want || !strings.Contains(err.Error(), "desc = ") {
@@ -311,9 +316,22 @@ func TestImages(t *testing.T) {
 	wantCode(t, err, codes.InvalidArgument)
 	h.store.fail = fmt.Errorf("dial: %w", errdefs.ErrUnavailable)
 	_, err = h.images.PullImage(ctx, &runtime.PullImageRequest{Image: spec})
-	wantCode(t, err, codes.Unavailable)
+	wantCode(t, err, codes.Unknown) // the only one that the kubelet's client takes off the message
 	if !strings.HasPrefix(status.Convert(err).Message(), "RegistryUnavailable") {
 		t.Error(err)
+	}
+}
+
+func TestImageOfAHostileAuthorFitsIntoTheList(t *testing.T) {
+	img := testImage("example.com/a:1")
+	img.Manifest.Annotations = map[string]string{"a": strings.Repeat("x", 4<<20)}
+	img.Config.Config.User = strings.Repeat("é", 4<<20)
+	if out := toCRIImage(img); proto.Size(out) > 4<<10 || !utf8.ValidString(out.Username) || out.Username == "" {
+		t.Errorf("%d bytes, user %q", proto.Size(out), out.Username)
+	}
+	img.Manifest.Annotations = map[string]string{"a": "b"}
+	if out := toCRIImage(img); out.Spec.Annotations["a"] != "b" {
+		t.Errorf("annotations %v", out.Spec.Annotations)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -103,6 +104,9 @@ func environment(envs []*runtime.KeyValue) ([]string, error) {
 		key := e.GetKey()
 		if key == "" || strings.ContainsAny(key, "=\x00") || hasNUL(string(e.GetValue())) {
 			return nil, invalid("config.envs[%d]: %q is not the name of an environment variable, or its value has a NUL byte in it", i, key)
+		}
+		if !utf8.Valid(e.Value) {
+			return nil, invalid("config.envs[%d] (%s): the value is not UTF-8, which a runtime spec cannot carry", i, key)
 		}
 		list = append(list, key+"="+string(e.Value))
 	}

@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/pistis-run/pistis/internal/container"
 	"github.com/pistis-run/pistis/internal/image"
+	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/sandbox"
 )
 
@@ -54,6 +56,7 @@ type containerCalls struct {
 	sandboxes  sandboxReader
 	images     imageReader
 	handlers   Handlers
+	log        *slog.Logger
 }
 
 // CreateContainer makes a container in a sandbox that is ready.
@@ -175,6 +178,9 @@ func (c *containerCalls) UpdateContainerResources(ctx context.Context, req *runt
 	}
 	if err := c.updater.Update(ctx, s.ID, resources); err != nil {
 		return nil, fmt.Errorf("update container %s: %w", s.ID, err)
+	}
+	if movesOOMScore(req.Linux, s) {
+		c.log.WarnContext(ctx, "limits were changed; the OOM score of a container that runs stays", logfields.Container, s.ID, "score", s.Config.OOMScore, "asked", req.Linux.OomScoreAdj)
 	}
 	return &runtime.UpdateContainerResourcesResponse{}, nil
 }

@@ -46,7 +46,7 @@ func (s *imageServer) PullImage(ctx context.Context, req *runtime.PullImageReque
 	return &runtime.PullImageResponse{ImageRef: img.ID.String()}, nil
 }
 
-// pullError marks an unavailable registry for the kubelet, which looks for the mark.
+// pullError marks an unavailable registry for the kubelet, which looks for the mark at the beginning.
 func pullError(ref string, err error) error {
 	if errdefs.IsUnavailable(err) && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("%w: pull image %q: %w", crierrors.ErrRegistryUnavailable, ref, err)
@@ -169,16 +169,34 @@ func filesystemUsage(fs image.FSInfo) *runtime.FilesystemUsage {
 	}
 }
 
+// maxAnnotations and maxUser bound, in bytes, what an image's author can put into the list of all images: it is one message.
+const (
+	maxAnnotations = 16 << 10
+	maxUser        = 256
+)
+
+// imageAnnotations are those of the manifest, unless they are too large for a list; a verbose status has them in any case.
+func imageAnnotations(annotations map[string]string) map[string]string {
+	size := 0
+	for key, value := range annotations {
+		size += len(key) + len(value)
+	}
+	if size > maxAnnotations {
+		return nil
+	}
+	return maps.Clone(annotations)
+}
+
 func toCRIImage(img image.Image) *runtime.Image {
 	out := &runtime.Image{
 		Id: img.ID.String(), RepoTags: slices.Clone(img.Tags), RepoDigests: slices.Clone(img.Digests), Size: uint64(max(img.Size, 1)),
-		Pinned: img.Pinned, Spec: &runtime.ImageSpec{Image: img.ID.String(), Annotations: maps.Clone(img.Manifest.Annotations)},
+		Pinned: img.Pinned, Spec: &runtime.ImageSpec{Image: img.ID.String(), Annotations: imageAnnotations(img.Manifest.Annotations)},
 	}
 	user, _, _ := strings.Cut(img.Config.Config.User, ":")
 	if uid, err := strconv.ParseUint(user, 10, 31); err == nil {
 		out.Uid = &runtime.Int64Value{Value: int64(uid)}
 	} else {
-		out.Username = user
+		out.Username = strings.ToValidUTF8(user[:min(len(user), maxUser)], "")
 	}
 	return out
 }

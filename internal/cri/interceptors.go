@@ -12,9 +12,11 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/pistis-run/pistis/internal/logfields"
 )
@@ -61,10 +63,14 @@ func recovered(ctx context.Context, log *slog.Logger, method string, err *error)
 	}
 }
 
-// toStatus gives an error its gRPC code. Nothing leaves as Unknown: what has no class is Internal.
+// toStatus gives an error its gRPC code. What has no class is Internal. Only CRI's own error of a registry leaves as
+// Unknown: the kubelet knows it by the beginning of the text, and its client takes the code off that text for Unknown alone.
 func toStatus(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
+	}
+	if errors.Is(err, crierrors.ErrRegistryUnavailable) {
+		return status.Error(codes.Unknown, err.Error())
 	}
 	if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {
 		return err
@@ -78,6 +84,8 @@ func toStatus(ctx context.Context, err error) error {
 		return status.Error(codes.DeadlineExceeded, err.Error())
 	case errors.Is(err, context.Canceled), errors.Is(ctx.Err(), context.Canceled):
 		return status.Error(codes.Canceled, err.Error())
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return status.Error(codes.ResourceExhausted, err.Error()+"; make room there, for example by removing images")
 	}
 	return status.Error(codes.Internal, err.Error())
 }

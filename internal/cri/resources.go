@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/pistis-run/pistis/internal/container"
@@ -96,10 +97,22 @@ func updatedResources(req *runtime.UpdateContainerResourcesRequest, s container.
 		return nil, unsupported("windows: this node runs Linux containers")
 	case req.Linux == nil:
 		return nil, invalid("the request has no resources")
-	case req.Linux.OomScoreAdj != 0 && int(req.Linux.OomScoreAdj) != s.Config.OOMScore:
+	case movesOOMScore(req.Linux, s) && onlyOOMScore(req.Linux):
 		return nil, unsupported("linux.oom_score_adj: the OOM score of a container (%d) cannot be changed", s.Config.OOMScore)
 	}
 	return toOCIResources("linux", req.Linux)
+}
+
+// movesOOMScore: the update asks for another OOM score. The kubelet computes one from memory requests, and sends it with
+// each change of limits; no runtime moves the score of processes that run. The status goes on telling the true one.
+func movesOOMScore(r *runtime.LinuxContainerResources, s container.Status) bool {
+	return r.GetOomScoreAdj() != 0 && int(r.GetOomScoreAdj()) != s.Config.OOMScore
+}
+
+func onlyOOMScore(r *runtime.LinuxContainerResources) bool {
+	limits := proto.CloneOf(r)
+	limits.OomScoreAdj = 0
+	return proto.Size(limits) == 0
 }
 
 // toCRIResources is the way back, for statuses.

@@ -254,8 +254,13 @@ func TestContainers(t *testing.T) {
 	wantCode(t, err, codes.InvalidArgument)
 	_, err = h.runtime.UpdateContainerResources(ctx, &runtime.UpdateContainerResourcesRequest{ContainerId: id, Linux: &runtime.LinuxContainerResources{OomScoreAdj: 5}})
 	wantCode(t, err, codes.Unimplemented)
+	// The kubelet sends a score of its own with every resize, and must not fail for it.
+	update.OomScoreAdj = 5
+	if _, err := h.runtime.UpdateContainerResources(ctx, &runtime.UpdateContainerResourcesRequest{ContainerId: id, Linux: update}); err != nil {
+		t.Error(err)
+	}
 	st, err = h.runtime.ContainerStatus(ctx, &runtime.ContainerStatusRequest{ContainerId: id})
-	if err != nil || st.Status.Resources.Linux.MemoryLimitInBytes != 64<<20 || st.Status.Resources.Linux.CpuQuota != 50000 {
+	if err != nil || st.Status.Resources.Linux.OomScoreAdj != 0 || st.Status.Resources.Linux.MemoryLimitInBytes != 64<<20 || st.Status.Resources.Linux.CpuQuota != 50000 {
 		t.Errorf("%v, %v", st, err)
 	}
 

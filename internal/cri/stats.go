@@ -91,7 +91,7 @@ func (c *statsCalls) PodSandboxStats(ctx context.Context, req *runtime.PodSandbo
 	if err != nil {
 		return nil, fmt.Errorf("statistics of pod %s: %w", s.ID, err)
 	}
-	return &runtime.PodSandboxStatsResponse{Stats: c.sandboxStats(ctx, s, stats)}, nil
+	return &runtime.PodSandboxStatsResponse{Stats: c.sandboxStats(ctx, s, c.running(ctx)[s.ID], stats)}, nil
 }
 
 // ListPodSandboxStats answers for all ready sandboxes that the filter lets through, as ListContainerStats does.
@@ -104,10 +104,23 @@ func (c *statsCalls) ListPodSandboxStats(ctx context.Context, req *runtime.ListP
 		}
 	}
 	resp := &runtime.ListPodSandboxStatsResponse{}
-	for id, stats := range c.ask(ctx, keys(pods)) {
-		resp.Stats = append(resp.Stats, c.sandboxStats(ctx, pods[id], stats))
+	answers := c.ask(ctx, keys(pods))
+	running := c.running(ctx)
+	for id, stats := range answers {
+		resp.Stats = append(resp.Stats, c.sandboxStats(ctx, pods[id], running[id], stats))
 	}
 	return resp, ctx.Err()
+}
+
+// running are the containers that run, by sandbox.
+func (c *statsCalls) running(ctx context.Context) map[string][]container.Status {
+	all := map[string][]container.Status{}
+	for _, s := range c.containers.List(ctx) {
+		if s.State == container.Running {
+			all[s.Config.SandboxID] = append(all[s.Config.SandboxID], s)
+		}
+	}
+	return all
 }
 
 func keys[V any](m map[string]V) []string {
@@ -143,13 +156,7 @@ func (c *statsCalls) ask(ctx context.Context, ids []string) map[string]task.Stat
 	return all
 }
 
-func (c *statsCalls) sandboxStats(ctx context.Context, s sandbox.Status, stats task.Stats) *runtime.PodSandboxStats {
-	var running []container.Status
-	for _, one := range c.containers.List(ctx) {
-		if one.Config.SandboxID == s.ID && one.State == container.Running {
-			running = append(running, one)
-		}
-	}
+func (c *statsCalls) sandboxStats(ctx context.Context, s sandbox.Status, running []container.Status, stats task.Stats) *runtime.PodSandboxStats {
 	linux := &runtime.LinuxPodSandboxStats{
 		Cpu: c.cpuUsage(s.ID, stats.CPU, stats.At), Memory: memoryUsage(stats.Memory, stats.At), Network: networkUsage(stats),
 		Process:    &runtime.ProcessUsage{Timestamp: stats.At.UnixNano(), ProcessCount: number(processes(stats))},

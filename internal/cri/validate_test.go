@@ -70,6 +70,7 @@ func TestContainerConfigRefuses(t *testing.T) {
 		"log escape":     {func(c *runtime.ContainerConfig) { c.LogPath = "../x" }, "log_path"},
 		"log directory":  {func(c *runtime.ContainerConfig) { c.LogPath = "x/" }, "log_path"},
 		"env":            {func(c *runtime.ContainerConfig) { c.Envs[0].Key = "A=B" }, "environment"},
+		"env bytes":      {func(c *runtime.ContainerConfig) { c.Envs[0].Value = []byte{0xff} }, "UTF-8"},
 		"nil env":        {func(c *runtime.ContainerConfig) { c.Envs = []*runtime.KeyValue{nil} }, "environment"},
 		"mount relative": {func(c *runtime.ContainerConfig) { c.Mounts[0].ContainerPath = "x" }, "absolute"},
 		"mount on root":  {func(c *runtime.ContainerConfig) { c.Mounts[0].ContainerPath = "/." }, "below /"},
@@ -117,6 +118,12 @@ func TestContainerConfigRefuses(t *testing.T) {
 				t.Errorf("got %v, want InvalidArgument with %q", err, tt.want)
 			}
 		})
+	}
+	alone := fullContainer()
+	security(alone).NamespaceOptions.Pid = runtime.NamespaceMode_CONTAINER
+	security(alone).Apparmor = nil
+	if _, err := containerConfig(alone, testPod(), Handler{VM: true}); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "share one PID") {
+		t.Errorf("a PID namespace of its own in a pod that shares one: %v", err)
 	}
 	pod := testPod()
 	pod.Config.Privileged, pod.Config.SharedPID, pod.Config.LogDir = false, false, ""

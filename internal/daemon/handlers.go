@@ -57,8 +57,10 @@ func (h *handlers) ready(handler config.Handler) error {
 	if _, err := h.cfg.VM.FindShim(handler); err != nil {
 		return err
 	}
-	_, err := h.cfg.VM.FindQEMU()
-	return err
+	if _, err := h.cfg.VM.FindQEMU(); err != nil {
+		return err
+	}
+	return snapshot.Ready()
 }
 
 // forCRI are the handlers as the CRI server wants to know them.

@@ -23,7 +23,7 @@ import (
 const DefaultPackage = "linux-image-cloud-amd64"
 
 // format changes whenever the same inputs give another guest.
-const format = 1
+const format = 2
 
 const (
 	kernelFile   = "vmlinuz"
@@ -274,6 +274,7 @@ func (o Options) modules(k kernel) ([]module, error) {
 	if err != nil {
 		return nil, err
 	}
+	set.signed = k.wantsSignatures()
 	return set.forGuest(o.ExtraModules)
 }
 

@@ -180,15 +180,9 @@ func unpackedKernel(dir string, f fetched) (kernel, error) {
 // took 2.1 to 2.7 s with LZ4 (13.3 MiB) and 2.8 to 2.9 s with zstd (10.0 MiB). Where nothing is known of the
 // kernel it is gzip, which all have.
 func (k kernel) compression() Compression {
-	data, err := os.ReadFile(k.config)
+	enabled, err := k.enabled()
 	if err != nil {
 		return Gzip
-	}
-	enabled := map[string]bool{}
-	for s := bufio.NewScanner(bytes.NewReader(data)); s.Scan(); {
-		if name, ok := strings.CutSuffix(s.Text(), "=y"); ok {
-			enabled[name] = true
-		}
 	}
 	switch {
 	case enabled["CONFIG_RD_LZ4"]:
@@ -199,6 +193,27 @@ func (k kernel) compression() Compression {
 		return Gzip
 	}
 	return None
+}
+
+// wantsSignatures says whether the kernel may refuse modules that are not signed.
+func (k kernel) wantsSignatures() bool {
+	enabled, err := k.enabled()
+	return err != nil || enabled["CONFIG_MODULE_SIG_FORCE"] || enabled["CONFIG_SECURITY_LOCKDOWN_LSM_EARLY"] && !enabled["CONFIG_LOCK_DOWN_KERNEL_FORCE_NONE"]
+}
+
+// enabled are the options that the kernel was built with.
+func (k kernel) enabled() (map[string]bool, error) {
+	data, err := os.ReadFile(k.config)
+	if err != nil {
+		return nil, err
+	}
+	options := map[string]bool{}
+	for s := bufio.NewScanner(bytes.NewReader(data)); s.Scan(); {
+		if name, ok := strings.CutSuffix(s.Text(), "=y"); ok {
+			options[name] = true
+		}
+	}
+	return options, nil
 }
 
 func writeFileAtomically(name string, data []byte) error {

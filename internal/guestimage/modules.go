@@ -57,6 +57,8 @@ type moduleSet struct {
 	dir     string
 	paths   map[string]string // canonical name → path below dir
 	builtin map[string]bool   // canonical names
+	// signed modules stay so: the kernel would not take others.
+	signed bool
 }
 
 // canonical is how the kernel names a module: it takes '-' and '_' for the same.
@@ -159,7 +161,10 @@ func (s *moduleSet) closure(names []string) ([]module, error) {
 				}
 			}
 		}
-		order = append(order, module{path: uncompressedPath(file), data: withoutSignature(data)})
+		if !s.signed {
+			data = withoutSignature(data)
+		}
+		order = append(order, module{path: uncompressedPath(file), data: data})
 		return nil
 	}
 	for _, name := range names {
@@ -218,7 +223,7 @@ const signatureMagic = "~Module signature appended~\n"
 
 // withoutSignature cuts the signature that a distribution appends to a module. Nobody in a guest asks for it: who
 // writes the initrd decides what the guest runs anyway. But a kernel verifies a signature that is there, which is a
-// public-key operation a module, on the way of every boot.
+// public-key operation for each module of each boot.
 func withoutSignature(data []byte) []byte {
 	const trailer = 12 // struct module_signature, which ends with the signature's length
 	body, signed := bytes.CutSuffix(data, []byte(signatureMagic))

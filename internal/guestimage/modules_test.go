@@ -104,3 +104,18 @@ func FuzzModinfo(f *testing.F) {
 		}
 	})
 }
+
+func TestWithoutSignature(t *testing.T) {
+	body := ko("name=signed")
+	signature := append([]byte("a signature"), 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, byte(len("a signature")))
+	signed := slices.Concat(body, signature, []byte(signatureMagic))
+	if got := withoutSignature(signed); !slices.Equal(got, body) {
+		t.Errorf("%d bytes are left of a signed module, and not %d", len(got), len(body))
+	}
+	lying := slices.Concat(body, []byte{0, 0, 2, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff}, []byte(signatureMagic))
+	for _, data := range [][]byte{body, nil, []byte(signatureMagic), lying} {
+		if got := withoutSignature(data); !slices.Equal(got, data) {
+			t.Errorf("%d bytes without a signature became %d", len(data), len(got))
+		}
+	}
+}

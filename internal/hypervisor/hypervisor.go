@@ -37,7 +37,7 @@ type VM interface {
 	Kill() error
 	// Done is closed once, after the VMM was reaped.
 	Done() <-chan struct{}
-	// Err is nil until Done; then why the VMM ended: its exit status and its last words.
+	// Err is nil until Done; then why the VMM ended: its exit status, its last words and the guest's.
 	Err() error
 }
 

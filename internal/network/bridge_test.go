@@ -376,6 +376,30 @@ func TestBridgeSetupFailsHalfway(t *testing.T) {
 	}
 }
 
+// TestBridgeNetworkInUse: a network that the host reaches elsewhere is refused, a wider route is no obstacle.
+func TestBridgeNetworkInUse(t *testing.T) {
+	opts := bridgeOptions(t)
+	must(t, netlink.LinkAdd(strange("other0")))
+	other, err := netlink.LinkByName("other0")
+	must(t, err)
+	must(t, netlink.LinkSetUp(other))
+	wide := netip.PrefixFrom(opts.IPv4.Addr(), 9).Masked()
+	must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: other.Attrs().Index, Scope: netlink.SCOPE_LINK, Dst: ipNet(wide)}))
+	part := netip.PrefixFrom(nth(opts.IPv4, 9), 32)
+	must(t, netlink.AddrAdd(other, address(part)))
+	must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: other.Attrs().Index, Scope: netlink.SCOPE_LINK, Dst: ipNet(part)}))
+
+	b := newBridge(t, opts)
+	pod := Pod{ID: "pod", NetNS: newNetNS(t, "pod")}
+	if _, err := b.Setup(t.Context(), pod); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "other0") {
+		t.Fatalf("a network that is in use: %v", err)
+	}
+	must(t, netlink.LinkDel(other))
+	if _, err := b.Setup(t.Context(), pod); err != nil {
+		t.Errorf("once it is free: %v", err)
+	}
+}
+
 // strange is an interface that somebody else made.
 func strange(name string) netlink.Link {
 	return &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}, PeerName: name + "peer", PeerTxQLen: -1}

@@ -38,6 +38,9 @@ func ensureBridge(name string, mtu int, gateways []netip.Prefix) (netlink.Link, 
 		return nil, err
 	}
 	if link == nil {
+		if err := checkFree(gateways); err != nil {
+			return nil, err
+		}
 		if link, err = addBridge(name, mtu); err != nil {
 			return nil, err
 		}
@@ -66,6 +69,32 @@ func ensureBridge(name string, mtu int, gateways []netip.Prefix) (netlink.Link, 
 		}
 	}
 	return link, nil
+}
+
+// checkFree refuses networks of which the host already reaches a part over another interface: one of the two would
+// be unreachable. Wider routes, as those of a company's network, are no conflict: the bridge's is more specific.
+func checkFree(networks []netip.Prefix) error {
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("routes of the host: %w", err)
+	}
+	for _, r := range routes {
+		if r.Dst == nil {
+			continue
+		}
+		used := prefixOf(r.Dst)
+		for _, n := range networks {
+			if used.Bits() < n.Bits() || !n.Contains(used.Addr()) {
+				continue
+			}
+			name := fmt.Sprint("interface ", r.LinkIndex)
+			if link, err := netlink.LinkByIndex(r.LinkIndex); err == nil {
+				name = link.Attrs().Name
+			}
+			return fmt.Errorf("network %s is in use: the host reaches %s over %s (configure another network for the bridge): %w", n.Masked(), used, name, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return nil
 }
 
 func addBridge(name string, mtu int) (netlink.Link, error) {

@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
+
+	"github.com/pistis-run/pistis/internal/store"
 )
 
 // cniRecord is written before the plugins run for a pod and removed after they have undone it. It has all that DEL
@@ -85,11 +87,8 @@ func (d cniRecords) put(r cniRecord) error {
 	if err != nil {
 		return fmt.Errorf("write network record: %w", err)
 	}
-	tmp := d.path(r.Pod.ID) + ".new"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return fmt.Errorf("write network record: %w", err)
-	}
-	if err := os.Rename(tmp, d.path(r.Pod.ID)); err != nil {
+	// Plugins keep addresses across boots: a record that a power failure empties would leave nobody able to free them.
+	if err := store.WriteFile(d.path(r.Pod.ID), data); err != nil {
 		return fmt.Errorf("write network record: %w", err)
 	}
 	return nil

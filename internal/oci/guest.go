@@ -313,8 +313,8 @@ func advice(field string) string {
 		"Linux.UIDMappings":    ": VM pods have no user namespaces; the VM isolates the pod",
 		"Linux.GIDMappings":    ": VM pods have no user namespaces; the VM isolates the pod",
 		"Linux.NetDevices":     ": devices of the host's network cannot move into a VM",
-		"LinuxCPU.Cpus":        ": CPU numbers are the host's; leave cpuset_cpus empty",
-		"LinuxCPU.Mems":        ": memory node numbers are the host's; leave cpuset_mems empty",
+		"LinuxCPU.Cpus":        ": CPU numbers are the host's, and a VM has its own; leave cpuset_cpus empty, which on a Kubernetes node means the kubelet's cpuManagerPolicy none",
+		"LinuxCPU.Mems":        ": memory node numbers are the host's, and a VM has its own; leave cpuset_mems empty, which on a Kubernetes node means the kubelet's memoryManagerPolicy None",
 	}[field]
 	if !ok {
 		return ""

@@ -166,6 +166,62 @@ func TestFailedUndoStaysVisible(t *testing.T) {
 	assertNothing(t, w, dir)
 }
 
+// brokenDisk makes records impossible to save, and then the clean-up fail.
+type brokenDisk struct {
+	fakeLauncher
+	dir string
+}
+
+func (b brokenDisk) Cleanup(context.Context, LaunchRequest) error {
+	return errors.Join(errFault, os.RemoveAll(b.dir))
+}
+
+func TestFailedUndoStaysVisibleOnAFullDisk(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	m := newManager(t, w, dir)
+	m.launchers["vm"] = brokenDisk{fakeLauncher{w}, dir}
+	w.fail("launch", errFault)
+	if _, err := m.Run(t.Context(), podConfig("a")); !errors.Is(err, errFault) {
+		t.Fatalf("got %v", err)
+	}
+	if list := m.List(t.Context()); len(list) != 1 || list[0].State != NotReady {
+		t.Errorf("list %+v: what holds a name must be seen", list)
+	}
+}
+
+func TestEventsOfAnInstanceThatEndsAtOnce(t *testing.T) {
+	w := newWorld()
+	m := newManager(t, w, t.TempDir())
+	m.launchers["vm"] = stillborn{fakeLauncher{w}}
+	for range 20 {
+		events, cancel := m.Events().Subscribe()
+		id, err := m.Run(t.Context(), podConfig("a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, kind := range []event.Kind{event.Created, event.Started, event.Stopped} {
+			if e := <-events; e.Kind != kind {
+				t.Fatalf("event %+v, want %s", e, kind)
+			}
+		}
+		cancel()
+		if err := m.Remove(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// stillborn instances have ended when their launch returns.
+type stillborn struct{ fakeLauncher }
+
+func (s stillborn) Launch(ctx context.Context, req LaunchRequest) (Instance, error) {
+	instance, err := s.fakeLauncher.Launch(ctx, req)
+	if err == nil {
+		instance.(*fakeInstance).end("crashed")
+	}
+	return instance, err
+}
+
 func TestStopFailuresAreRetryable(t *testing.T) {
 	for _, step := range []string{"cleanup", "network teardown", "netns remove"} {
 		t.Run(step, func(t *testing.T) {

@@ -138,8 +138,8 @@ func (m *Manager) note(sb *sandbox, change func(*record)) {
 	sb.rec = rec
 }
 
-// move changes the state by the table. It reports, and tells the world, whether the sandbox stopped being Ready by this. Leaving Ready is a
-// fact that a full disk cannot undo: memory changes even where the record cannot be saved.
+// move changes the state by the table. It reports, and tells the world, whether the sandbox stopped being Ready by this. Leaving Ready, and a
+// start that could not be undone, are facts that a full disk cannot undo: memory changes even where the record cannot be saved.
 func (m *Manager) move(sb *sandbox, op operation, change func(*record)) (left bool, err error) {
 	sb.writer.Lock()
 	defer sb.writer.Unlock()
@@ -154,7 +154,7 @@ func (m *Manager) move(sb *sandbox, op operation, change func(*record)) (left bo
 		change(&rec)
 	}
 	if err := m.records.Put(rec.ID, rec); err != nil {
-		if !left {
+		if !left && op != opFail {
 			return false, err
 		}
 		m.log.Error("sandbox record could not be saved; its last state is older", logfields.Sandbox, rec.ID, logfields.Error, err)

@@ -43,9 +43,9 @@ func (m *Manager) Run(ctx context.Context, cfg Config) (id string, err error) {
 	if err := m.start(ctx, sb, launcher); err != nil {
 		return "", errors.Join(err, m.undo(ctx, sb, err))
 	}
-	m.watch(sb)
 	m.publish(event.Created, id)
 	m.publish(event.Started, id)
+	m.watch(sb) // after these: it publishes the end
 	return id, nil
 }
 

@@ -31,17 +31,17 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *
 	}
 	v, err := s.machine()
 	if err != nil {
-		return nil, fmt.Errorf("create container %s: %w", r.ID, err)
+		return nil, err
 	}
 	c, opts, err := s.reserve(r)
 	if err != nil {
-		return nil, fmt.Errorf("create container %s: %w", r.ID, err)
+		return nil, err
 	}
 	var undo cleanup.Stack
 	defer undo.Unwind(ctx, &err)
 	undo.Add("forget container", func(context.Context) error { s.forget(r.ID); return nil })
 	if err := s.createInGuest(ctx, v, c, r, opts, &undo); err != nil {
-		return nil, fmt.Errorf("create container %s: %w", r.ID, err)
+		return nil, err
 	}
 	if err := failpoint.Hit(ctx, "shim.created"); err != nil {
 		return nil, err
@@ -198,8 +198,12 @@ func (s *Service) lostExit(ctx context.Context, v *vm.VM, lost error) (task.Exit
 		return task.Exit{}, ctx.Err()
 	}
 	if errdefs.IsUnavailable(lost) {
-		// The connection is lost, and so the VM is about to end.
-		<-v.Done()
+		// The connection is lost, and so the VM is about to end; or the guest only says so.
+		select {
+		case <-v.Done():
+		case <-ctx.Done():
+			return task.Exit{}, ctx.Err()
+		}
 	}
 	select {
 	case <-v.Done():
@@ -275,7 +279,7 @@ func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 		return nil, err
 	}
 	if err := p.step(opDelete); err != nil {
-		return nil, fmt.Errorf("delete: %w", err)
+		return nil, err
 	}
 	if err := s.deleteProcess(context.WithoutCancel(ctx), c, p); err != nil {
 		p.step(opRestore)

@@ -12,6 +12,9 @@ import (
 	"github.com/pistis-run/pistis/internal/task"
 )
 
+// maxExecs bounds the execs of one container: a guest that never ends them must not fill the host's memory.
+const maxExecs = 1024
+
 // process is a container's own process or one that was added to it.
 type process struct {
 	id       task.ID
@@ -127,6 +130,9 @@ func (c *container) addExec(p *process) error {
 	defer c.execMu.Unlock()
 	if c.execs[p.id.Exec] != nil {
 		return fmt.Errorf("%s: %w", p.name(), errdefs.ErrAlreadyExists)
+	}
+	if len(c.execs) >= maxExecs {
+		return fmt.Errorf("%s: there are %d execs that have not ended: %w", p.name(), maxExecs, errdefs.ErrResourceExhausted)
 	}
 	c.execs[p.id.Exec] = p
 	return nil

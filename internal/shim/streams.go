@@ -16,10 +16,14 @@ import (
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/stdio"
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 // headerTimeout bounds how long a client of the stream socket may take to say what it wants.
 const headerTimeout = 10 * time.Second
+
+// acceptPause is how long a shim without a free descriptor waits before it accepts again.
+const acceptPause = 100 * time.Millisecond
 
 // ServeStreams serves the stream socket until the listener is closed, and then ends the streams that are left.
 func (s *Service) ServeStreams(ctx context.Context, l net.Listener) error {
@@ -29,9 +33,19 @@ func (s *Service) ServeStreams(ctx context.Context, l net.Listener) error {
 	defer cancel()
 	for {
 		conn, err := l.Accept()
-		if errors.Is(err, net.ErrClosed) {
+		switch {
+		case errors.Is(err, net.ErrClosed):
 			return nil
-		} else if err != nil {
+		case transport.IsExhausted(err):
+			// Descriptors come back when streams end. The pod lives on meanwhile.
+			s.log.Warn("stream not accepted", logfields.Error, err)
+			select {
+			case <-time.After(acceptPause):
+				continue
+			case <-ctx.Done():
+				return nil
+			}
+		case err != nil:
 			return fmt.Errorf("serve streams: %w", err)
 		}
 		streams.Go(func() {

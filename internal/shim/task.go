@@ -34,10 +34,10 @@ func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 	}
 	v, err := s.machine()
 	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", p.name(), err)
+		return nil, err
 	}
 	if err := p.step(opStart); err != nil {
-		return nil, fmt.Errorf("start: %w", err)
+		return nil, err
 	}
 	// From here on the process ends somehow, and whoever waits for the start may go on.
 	defer p.settle()
@@ -57,8 +57,9 @@ func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 		return nil, err
 	}
 	// An exit that came meanwhile waits for settle; only the VM's end does not.
-	if err := p.step(opStarted, func() { p.pid = pid }); err != nil {
-		return nil, fmt.Errorf("start: %w", err)
+	if p.step(opStarted, func() { p.pid = pid }) != nil {
+		_, _, exit := p.snapshot()
+		return nil, fmt.Errorf("%s ended while it was being started: %s: %w", p.name(), exit.Reason, errdefs.ErrUnavailable)
 	}
 	s.events.taskStart(p)
 	return &taskapi.StartResponse{Pid: pid}, nil
@@ -75,9 +76,9 @@ func awaitClient(ctx context.Context, p *process, died <-chan struct{}) error {
 	case <-p.io.client.joined:
 		return nil
 	case <-died:
-		return fmt.Errorf("start %s: the virtual machine ended: %w", p.name(), errdefs.ErrUnavailable)
+		return fmt.Errorf("%s: the virtual machine ended: %w", p.name(), errdefs.ErrUnavailable)
 	case <-ctx.Done():
-		return fmt.Errorf("start %s: nobody attached to its stdio: %w", p.name(), errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%s: nobody attached to its stdio: %w", p.name(), errdefs.ErrFailedPrecondition)
 	}
 }
 
@@ -111,7 +112,7 @@ func (s *Service) Kill(ctx context.Context, r *taskapi.KillRequest) error {
 		return err
 	}
 	if err := p.step(opSignal); err != nil {
-		return fmt.Errorf("signal: %w", err)
+		return err
 	}
 	v, err := s.machine()
 	if err != nil {
@@ -225,7 +226,7 @@ func (s *Service) ResizePty(ctx context.Context, r *taskapi.ResizePtyRequest) er
 		return fmt.Errorf("resize: %s has no terminal: %w", p.name(), errdefs.ErrFailedPrecondition)
 	}
 	if err := p.step(opUse); err != nil {
-		return fmt.Errorf("resize: %w", err)
+		return err
 	}
 	v, err := s.machine()
 	if err != nil {

@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"time"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/containerd/errdefs"
@@ -30,6 +32,8 @@ const (
 	namespace = "pistis"
 	// maxAnswer bounds what the start command may print.
 	maxAnswer = 64 << 10
+	// startTimeout bounds the start command, which does no more than to fork.
+	startTimeout = 30 * time.Second
 	// maxLog is how much of a dead shim's log an error shows.
 	maxLog = 2 << 10
 )
@@ -48,6 +52,9 @@ type LaunchConfig struct {
 	Annotations map[string]string
 	// Debug makes the shim log more.
 	Debug bool
+	// Prepare, where set, makes what the options name. It runs while the shim's process starts and has ended when
+	// Launch returns; the caller takes back what it made.
+	Prepare func() error
 }
 
 // Launch starts a shim and boots its VM. ctx bounds the start, not the shim. On error nothing is left, neither
@@ -60,7 +67,17 @@ func Launch(ctx context.Context, cfg LaunchConfig) (_ *Client, err error) {
 		return nil, fmt.Errorf("launch shim %s: %w", cfg.ID, err)
 	}
 	undo.Add("clean up shim", func(ctx context.Context) error { return Cleanup(ctx, cfg.Dir) })
-	if err := startShim(ctx, cfg, dir); err != nil {
+	var prepared error
+	var beside sync.WaitGroup
+	if cfg.Prepare != nil {
+		beside.Go(func() { prepared = cfg.Prepare() })
+	}
+	err = startShim(ctx, cfg, dir)
+	beside.Wait()
+	if prepared != nil {
+		return nil, errors.Join(prepared, err)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("launch shim %s: %w", cfg.ID, err)
 	}
 	c, err := connect(dir, cfg.ID)
@@ -110,7 +127,10 @@ func startShim(ctx context.Context, cfg LaunchConfig, dir bundle.Dir) error {
 	if cfg.Debug {
 		args = append(args, "-debug")
 	}
-	cmd := exec.CommandContext(ctx, path, append(args, "start")...)
+	// A start that is cut short could leave a shim that nobody has recorded, and so nobody finds.
+	whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(whole, path, append(args, "start")...)
 	cmd.Dir, cmd.Stdin = string(dir), bytes.NewReader(params)
 	// A session of its own: a signal to the daemon's terminal or group is not for the pods.
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}

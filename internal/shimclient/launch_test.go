@@ -174,6 +174,53 @@ func TestLaunchCancelled(t *testing.T) {
 	}
 }
 
+// TestLaunchCancelledInStart: the start command is not cut short, or it could leave a shim without a record of it.
+func TestLaunchCancelledInStart(t *testing.T) {
+	cfg := fakeConfig(t, "yes")
+	dir := t.TempDir()
+	begun, goOn, recorded := filepath.Join(dir, "begun"), filepath.Join(dir, "go"), filepath.Join(dir, "recorded")
+	if err := unix.Mkfifo(begun, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(goOn, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Binary = filepath.Join(dir, "shim")
+	script := fmt.Sprintf("#!/bin/sh\necho >%s\nread x <%s\ntouch %s\n", begun, goOn, recorded)
+	if err := os.WriteFile(cfg.Binary, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := shimclient.Launch(ctx, cfg)
+		ended <- err
+	}()
+	if _, err := os.ReadFile(begun); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	// With a reader of our own too, writing does not depend on one that was killed.
+	f, err := os.OpenFile(goOn, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString("on\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err == nil {
+		t.Error("it was launched")
+	}
+	if _, err := os.Stat(recorded); err != nil {
+		t.Errorf("the start command was cut short: %v", err)
+	}
+	if _, err := os.Stat(cfg.Dir); err == nil {
+		t.Error("the bundle is left")
+	}
+}
+
 func TestReconnect(t *testing.T) {
 	c, cfg := launchFake(t)
 	createSleeper(t, c, cfg)

@@ -68,14 +68,26 @@ func (l *Layers) template(ctx context.Context, size int64) (*os.File, error) {
 	return temp, nil
 }
 
+// formatter is the program that makes scratch disks.
+const formatter = "mkfs.ext4"
+
+// Ready is FailedPrecondition, and says what to do, where the program that NewScratch needs is not installed.
+func Ready() error {
+	if _, err := exec.LookPath(formatter); err != nil {
+		return fmt.Errorf("%s is not installed, install e2fsprogs: %w", formatter, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
 // mkfs formats a file. Everything that can be left for later is: most machines write little.
 func mkfs(ctx context.Context, path string) error {
-	cmd := exec.CommandContext(ctx, "mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-O", "^has_journal",
+	if err := Ready(); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, formatter, "-q", "-F", "-b", "4096", "-m", "0", "-O", "^has_journal",
 		"-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", path)
 	out, err := cmd.CombinedOutput()
 	switch {
-	case errors.Is(err, exec.ErrNotFound):
-		return fmt.Errorf("mkfs.ext4 is not installed, install e2fsprogs: %w", errdefs.ErrFailedPrecondition)
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err != nil:

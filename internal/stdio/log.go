@@ -24,8 +24,9 @@ const (
 type Log struct {
 	path string
 
-	mu   sync.Mutex
-	file *os.File
+	mu     sync.Mutex
+	file   *os.File
+	closed bool
 	// torn: the last write failed in the middle of a record.
 	torn bool
 	// lost counts bytes of records that could not be written; failure is the first reason.
@@ -58,6 +59,10 @@ func (l *Log) Reopen() error {
 		return err
 	}
 	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return errors.Join(fmt.Errorf("reopen log: %w", os.ErrClosed), f.Close())
+	}
 	old := l.file
 	l.file, l.torn = f, false
 	l.mu.Unlock()
@@ -68,6 +73,7 @@ func (l *Log) Reopen() error {
 func (l *Log) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.closed = true
 	err := l.file.Close()
 	if l.failure != nil {
 		err = errors.Join(fmt.Errorf("write log %s: %d bytes were lost: %w", l.path, l.lost, l.failure), err)

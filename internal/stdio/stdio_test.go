@@ -129,6 +129,20 @@ func TestReopen(t *testing.T) {
 	}
 }
 
+func TestReopenAfterClose(t *testing.T) {
+	l, err := OpenLog(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// Nobody would close what it opens.
+	if err := l.Reopen(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("reopen: %v", err)
+	}
+}
+
 func TestLogOutOfSpace(t *testing.T) {
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 	if err != nil {

@@ -61,7 +61,7 @@ func (s *Store[T]) Put(id string, record T) error {
 	if err != nil {
 		return fmt.Errorf("save record: %s: %w", id, err)
 	}
-	if err := writeFile(s.dir, path, data); err != nil {
+	if err := WriteFile(path, data); err != nil {
 		return fmt.Errorf("save record: %s: %w", id, err)
 	}
 	return nil
@@ -205,7 +205,9 @@ func decode[T any](version int, id string, data []byte) (record T, err error) {
 	return record, nil
 }
 
-func writeFile(dir, path string, data []byte) error {
+// WriteFile replaces a file atomically and durably: after a crash, also of the machine, it is the old one or the new one.
+func WriteFile(path string, data []byte) error {
+	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, filepath.Base(path)+tempMark+"*")
 	if err != nil {
 		return err

@@ -17,8 +17,9 @@ import (
 const (
 	// clientWriteTimeout bounds how long the host waits for a guest that takes nothing off the pipe.
 	clientWriteTimeout = 2 * time.Minute
-	// maxStreams bounds the streams of one guest, with those that the guest never closes.
-	maxStreams = 4096
+	// maxStreams bounds the streams of one guest, with those that the guest never accepts or closes: each may fill a
+	// window of the host's memory.
+	maxStreams = 1024
 )
 
 // Client is the host's end of a pipe that carries many streams.

@@ -18,11 +18,17 @@ const (
 	flagSYN = 1
 )
 
+// joined is how much of a frame goes out with its header: what a virtio-serial port takes in one write.
+const joined = 32<<10 - frameHeader
+
 // guard lets only those yamux frames through that this package's peers send. yamux would otherwise answer
-// each ping in a goroutine of its own and queue each stream that a peer opens, without a bound.
+// each ping in a goroutine of its own and queue each stream that a peer opens, without a bound. Outwards it puts a
+// frame's header and body together, which yamux writes one by one: each write to a port is an exit of the machine
+// and an interrupt. Reading and writing may overlap; yamux does each from one goroutine.
 type guard struct {
 	io.ReadWriteCloser
-	mayOpen bool // the peer may open streams
+	mayOpen bool   // the peer may open streams
+	out     []byte // a header whose body has not been written yet
 
 	header [frameHeader]byte
 	have   int    // bytes in header
@@ -35,6 +41,28 @@ func (g *guard) Read(p []byte) (int, error) {
 		return 0, bad
 	}
 	return n, err
+}
+
+// Write holds the header of a frame with a body back until the body comes, which is the next write.
+func (g *guard) Write(p []byte) (int, error) {
+	if len(g.out) == 0 {
+		if len(p) == frameHeader && p[1] == frameData && binary.BigEndian.Uint32(p[8:]) > 0 {
+			g.out = append(g.out, p...)
+			return len(p), nil
+		}
+		return g.ReadWriteCloser.Write(p)
+	}
+	n := min(len(p), joined)
+	g.out = append(g.out, p[:n]...)
+	_, err := g.ReadWriteCloser.Write(g.out)
+	g.out = g.out[:0]
+	if err == nil && n < len(p) {
+		_, err = g.ReadWriteCloser.Write(p[n:])
+	}
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // scan follows the frames in p, which continues what was scanned before.

@@ -28,8 +28,8 @@ const maxEarly = 4096
 // so long.
 func yamuxConfig(writeTimeout time.Duration) *yamux.Config {
 	return &yamux.Config{
-		AcceptBacklog:          1024,
-		KeepAliveInterval:      time.Hour, // unused, but must not be zero
+		AcceptBacklog:          maxStreams, // with fewer, opening a stream would block on a guest that accepts none
+		KeepAliveInterval:      time.Hour,  // unused, but must not be zero
 		ConnectionWriteTimeout: writeTimeout,
 		MaxStreamWindowSize:    windowSize,
 		LogOutput:              io.Discard, // what ends a session is an error of Client and Server

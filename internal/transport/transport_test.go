@@ -300,6 +300,32 @@ func TestHostileGuest(t *testing.T) {
 	}
 }
 
+// TestDeafGuest: a guest that accepts no stream costs a bounded number of them, and dials do not pile up behind it.
+func TestDeafGuest(t *testing.T) {
+	hostPipe, guestPipe := sockets(t)
+	client := NewClient(hostPipe)
+	defer client.Close()
+	if err := greetHost(guestPipe); err != nil {
+		t.Fatal(err)
+	}
+	var deaf, dials sync.WaitGroup
+	deaf.Go(func() { io.Copy(io.Discard, guestPipe) })
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range maxStreams {
+		dials.Go(func() { client.Dial(ctx, 7) })
+	}
+	<-client.ready
+	waitStreams(t, client, maxStreams)
+	cancel()
+	dials.Wait()
+	if _, err := client.Dial(t.Context(), 7); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("dial: %v, want ResourceExhausted", err)
+	}
+	client.Close()
+	deaf.Wait()
+}
+
 func TestServerContext(t *testing.T) {
 	_, guestPipe := sockets(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)

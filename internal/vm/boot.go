@@ -84,6 +84,9 @@ func Boot(ctx context.Context, req Request) (_ *VM, err error) {
 		return nil, fmt.Errorf("boot VM %s: %w", req.ID, aside.err)
 	}
 	if err := v.agent.ConfigureSandbox(ctx, configureRequest(req.Options, nics, aside.sysctls, scratch)); err != nil {
+		if errdefs.IsUnavailable(err) {
+			err = v.connectError(ctx, err)
+		}
 		return nil, v.bootError(limit, err)
 	}
 	watch.lap(PhaseConfigure)
@@ -238,12 +241,25 @@ func (v *VM) connectError(limit context.Context, err error) error {
 	return err
 }
 
-// bootError says what the guest's last words were.
+// bootError says what the guest's last words were, unless the error is clear without them or has them already: the
+// machine's own end does.
 func (v *VM) bootError(limit time.Duration, err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = fmt.Errorf("the guest was not ready within %s: %w", limit, err)
 	}
-	return fmt.Errorf("boot VM %s: %w", v.id, withConsole(err, v.console))
+	select {
+	case <-v.machine.Done():
+	default:
+		if !isRefusal(err) {
+			err = withConsole(err, v.console)
+		}
+	}
+	return fmt.Errorf("boot VM %s: %w", v.id, err)
+}
+
+// isRefusal tells an error that is about what was asked for from one that is about the guest's state.
+func isRefusal(err error) bool {
+	return errdefs.IsInvalidArgument(err) || errdefs.IsFailedPrecondition(err) || errdefs.IsNotFound(err) || errdefs.IsNotImplemented(err)
 }
 
 func configureRequest(o *shimv1.SandboxOptions, nics []tap.NIC, sysctls map[string]string, scratch *agentv1.DiskAddress) *agentv1.ConfigureSandboxRequest {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -209,6 +210,8 @@ func (s *shares) relay(e *shared) {
 	})
 	carry(e.served.Stream, e.conn)
 	_ = e.served.Stream.CloseWrite()
+	// The server says when it has let go, unless it hangs in a file system that does not answer.
+	_ = e.served.Stream.SetReadDeadline(time.Now().Add(shareEndTimeout))
 	back.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -216,6 +219,9 @@ func (s *shares) relay(e *shared) {
 		delete(s.byKey, e.key)
 	}
 }
+
+// shareEndTimeout bounds the wait for the server's end of a share.
+const shareEndTimeout = 5 * time.Second
 
 // carryBuffer holds a large message.
 const carryBuffer = 136 << 10

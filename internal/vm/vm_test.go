@@ -197,6 +197,9 @@ func TestBootFails(t *testing.T) {
 				v.Kill(t.Context(), errors.New("end of test"))
 				t.Fatal("it booted")
 			}
+			if isRefused := strings.Contains(tt.name, "refused"); isRefused && strings.Contains(err.Error(), "console") {
+				t.Errorf("error = %v: the console explains nothing here", err)
+			}
 			if !strings.Contains(err.Error(), tt.want) || tt.class != nil && !tt.class(err) {
 				t.Errorf("error = %v, want %q of the right class", err, tt.want)
 			}
@@ -240,13 +243,32 @@ func TestEarlyEnd(t *testing.T) {
 			for len(d.Machines()) == 0 {
 				time.Sleep(time.Millisecond)
 			}
-			d.Machines()[0].End(errors.New("exit status 1"))
+			d.Machines()[0].End(errors.New("exit status 1; the guest's last console lines: Kernel panic"))
 		}()
 		return nil
 	}
 	_, err := vm.Boot(t.Context(), req)
-	if err == nil || !strings.Contains(err.Error(), "exit status 1") || !strings.Contains(err.Error(), "Kernel panic") {
+	if err == nil || !strings.Contains(err.Error(), "exit status 1") || strings.Count(err.Error(), "Kernel panic") != 1 {
 		t.Errorf("error = %v", err)
+	}
+}
+
+// TestStopOfHungAgent: an agent that never answers costs half of the time that the stop has.
+func TestStopOfHungAgent(t *testing.T) {
+	agent := &vmtest.Agent{}
+	v, _ := boot(t, &vmtest.Driver{Agent: agent})
+	hung := make(chan struct{})
+	t.Cleanup(func() { close(hung) })
+	agent.Intercept = func(string) error { <-hung; return nil }
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := v.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-v.Done():
+	default:
+		t.Error("the VM runs still")
 	}
 }
 

@@ -26,6 +26,8 @@ type launchRequest struct {
 	shim, id, bundle, netns string
 	options                 *shimv1.SandboxOptions
 	annotations             map[string]string
+	// prepare makes what the VM needs, beside the start of the shim.
+	prepare func() error
 }
 
 // client is the connection to one shim. Its dynamic type has the optional interfaces of package task too.
@@ -68,7 +70,7 @@ type shimProcesses struct{}
 
 func (shimProcesses) launch(ctx context.Context, r launchRequest) (client, error) {
 	c, err := shimclient.Launch(ctx, shimclient.LaunchConfig{
-		Binary: r.shim, ID: r.id, Dir: r.bundle, NetNS: r.netns, Options: r.options, Annotations: r.annotations,
+		Binary: r.shim, ID: r.id, Dir: r.bundle, NetNS: r.netns, Options: r.options, Annotations: r.annotations, Prepare: r.prepare,
 	})
 	if err != nil {
 		return nil, err // not a typed nil

@@ -115,15 +115,15 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (sandb
 	if err := req.Save(saved); err != nil {
 		return nil, err
 	}
-	if err := l.NewScratch(ctx, m.scratch, int64(l.Config.ScratchMiB)<<20); err != nil {
-		return nil, err
-	}
-	if err := failpoint.Hit(ctx, "vm.scratch"); err != nil {
-		return nil, err
-	}
 	client, err := l.shims.launch(ctx, launchRequest{
 		shim: l.Shim, id: req.ID, bundle: l.bundle(req.ID), netns: req.NetNS,
 		options: sandboxOptions(req.Config, l.Config, m), annotations: req.Config.Annotations,
+		prepare: func() error {
+			if err := l.NewScratch(ctx, m.scratch, int64(l.Config.ScratchMiB)<<20); err != nil {
+				return err
+			}
+			return failpoint.Hit(ctx, "vm.scratch")
+		},
 	})
 	if err != nil {
 		return nil, err

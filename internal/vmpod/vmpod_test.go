@@ -40,6 +40,9 @@ func (f *fakeShims) launch(_ context.Context, r launchRequest) (client, error) {
 	if err := os.Mkdir(r.bundle, 0o700); err != nil {
 		return nil, err
 	}
+	if err := r.prepare(); err != nil {
+		return nil, err
+	}
 	return fakeClient{}, f.launchErr
 }
 

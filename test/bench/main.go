@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/pistis-run/pistis/internal/hypervisor"
 )
 
 type bench struct {
@@ -21,6 +23,7 @@ type bench struct {
 	handler string
 	logs    string
 	pods    []pod
+	guest   guest
 }
 
 type pod struct {
@@ -36,16 +39,21 @@ func main() {
 	pods := flag.Int("pods", 10, "how many pods")
 	daemonPID := flag.Int("daemon-pid", 0, "the daemon, for its memory and CPU")
 	megabytes := flag.Int("log-megabytes", 20, "how much a container writes for the log's throughput")
+	repeat := flag.Int("repeat", 3, "how often throughput and boot are measured")
+	var g guest
+	flag.StringVar(&g.kernel, "kernel", "", "the guest's kernel, to compare boots; empty leaves that out")
+	flag.StringVar(&g.initrd, "initrd", "", "the guest's initrd")
+	flag.StringVar(&g.emptyInit, "empty-init", "", "the program emptyinit")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *socket, *image, *handler, *pods, *daemonPID, *megabytes); err != nil {
+	if err := run(ctx, *socket, *image, *handler, *pods, *daemonPID, *megabytes, *repeat, g); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, socket, image, handler string, count, daemonPID, megabytes int) (err error) {
+func run(ctx context.Context, socket, image, handler string, count, daemonPID, megabytes, repeat int, g guest) (err error) {
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
@@ -56,7 +64,7 @@ func run(ctx context.Context, socket, image, handler string, count, daemonPID, m
 		return err
 	}
 	defer os.RemoveAll(logs)
-	b := &bench{RuntimeServiceClient: runtime.NewRuntimeServiceClient(conn), images: runtime.NewImageServiceClient(conn), image: image, handler: handler, logs: logs}
+	b := &bench{RuntimeServiceClient: runtime.NewRuntimeServiceClient(conn), images: runtime.NewImageServiceClient(conn), image: image, handler: handler, logs: logs, guest: g}
 	if _, err := b.images.PullImage(ctx, &runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: image}}); err != nil {
 		return err
 	}
@@ -70,10 +78,11 @@ func run(ctx context.Context, socket, image, handler string, count, daemonPID, m
 	for _, measure := range []func() error{
 		func() error { return b.starts(ctx, count) },
 		func() error { return b.execs(ctx, 10) },
-		func() error { return b.throughput(ctx, megabytes) },
+		func() error { return b.throughput(ctx, megabytes, repeat) },
 		func() error { return b.memory(daemonPID) },
 		func() error { return b.idle(ctx, daemonPID) },
 		func() error { return b.stops(ctx) },
+		func() error { return b.boots(ctx, repeat) },
 	} {
 		if err := measure(); err != nil {
 			return err
@@ -88,7 +97,11 @@ func row(name, unit string, values []float64) {
 		return
 	}
 	slices.Sort(values)
-	fmt.Printf("%-34s %10.1f %10.1f %10.1f %s\n", name, values[0], values[len(values)/2], values[len(values)-1], unit)
+	digits := 1
+	if unit == "" {
+		digits = 2 // a ratio
+	}
+	fmt.Printf("%-34s %10.*f %10.*f %10.*f %s\n", name, digits, values[0], digits, values[len(values)/2], digits, values[len(values)-1], unit)
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
@@ -106,12 +119,18 @@ func (b *bench) starts(ctx context.Context, count int) error {
 		row(name, "ms", steps[name])
 		delete(steps, name)
 	}
-	fmt.Println("of which, as the shim tells")
-	for _, name := range slices.Sorted(keys(steps)) {
+	fmt.Println("RunPodSandbox in steps; what is not between the VMM's start and the last step counts as before it")
+	for _, name := range append([]string{beforeVMM}, phaseOrder...) {
 		row("  "+name, "ms", steps[name])
 	}
 	return nil
 }
+
+// beforeVMM is everything of RunPodSandbox that is not VMM or guest: the daemon, the pod's network, the shim's launch.
+const beforeVMM = "until the VMM's start"
+
+// phaseOrder are the shim's phases that the VMM or the guest takes part in.
+var phaseOrder = []string{"vmm", "kernel+agent", "configure"}
 
 func (b *bench) startPod(ctx context.Context, i int, steps map[string][]float64) error {
 	name := fmt.Sprintf("bench-%d-%d", os.Getpid(), i)
@@ -131,6 +150,7 @@ func (b *bench) startPod(ctx context.Context, i int, steps map[string][]float64)
 		return err
 	}
 	note("RunPodSandbox")
+	ran := last.Sub(begin)
 	p := pod{sandbox: sandbox.PodSandboxId, config: config}
 	b.pods = append(b.pods, p)
 	container, err := b.create(ctx, p, "main", "echo ready; trap 'exit 0' TERM; while :; do sleep 1 & wait; done")
@@ -154,9 +174,14 @@ func (b *bench) startPod(ctx context.Context, i int, steps map[string][]float64)
 		return err
 	}
 	b.pods[len(b.pods)-1].info = status.Info
-	for name, d := range phases(status.Info) {
-		steps[name] = append(steps[name], ms(d))
+	b.guest.accel = hypervisor.Acceleration(status.Info["acceleration"])
+	told := phases(status.Info)
+	before := ran
+	for _, name := range phaseOrder {
+		before -= told[name]
+		steps[name] = append(steps[name], ms(told[name]))
 	}
+	steps[beforeVMM] = append(steps[beforeVMM], ms(before))
 	return nil
 }
 
@@ -188,38 +213,59 @@ func (b *bench) execs(ctx context.Context, count int) error {
 	return nil
 }
 
+// stops ends the pods one after the other and prints every step.
 func (b *bench) stops(ctx context.Context) error {
-	var times []float64
+	steps := map[string][]float64{}
 	for len(b.pods) > 0 {
-		begin := time.Now()
-		if err := b.remove(ctx, b.pods[0]); err != nil {
+		err := b.remove(ctx, b.pods[0], func(step string, d time.Duration) { steps[step] = append(steps[step], ms(d)) })
+		if err != nil {
 			return err
 		}
-		times = append(times, ms(time.Since(begin)))
 		b.pods = b.pods[1:]
 	}
-	row("stop and remove of a pod", "ms", times)
+	for _, step := range []string{"StopContainer", "StopPodSandbox", "RemovePodSandbox"} {
+		row(step, "ms", steps[step])
+	}
 	return nil
 }
 
 func (b *bench) removeAll(ctx context.Context) error {
 	for _, p := range b.pods {
-		if err := b.remove(ctx, p); err != nil {
+		if err := b.remove(ctx, p, func(string, time.Duration) {}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (b *bench) remove(ctx context.Context, p pod) error {
-	if p.container != "" {
-		if _, err := b.StopContainer(ctx, &runtime.StopContainerRequest{ContainerId: p.container, Timeout: 10}); err != nil {
+// remove ends a pod and tells note how long each step took.
+func (b *bench) remove(ctx context.Context, p pod, note func(string, time.Duration)) error {
+	steps := []struct {
+		name string
+		do   func() error
+	}{
+		{"StopContainer", func() error {
+			if p.container == "" {
+				return nil
+			}
+			_, err := b.StopContainer(ctx, &runtime.StopContainerRequest{ContainerId: p.container, Timeout: 10})
+			return err
+		}},
+		{"StopPodSandbox", func() error {
+			_, err := b.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: p.sandbox})
+			return err
+		}},
+		{"RemovePodSandbox", func() error {
+			_, err := b.RemovePodSandbox(ctx, &runtime.RemovePodSandboxRequest{PodSandboxId: p.sandbox})
+			return err
+		}},
+	}
+	for _, step := range steps {
+		begin := time.Now()
+		if err := step.do(); err != nil {
 			return err
 		}
+		note(step.name, time.Since(begin))
 	}
-	if _, err := b.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: p.sandbox}); err != nil {
-		return err
-	}
-	_, err := b.RemovePodSandbox(ctx, &runtime.RemovePodSandboxRequest{PodSandboxId: p.sandbox})
-	return err
+	return nil
 }

@@ -4,8 +4,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"iter"
-	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,11 +12,6 @@ import (
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
-
-// guestRAM is the least size of a mapping that is taken for a guest's memory.
-const guestRAM = 64 << 20
-
-func keys[V any](m map[string]V) iter.Seq[string] { return maps.Keys(m) }
 
 // phases reads the phases of a pod's start from its verbose status: keys "phase.NAME", values durations.
 func phases(info map[string]string) map[string]time.Duration {
@@ -48,22 +41,27 @@ func (b *bench) awaitLog(ctx context.Context, name string, size int64) error {
 	}
 }
 
-// throughput compares what a container writes into its log with the rate of a pipe inside the same guest.
-func (b *bench) throughput(ctx context.Context, megabytes int) error {
+// throughput compares what a container writes into its log with the rate of a pipe inside the same guest, by turns.
+func (b *bench) throughput(ctx context.Context, megabytes, repeat int) error {
 	const line = 100
-	lines := megabytes << 20 / line
-	write := fmt.Sprintf("yes %s | head -n %d", strings.Repeat("x", line-1), lines)
-	pipe, err := b.timeContainer(ctx, "pipe", write+" | cat > /dev/null")
-	if err != nil {
-		return err
+	write := fmt.Sprintf("yes %s | head -n %d", strings.Repeat("x", line-1), megabytes<<20/line)
+	var pipes, logs, ratios []float64
+	for i := range repeat {
+		pipe, err := b.timeContainer(ctx, fmt.Sprint("pipe", i), write+" | cat > /dev/null")
+		if err != nil {
+			return err
+		}
+		log, err := b.timeContainer(ctx, fmt.Sprint("log", i), write)
+		if err != nil {
+			return err
+		}
+		pipes, logs = append(pipes, float64(megabytes)/pipe.Seconds()), append(logs, float64(megabytes)/log.Seconds())
+		ratios = append(ratios, pipe.Seconds()/log.Seconds())
 	}
-	log, err := b.timeContainer(ctx, "log", write)
-	if err != nil {
-		return err
-	}
-	rate := func(d time.Duration) float64 { return float64(megabytes) / d.Seconds() }
-	fmt.Printf("%-34s %10.1f MB/s\n%-34s %10.1f MB/s\n%-34s %10.2f of the guest's pipe\n",
-		"guest's own pipe, 100-byte lines", rate(pipe), "container log, end to end", rate(log), "ratio", pipe.Seconds()/log.Seconds())
+	fmt.Println("\nlines of 100 bytes")
+	row("a pipe inside the guest", "MiB/s", pipes)
+	row("container log, end to end", "MiB/s", logs)
+	row("ratio", "", ratios)
 	return nil
 }
 
@@ -105,63 +103,80 @@ func (p pod) pids() (shim, vmm int) {
 
 // memory prints the proportional set size of what serves the pods, guest memory apart.
 func (b *bench) memory(daemonPID int) error {
-	var shims, vmms, guests []float64
+	var shims, vmms, code, guests []float64
 	for _, p := range b.pods {
 		shim, vmm := p.pids()
-		own, _, err := pss(shim)
+		own, err := pss(shim, 0)
 		if err != nil {
 			return err
 		}
-		overhead, ram, err := pss(vmm)
+		ram, err := strconv.ParseUint(p.info["memoryBytes"], 10, 64)
+		if err != nil {
+			return fmt.Errorf("the pod's memory: %w", err)
+		}
+		machine, err := pss(vmm, ram)
 		if err != nil {
 			return err
 		}
-		shims, vmms, guests = append(shims, own), append(vmms, overhead), append(guests, ram)
+		shims, vmms = append(shims, own.other), append(vmms, machine.other)
+		code, guests = append(code, machine.code), append(guests, machine.guest)
 	}
 	fmt.Printf("\nmemory with %d pods (PSS)\n", len(b.pods))
 	row("shim", "MiB", shims)
 	row("VMM without guest memory", "MiB", vmms)
+	row("  and its translated code", "MiB", code)
 	row("guest memory in use", "MiB", guests)
 	if daemonPID != 0 {
-		own, _, err := pss(daemonPID)
+		own, err := pss(daemonPID, 0)
 		if err != nil {
 			return err
 		}
-		row("daemon", "MiB", []float64{own})
+		row("daemon", "MiB", []float64{own.other})
 	}
 	return nil
 }
 
-// pss sums a process's proportional set size in MiB: mappings of a guest's memory apart from the others.
-func pss(pid int) (own, guest float64, err error) {
+// sizes are proportional set sizes in MiB.
+type sizes struct {
+	other, guest float64
+	code         float64 // what an emulator has translated
+}
+
+// pss sums a process's proportional set size: guest memory, which is a mapping of at least ram bytes, and code that
+// was written and is run, apart from the rest.
+func pss(pid int, ram uint64) (sizes, error) {
+	var s sizes
 	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
 	if err != nil {
-		return 0, 0, err
+		return s, err
 	}
 	defer f.Close()
-	ram := false
-	for lines := bufio.NewScanner(f); lines.Scan(); {
+	sum := &s.other
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
-		if len(fields) == 0 {
+		if len(fields) < 2 {
 			continue
 		}
 		if from, to, ok := strings.Cut(fields[0], "-"); ok && !strings.HasSuffix(fields[0], ":") {
 			start, _ := strconv.ParseUint(from, 16, 64)
 			end, _ := strconv.ParseUint(to, 16, 64)
-			// A driver may name the mapping; an anonymous one of this size is nothing else in a VMM.
-			ram = end-start >= guestRAM && (len(fields) < 6 || strings.Contains(fields[len(fields)-1], "memfd") || strings.Contains(lines.Text(), "/dev/zero"))
+			switch {
+			case strings.Contains(fields[1], "wx"):
+				sum = &s.code
+			case ram > 0 && end-start >= ram:
+				sum = &s.guest
+			default:
+				sum = &s.other
+			}
 			continue
 		}
-		if fields[0] == "Pss:" && len(fields) > 1 {
+		if fields[0] == "Pss:" {
 			kib, _ := strconv.ParseFloat(fields[1], 64)
-			if ram {
-				guest += kib / 1024
-			} else {
-				own += kib / 1024
-			}
+			*sum += kib / 1024
 		}
 	}
-	return own, guest, nil
+	return s, lines.Err()
 }
 
 // idle prints the CPU that daemon and shims use while nothing happens.
@@ -187,7 +202,8 @@ func (b *bench) idle(ctx context.Context, daemonPID int) error {
 	case <-time.After(span):
 	}
 	fmt.Printf("\nCPU of idle pods over %v\n", span)
-	for name, pids := range watched {
+	for _, name := range []string{"daemon", "shim"} {
+		pids := watched[name]
 		var used []float64
 		for _, pid := range pids {
 			used = append(used, (cpuTicks(pid)-before[pid])/span.Seconds()) // a tick is 10 ms: percent of a core

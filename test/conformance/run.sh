@@ -3,7 +3,7 @@
 #   run.sh HANDLER [GINKGO FLAGS...]  all specs, or those of --ginkgo.focus; prints a table of the results
 #   run.sh HANDLER --ci               the specs of ci-specs-HANDLER.txt, each of which has to pass
 # The images are built from Debian packages and served by a registry on this host under the names that the suite fixes.
-# With NAME and SUBNET, of the daemon's bridge, two runs can go side by side.
+# NAME is what the daemon's bridge, cgroup and directories are called after; with different ones, runs go side by side.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")") top=$(realpath "$(dirname "$0")/../..")
 handler=${1:?usage: run.sh HANDLER [--ci | GINKGO FLAGS...]}
@@ -15,7 +15,9 @@ out=$top/.cache/conformance/$handler-${NAME#pistis-}
 rm -rf "$out"
 mkdir -p "$out"
 
-ci=''
+# A run of all specs updates the document.
+ci='' doc=''
+[ $# -gt 0 ] || doc=$top/docs/conformance.md
 if [ "${1:-}" = --ci ]; then
 	ci=1
 	shift
@@ -41,5 +43,7 @@ start_daemon "$NAME" "$out" "[image.mirrors]
 if [ -n "$ci" ]; then
 	"$BIN/critest-report" -expect "$here/ci-specs-$handler.txt" "$out/report.json"
 else
-	"$BIN/critest-report" -handler "$handler" -commit "$(git -C "$top" rev-parse --short HEAD)" -reasons "$here/reasons-$handler.txt" "$out/report.json"
+	commit=$("$BIN/pistisd" --version)
+	"$BIN/critest-report" -handler "$handler" -commit "${commit##* }" -reasons "$here/reasons-$handler.txt" \
+		${doc:+-doc "$doc"} "$out/report.json" | tee "$out/table.md"
 fi

@@ -35,30 +35,34 @@ extra:x:5000:tester
 nogroup:x:65534:
 `
 
-// busybox is a small root file system: every applet is a hard link to one static program, as in the image of
-// that name, so that one applet can be masked without the others.
+// busybox is a small root file system of one static program.
 func (b *builder) busybox() (*layer, error) {
 	root, err := b.unpack(false, "busybox-static")
 	if err != nil {
 		return nil, err
 	}
-	program := filepath.Join(root, "bin/busybox")
-	if _, err := os.Stat(program); err != nil {
-		program = filepath.Join(root, "usr/bin/busybox")
+	return b.busyboxOf(root)
+}
+
+// busyboxOf makes every applet of the unpacked root's busybox a hard link to it, as in the image of that name, so that
+// one applet can be masked without the others.
+func (b *builder) busyboxOf(root string) (*layer, error) {
+	name := "/bin/busybox"
+	if _, err := os.Stat(filepath.Join(root, name)); err != nil {
+		name = "/usr/bin/busybox"
 	}
-	data, err := os.ReadFile(program)
-	if err != nil {
-		return nil, err
-	}
+	program := filepath.Join(root, name)
 	applets, err := exec.CommandContext(b.ctx, program, "--list").Output()
 	if err != nil {
 		return nil, fmt.Errorf("busybox --list: %w", err)
 	}
 	l := newLayer()
-	l.file("/bin/busybox", 0o755, data)
-	for _, name := range strings.Fields(string(applets)) {
-		if name != "busybox" {
-			l.hardlink("/bin/"+name, "/bin/busybox")
+	if err := l.addProgram(root, name); err != nil {
+		return nil, err
+	}
+	for _, applet := range append(strings.Fields(string(applets)), "busybox") {
+		if link := "/bin/" + applet; !l.has(link) {
+			l.hardlink(link, name)
 		}
 	}
 	l.text("/etc/passwd", passwd)

@@ -28,11 +28,12 @@ http {
 // that has this registry as mirror of registry.k8s.io, gcr.io and k8s.gcr.io finds them. The table in
 // test/conformance/README.md says what each spec wants of them.
 func (b *builder) conformance(add func(ref string, r recipe) error) error {
-	busybox, err := b.busybox()
+	root, err := b.unpack(true, "busybox", "procps", "util-linux", "nginx-light")
 	if err != nil {
 		return err
 	}
-	root, err := b.unpack(true, "procps", "util-linux", "nginx-light")
+	// Not the static one: its shell runs the applets itself, whatever lies over their files.
+	busybox, err := b.busyboxOf(root)
 	if err != nil {
 		return err
 	}

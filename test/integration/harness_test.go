@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/pistis-run/pistis/test/images"
 	"github.com/pistis-run/pistis/test/leak"
@@ -47,17 +48,27 @@ type daemon struct {
 	socket string
 	config string
 	log    *os.File
+	env    []string // of the process, beside the test's own
 
-	cmd  *exec.Cmd
-	done chan error
+	cmd *exec.Cmd
+	// done is closed when the process has ended, with its error in ended.
+	done  chan struct{}
+	ended error
 
 	conn *grpc.ClientConn
 	runtime.RuntimeServiceClient
 	images runtime.ImageServiceClient
 }
 
-// startDaemon starts a pistisd of the test's own; extra is TOML that is added to its configuration.
+// startDaemon starts a pistisd of the test's own; extra is TOML that is added to its configuration, where it
+// continues the table [vm].
 func startDaemon(t *testing.T, extra string) *daemon {
+	t.Helper()
+	return startPrepared(t, extra, func(*daemon) {})
+}
+
+// startPrepared is startDaemon with what must be done before the process starts, when its directories are there.
+func startPrepared(t *testing.T, extra string, prepare func(*daemon)) *daemon {
 	t.Helper()
 	needs(t)
 	hash := fnv.New32a()
@@ -84,6 +95,7 @@ func startDaemon(t *testing.T, extra string) *daemon {
 		t.Fatal(err)
 	}
 	d.log = logFile
+	prepare(d)
 	t.Cleanup(d.cleanUp)
 	d.start()
 	return d
@@ -103,13 +115,13 @@ cni_conf_dir = ""
 name = %q
 ipv4 = "10.%d.%d.0/24"
 ipv6 = "fd00:%x::/64"
+[image.mirrors]
+"registry.test" = [%q]
 [vm]
 kernel = %q
 initrd = %q
-[image.mirrors]
-"registry.test" = [%q]
 `, d.scope.Root, d.scope.State, d.socket, d.scope.Cgroup, d.scope.Bridge, 100+id%100, (id>>8)%256, id&0xffff,
-		filepath.Join(os.Getenv("PISTIS_GUEST"), "vmlinuz"), filepath.Join(os.Getenv("PISTIS_GUEST"), "initrd"), "http://"+registry(d.t))
+		"http://"+registry(d.t), filepath.Join(os.Getenv("PISTIS_GUEST"), "vmlinuz"), filepath.Join(os.Getenv("PISTIS_GUEST"), "initrd"))
 }
 
 // start starts the process and waits until it serves.
@@ -117,11 +129,16 @@ func (d *daemon) start() {
 	d.t.Helper()
 	d.cmd = exec.Command(binary("pistisd"), "--config", d.config)
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
+	d.cmd.Env = append(os.Environ(), d.env...)
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}
-	d.done = make(chan error, 1)
-	go func() { d.done <- d.cmd.Wait() }()
+	done := make(chan struct{})
+	d.done = done
+	go func() {
+		defer close(done)
+		d.ended = d.cmd.Wait()
+	}()
 	if d.conn == nil {
 		conn, err := grpc.NewClient("unix://"+d.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithDefaultCallOptions(grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(32<<20)))
@@ -142,8 +159,8 @@ func (d *daemon) start() {
 		if err != nil {
 			d.t.Fatalf("pistisd does not answer: %v\n%s", err, d.logs())
 		}
-	case err := <-d.done:
-		d.t.Fatalf("pistisd ended: %v\n%s", err, d.logs())
+	case <-d.done:
+		d.t.Fatalf("pistisd ended: %v\n%s", d.ended, d.logs())
 	}
 }
 
@@ -163,9 +180,9 @@ func (d *daemon) stop() {
 		d.t.Error(err)
 	}
 	select {
-	case err := <-d.done:
-		if err != nil {
-			d.t.Errorf("pistisd ended with %v", err)
+	case <-d.done:
+		if d.ended != nil {
+			d.t.Errorf("pistisd ended with %v", d.ended)
 		}
 	case <-time.After(patience):
 		d.t.Error("pistisd did not end after SIGTERM")
@@ -197,6 +214,7 @@ func (d *daemon) cleanUp() {
 	for _, line := range found {
 		d.t.Errorf("left behind: %s", line)
 	}
+	d.checkLog()
 	if out, err := exec.Command(binary("pistisd"), "--config", d.config, "wipe").CombinedOutput(); err != nil {
 		d.t.Errorf("wipe: %v: %s", err, out)
 	}
@@ -205,6 +223,24 @@ func (d *daemon) cleanUp() {
 	}
 	if err := os.RemoveAll(d.scope.State); err != nil {
 		d.t.Error(err)
+	}
+}
+
+// checkLog fails the test for what no daemon may ever say.
+func (d *daemon) checkLog() {
+	b, err := os.ReadFile(d.log.Name())
+	if err != nil {
+		d.t.Error(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if strings.Contains(line, crierrors.ErrRegistryUnavailable.Error()) {
+			continue // the one that CRI wants without a code
+		}
+		for _, never := range []string{" code=Unknown", "call panicked", "DATA RACE"} {
+			if strings.Contains(line, never) {
+				d.t.Errorf("the log says %q: %s", never, line)
+			}
+		}
 	}
 }
 

@@ -100,7 +100,9 @@ func TestBadImages(t *testing.T) {
 		{"registry.test/no/such:1", codes.NotFound, []string{"registry.test/no/such:1"}},
 		{"registry.test/pistis/arm64:latest", codes.FailedPrecondition, []string{"arm64", "amd64"}},
 		{"registry.test/pistis/index:foreign", codes.FailedPrecondition, []string{"amd64"}},
-		{"registry.test/pistis/corrupt:flipped", codes.FailedPrecondition, []string{"digest"}},
+		{"registry.test/pistis/corrupt:flipped", codes.DataLoss, []string{"digest"}},
+		{"registry.test/pistis/corrupt:diffid", codes.DataLoss, nil},
+		{"registry.test/pistis/corrupt:missing", codes.NotFound, nil},
 	} {
 		_, err := d.images.PullImage(d.call(), &runtime.PullImageRequest{Image: spec(c.image)})
 		refused(t, c.image, err, c.code, c.words...)

@@ -44,13 +44,10 @@ func TestBadPods(t *testing.T) {
 	}
 	nothing := func(*runtime.PodSandboxConfig) {}
 	refused(t, "an unknown handler", run("no-such", nothing), codes.InvalidArgument, "no-such", "vm")
-	refused(t, "host network", run("vm", host(func(o *runtime.NamespaceOption) { o.Network = runtime.NamespaceMode_NODE })), codes.InvalidArgument, "host network")
+	refused(t, "host network", run("vm", host(func(o *runtime.NamespaceOption) { o.Network = runtime.NamespaceMode_NODE })), codes.InvalidArgument, "host's network")
 	refused(t, "host PID", run("vm", host(func(o *runtime.NamespaceOption) { o.Pid = runtime.NamespaceMode_NODE })), codes.InvalidArgument, "host")
 	refused(t, "host IPC", run("vm", host(func(o *runtime.NamespaceOption) { o.Ipc = runtime.NamespaceMode_NODE })), codes.InvalidArgument, "host")
 	refused(t, "no metadata", run("vm", func(c *runtime.PodSandboxConfig) { c.Metadata = nil }), codes.InvalidArgument, "metadata")
-	refused(t, "too little memory", run("vm", func(c *runtime.PodSandboxConfig) {
-		c.Annotations = map[string]string{"pistis.dev/memory-mib": "8"}
-	}), codes.InvalidArgument)
 }
 
 // TestBadContainers: the same for containers, in one pod.
@@ -68,7 +65,7 @@ func TestBadContainers(t *testing.T) {
 	refused(t, "a missing host path", create(func(c *runtime.ContainerConfig) {
 		c.Mounts = []*runtime.Mount{{HostPath: "/no/such/path", ContainerPath: "/data"}}
 	}), codes.InvalidArgument, "/no/such/path")
-	refused(t, "an unknown user", create(func(c *runtime.ContainerConfig) { c.Linux.SecurityContext.RunAsUsername = "nobody-of-that-name" }), codes.InvalidArgument, "nobody-of-that-name")
+	refused(t, "an unknown user", create(func(c *runtime.ContainerConfig) { c.Linux.SecurityContext.RunAsUsername = "nobody-of-that-name" }), codes.NotFound, "nobody-of-that-name")
 
 	_, err := d.CreateContainer(d.call(), &runtime.CreateContainerRequest{PodSandboxId: "0123456789", Config: shell("x", "true"), SandboxConfig: config})
 	refused(t, "an unknown sandbox", err, codes.NotFound, "0123456789")
@@ -102,6 +99,13 @@ func TestBadContainers(t *testing.T) {
 	if _, err := d.RemovePodSandbox(d.call(), &runtime.RemovePodSandboxRequest{PodSandboxId: "0123456789"}); err != nil {
 		t.Errorf("remove of an unknown pod: %v", err)
 	}
+}
+
+// TestTooLittleMemory: a guest that could not boot is refused before anything is made for it.
+func TestTooLittleMemory(t *testing.T) {
+	d := startDaemon(t, "memory_mib = 64\n")
+	_, err := d.RunPodSandbox(d.call(), &runtime.RunPodSandboxRequest{Config: d.podConfig("small"), RuntimeHandler: "vm"})
+	refused(t, "64 MiB", err, codes.InvalidArgument, "64 MiB", "128 MiB")
 }
 
 // TestGuestThatDoesNotBoot: a kernel that never starts an agent ends the call with the guest's last words.

@@ -90,7 +90,7 @@ func TestVolumes(t *testing.T) {
 	})
 	t.Run("read-only", func(t *testing.T) {
 		expect(t, "content", d.execSync(first, "cat", "/data/nested/ro/file"), "fixed\n")
-		out := d.execSync(first, "sh", "-c", "touch /data/nested/ro/x 2>&1; echo y > /data/nested/ro/file 2>&1; true")
+		out := d.execSync(first, "sh", "-c", "touch /data/nested/ro/x 2>&1; (echo y > /data/nested/ro/file) 2>&1; true")
 		expect(t, "refusals", strings.Count(out, "Read-only file system"), 2)
 	})
 	t.Run("single files", func(t *testing.T) {

@@ -5,6 +5,7 @@ package leak
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io/fs"
 	"os"
@@ -31,7 +32,7 @@ type Scope struct {
 // has stopped. Files that the daemon keeps by design (images, layers, allocation records, its bridge) do not count.
 func Find(s Scope) ([]string, error) {
 	var found []string
-	for _, look := range []func(Scope) ([]string, error){processes, mounts, links, cgroups, files} {
+	for _, look := range []func(Scope) ([]string, error){processes, mounts, links, cgroups, files, addresses} {
 		lines, err := look(s)
 		if err != nil {
 			return nil, err
@@ -176,8 +177,9 @@ func cgroups(s Scope) ([]string, error) {
 func files(s Scope) ([]string, error) {
 	var found []string
 	for _, dir := range []string{
-		filepath.Join(s.State, "sandboxes"), filepath.Join(s.State, "netns"), filepath.Join(s.State, "containers"),
+		filepath.Join(s.State, "pods"), filepath.Join(s.State, "netns"), filepath.Join(s.State, "bundles"),
 		filepath.Join(s.Root, "sandboxes"), filepath.Join(s.Root, "containers"), filepath.Join(s.Root, "scratch"),
+		filepath.Join(s.Root, "network", "cni", "pods"),
 	} {
 		entries, err := os.ReadDir(dir)
 		if os.IsNotExist(err) {
@@ -189,6 +191,31 @@ func files(s Scope) ([]string, error) {
 		for _, e := range entries {
 			found = append(found, "file: "+filepath.Join(dir, e.Name()))
 		}
+	}
+	return found, nil
+}
+
+// addresses are those that the bridge's ledger still gives to pods.
+func addresses(s Scope) ([]string, error) {
+	if s.Root == "" || s.Bridge == "" {
+		return nil, nil
+	}
+	data, err := os.ReadFile(filepath.Join(s.Root, "network", "bridge", s.Bridge+".json"))
+	if os.IsNotExist(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var ledger struct {
+		Pods map[string]json.RawMessage `json:"pods"`
+	}
+	if err := json.Unmarshal(data, &ledger); err != nil {
+		return nil, fmt.Errorf("address ledger: %w", err)
+	}
+	var found []string
+	for id, pod := range ledger.Pods {
+		found = append(found, fmt.Sprintf("address: pod %s: %s", id, pod))
 	}
 	return found, nil
 }

@@ -40,6 +40,9 @@ func Prepare() (Params, *slog.Logger, error) {
 	if err := openConsole(); err != nil {
 		return Params{}, log, err
 	}
+	if err := slackTimers(); err != nil {
+		return Params{}, log, err
+	}
 	params, err := readParams("/proc/cmdline")
 	if err != nil {
 		return params, log, err
@@ -50,11 +53,10 @@ func Prepare() (Params, *slog.Logger, error) {
 		return params, log, ErrProbed
 	}
 	log.Debug("mounted", "uptime", Uptime())
-	if err := loadModules(moduleList, log); err != nil {
+	if err := loadModules(moduleList, params.Transport, log); err != nil {
 		return params, log, err
 	}
 	log.Debug("modules loaded", "uptime", Uptime())
-	_ = os.RemoveAll("/lib/modules") // they are in the kernel now; this is memory
 	return params, log, prepareKernel()
 }
 

@@ -2,6 +2,6 @@
 // loopback. It also ends the guest.
 //
 // [Prepare] is called once, before anything else of the agent, in a process that does nothing else yet. It owns
-// the guest's mount table as it is then; containers have their own. It imports internal/agent/cgroup and
-// internal/agent/guestnet only.
+// the guest's mount table as it is then; containers have their own. It imports internal/agent/cgroup,
+// internal/agent/guestnet and internal/transport only.
 package boot

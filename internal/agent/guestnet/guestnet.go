@@ -17,16 +17,26 @@ import (
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 )
 
-// Loopback brings lo up.
+// Loopback brings lo up. It is on the way of every boot, where one ioctl costs less than netlink's two exchanges.
 func Loopback() error {
-	lo, err := netlink.LinkByName("lo")
-	if err == nil {
-		err = netlink.LinkSetUp(lo)
-	}
-	if err != nil {
+	if err := loopback(); err != nil {
 		return fmt.Errorf("loopback: %w", err)
 	}
 	return nil
+}
+
+func loopback() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP | unix.IFF_LOOPBACK)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
 }
 
 // Apply makes the network what n says: interfaces that it does not name lose their addresses and go down.

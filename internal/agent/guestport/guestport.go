@@ -23,6 +23,9 @@ import (
 // deviceTimeout bounds the wait for the carrier's device, and for the host at its other end.
 const deviceTimeout = time.Minute
 
+// acceptPause is how long a guest without files or memory waits before it accepts again.
+const acceptPause = 100 * time.Millisecond
+
 // Carrier is an open way to the host.
 type Carrier struct {
 	listen func(port uint32) (net.Listener, error)
@@ -106,12 +109,17 @@ func listenVSOCK(port uint32) (net.Listener, error) {
 	return hostOnly{l}, nil
 }
 
-// hostOnly drops connections of processes in the guest: sockets of this family know no namespaces.
+// hostOnly drops connections of processes in the guest: sockets of this family know no namespaces. Containers that use
+// up the guest's files or memory do not end it.
 type hostOnly struct{ net.Listener }
 
 func (l hostOnly) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
+		if transport.IsExhausted(err) {
+			time.Sleep(acceptPause) // nothing tells when there is more
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -19,9 +19,6 @@ import (
 const (
 	// diskTimeout bounds the wait for a disk that the host says it attached.
 	diskTimeout = 10 * time.Second
-	// rescanAfter is when the bus is scanned for a disk that no event announced: one that was deleted here
-	// earlier and is still attached.
-	rescanAfter = 200 * time.Millisecond
 	// flatLUN marks the addressing method of LUNs from 256 on.
 	flatLUN = 0x4000
 )
@@ -71,16 +68,15 @@ func (d disks) wait(ctx context.Context, addr *agentv1.DiskAddress) (string, err
 		}
 		return true, f.Close()
 	}
+	// What nothing announces is asked for: a disk that was plugged before the controller had its driver, or one
+	// that was deleted here earlier and is still attached.
+	if ok, _ := try(); !ok {
+		d.rescan(addr)
+	}
 	missing := errors.New("missing")
 	ctx, cancel := context.WithTimeoutCause(ctx, diskTimeout, missing)
 	defer cancel()
-	soon, cancelSoon := context.WithTimeoutCause(ctx, rescanAfter, missing)
-	defer cancelSoon()
-	err = uevent.Wait(soon, try)
-	if errors.Is(err, missing) {
-		d.rescan(addr)
-		err = uevent.Wait(ctx, try)
-	}
+	err = uevent.Wait(ctx, try)
 	if errors.Is(err, missing) {
 		return "", fmt.Errorf("disk %s: did not appear within %v: %w", key, diskTimeout, errdefs.ErrNotFound)
 	}

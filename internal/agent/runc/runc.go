@@ -137,6 +137,7 @@ func (r *Runc) spawn(ctx context.Context, dir string, stdio Stdio, command strin
 		return nil, fmt.Errorf("runc %s: pid file: %w", command, err)
 	}
 	p := &Process{Process: recording.Adopt(pid)}
+	usualTimers(pid)
 	if console != nil {
 		if p.Console, err = console.receive(); err != nil {
 			_ = p.Signal(unix.SIGKILL)
@@ -145,6 +146,13 @@ func (r *Runc) spawn(ctx context.Context, dir string, stdio Stdio, command strin
 		}
 	}
 	return p, nil
+}
+
+// usualTimers gives a process the kernel's usual timer slack instead of ours, which it has inherited. One that has
+// ended meanwhile needs none, and nobody refuses it to the first process of a guest.
+func usualTimers(pid int) {
+	const nanoseconds = "50000"
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/timerslack_ns", pid), []byte(nanoseconds), 0)
 }
 
 func readPID(path string) (int, error) {

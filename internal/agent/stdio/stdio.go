@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -19,8 +20,17 @@ const (
 	Stderr
 )
 
-// bufferSize is what one stream holds in memory.
-const bufferSize = 64 << 10
+const (
+	// bufferSize is what one stream holds in memory.
+	bufferSize = 64 << 10
+	// pipeSize is what a process may write ahead, in bytes.
+	pipeSize = 256 << 10
+	// littleOutput is what is not worth a frame of its own while a process goes on writing, and gatherTime how long
+	// what follows it is gathered. A frame costs the guest exits and interrupts; a process that writes line by
+	// line would pay them for every line.
+	littleOutput = bufferSize / 2
+	gatherTime   = 5 * time.Millisecond
+)
 
 // Conn is a stream that can be closed for writing alone.
 type Conn interface {
@@ -73,6 +83,8 @@ func (s *Set) pipe(fd int) error {
 	if fd == Stdin {
 		mine, theirs = p[1], p[0]
 	}
+	// A pipe that stays small is only slower.
+	_, _ = unix.FcntlInt(uintptr(mine), unix.F_SETPIPE_SZ, pipeSize)
 	if err := unix.SetNonblock(mine, true); err != nil {
 		unix.Close(mine)
 		unix.Close(theirs)
@@ -213,10 +225,26 @@ func (s *Set) serveInput(f *os.File, conn Conn) {
 // serveOutput copies until all writers have closed the descriptor. When the host goes away first the rest is
 // thrown away, so that the process is not blocked for ever.
 func serveOutput(f *os.File, conn Conn) {
-	if _, err := copyBytes(conn, f); err != nil && !isEnd(err) {
+	if _, err := copyBytes(conn, &gatherer{from: f}); err != nil && !isEnd(err) {
 		_, _ = copyBytes(io.Discard, f)
 	}
 	_ = conn.CloseWrite()
+}
+
+// gatherer reads output. The first that comes is read at once; after a little of it the next read waits a moment, in
+// which the pipe gathers more. No event tells how full a pipe is.
+type gatherer struct {
+	from io.Reader
+	wait bool
+}
+
+func (g *gatherer) Read(p []byte) (int, error) {
+	if g.wait {
+		time.Sleep(gatherTime)
+	}
+	n, err := g.from.Read(p)
+	g.wait = n < littleOutput
+	return n, err
 }
 
 // copyBytes hides what else the two can do: io.Copy would splice, or take a buffer of another size.

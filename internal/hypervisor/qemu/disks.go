@@ -83,7 +83,7 @@ func (d *disks) settle(lun uint32, keep bool) {
 func (v *vm) AttachDisk(ctx context.Context, disk hypervisor.Disk) (hypervisor.DiskAddress, error) {
 	lun, err := v.attach(ctx, disk)
 	if err != nil {
-		return hypervisor.DiskAddress{}, fmt.Errorf("vm %s: attach disk %s: %w", v.id, disk.ID, err)
+		return hypervisor.DiskAddress{}, fmt.Errorf("attach disk %s: %w", disk.ID, err)
 	}
 	return hypervisor.DiskAddress{Kind: hypervisor.SCSILUN, LUN: lun}, nil
 }
@@ -142,7 +142,7 @@ func (v *vm) attach(ctx context.Context, disk hypervisor.Disk) (uint32, error) {
 // DetachDisk unplugs a disk. A disk that could not be removed as a whole can be detached again.
 func (v *vm) DetachDisk(ctx context.Context, id string) error {
 	if err := v.detach(ctx, id); err != nil {
-		return fmt.Errorf("vm %s: detach disk %s: %w", v.id, id, err)
+		return fmt.Errorf("detach disk %s: %w", id, err)
 	}
 	return nil
 }

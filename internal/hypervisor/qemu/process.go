@@ -14,6 +14,9 @@ import (
 	"github.com/pistis-run/pistis/internal/hypervisor"
 )
 
+// tcgWarning is in a line for every feature that emulation leaves out, whatever becomes of the guest.
+const tcgWarning = "TCG doesn't support requested feature"
+
 // process is a running QEMU and its end.
 type process struct {
 	cmd    *exec.Cmd
@@ -25,7 +28,7 @@ type process struct {
 // forked it ends, so that thread is kept until QEMU was reaped. os/exec asks for that signal after it has
 // changed the credentials, which would clear it.
 func startProcess(path string, args []string, files []*os.File, user *hypervisor.User) (*process, error) {
-	p := &process{cmd: exec.Command(path, args...), stderr: &tail{max: 4 << 10}, done: make(chan struct{})}
+	p := &process{cmd: exec.Command(path, args...), stderr: &tail{max: 4 << 10, noise: tcgWarning}, done: make(chan struct{})}
 	p.cmd.Dir = "/"
 	p.cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	p.cmd.ExtraFiles = files

@@ -31,7 +31,7 @@ const (
 func (d Driver) Start(ctx context.Context, cfg hypervisor.Config) (hypervisor.VM, error) {
 	v, err := d.start(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("start vm %s: %w", cfg.ID, err)
+		return nil, fmt.Errorf("start QEMU: %w", err)
 	}
 	return v, nil
 }
@@ -118,7 +118,11 @@ func (v *vm) abort(cause error) error {
 	default:
 	}
 	err := v.proc.kill()
-	<-v.done
+	select {
+	case <-v.done:
+	case <-time.After(hypervisor.ControlTimeout):
+		err = errors.Join(err, fmt.Errorf("QEMU, process %d, does not die: %w", v.PID(), errdefs.ErrInternal))
+	}
 	if said := v.proc.stderr.lines(5); said != "" {
 		cause = fmt.Errorf("%w (QEMU said: %s)", cause, said)
 	}

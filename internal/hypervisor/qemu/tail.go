@@ -12,6 +12,8 @@ type tail struct {
 	buf []byte
 	max int
 	cut bool // something before buf was dropped
+	// noise: lines that contain it are not shown; empty for none.
+	noise string
 }
 
 func (t *tail) Write(p []byte) (int, error) {
@@ -41,7 +43,7 @@ func (t *tail) lines(n int) string {
 	}
 	var kept []string
 	for _, line := range all {
-		if line = strings.TrimSpace(line); line != "" {
+		if line = strings.TrimSpace(line); line != "" && (t.noise == "" || !strings.Contains(line, t.noise)) {
 			kept = append(kept, line)
 		}
 	}

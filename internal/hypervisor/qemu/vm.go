@@ -19,7 +19,6 @@ type dialFunc func(ctx context.Context, port uint32) (net.Conn, error)
 
 // vm is a running QEMU.
 type vm struct {
-	id      string
 	proc    *process
 	console *tail
 	dial    dialFunc
@@ -45,7 +44,7 @@ func newVM(cfg hypervisor.Config, proc *process, g *gift) *vm {
 	dial, pipe := g.dialer()
 	life, end := context.WithCancelCause(context.Background())
 	v := &vm{
-		id: cfg.ID, proc: proc, dial: dial, console: &tail{max: consoleTail}, disks: newDisks(cfg.Disks),
+		proc: proc, dial: dial, console: &tail{max: consoleTail}, disks: newDisks(cfg.Disks),
 		life: life, done: make(chan struct{}),
 	}
 	var console sync.WaitGroup
@@ -161,12 +160,9 @@ func (v *vm) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	defer stop()
 	conn, err := v.dial(ctx, port)
 	if err != nil && v.life.Err() != nil {
-		return nil, fmt.Errorf("vm %s: dial guest port %d: the VM has ended: %w: %w", v.id, port, v.err, errdefs.ErrUnavailable)
+		return nil, fmt.Errorf("dial guest port %d: the VM has ended: %w: %w", port, v.err, errdefs.ErrUnavailable)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("vm %s: %w", v.id, err)
-	}
-	return conn, nil
+	return conn, err
 }
 
 // Shutdown waits for the guest's end; when ctx ends first QEMU is told to quit, and gets ControlTimeout for it.
@@ -183,7 +179,7 @@ func (v *vm) Shutdown(ctx context.Context) error {
 	case <-v.done:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("vm %s: QEMU does not quit within %v: %w", v.id, hypervisor.ControlTimeout, errors.Join(quit, ctx.Err()))
+		return fmt.Errorf("QEMU does not quit within %v: %w", hypervisor.ControlTimeout, errors.Join(quit, ctx.Err()))
 	}
 }
 
@@ -195,8 +191,5 @@ func (v *vm) Resume(ctx context.Context) error { return v.tell(ctx, "cont") }
 
 // tell has QEMU run a command without arguments.
 func (v *vm) tell(ctx context.Context, command string) error {
-	if err := v.currentMonitor().Execute(ctx, command, nil, nil); err != nil {
-		return fmt.Errorf("vm %s: %w", v.id, err)
-	}
-	return nil
+	return v.currentMonitor().Execute(ctx, command, nil, nil)
 }

@@ -1,0 +1,120 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+func TestPullConcurrently(t *testing.T) {
+	r, s := newRegistry(t), openService(t)
+	shared := incompressible(1 << 16)
+	one, two := makeImage(t, thisArch, shared, "one"), makeImage(t, thisArch, shared, "two")
+	refs := []string{r.push(t, "one:1", one), r.push(t, "two:1", two)}
+	_, _, ids := digests(t, one)
+	hold := make(chan struct{})
+	var once sync.Once
+	started := make(chan struct{})
+	r.setIntercept(func(w http.ResponseWriter, req *http.Request) bool {
+		if req.Method == http.MethodGet && strings.Contains(req.URL.Path, "/blobs/") {
+			once.Do(func() { close(started) })
+			<-hold
+		}
+		return false
+	})
+	first, cancelFirst := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := s.Pull(first, PullRequest{Ref: refs[0]}); !errors.Is(err, context.Canceled) {
+			t.Errorf("the one that gave up: %v", err)
+		}
+	})
+	<-started
+	for i := range 20 {
+		wg.Go(func() {
+			if _, err := s.Pull(t.Context(), PullRequest{Ref: refs[i%2]}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	waitFor(t, func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		n := 0
+		for _, f := range s.flights {
+			n += f.waiters
+		}
+		return n == 21
+	})
+	cancelFirst()
+	waitFor(t, func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		n := 0
+		for _, f := range s.flights {
+			n += f.waiters
+		}
+		return n == 20
+	})
+	close(hold)
+	wg.Wait()
+	if n := r.blobRequests(ids[0]); n != 1 {
+		t.Errorf("the shared layer was asked for %d times", n)
+	}
+}
+
+// waitFor polls a condition that nothing announces.
+func waitFor(t testing.TB, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("waited in vain")
+		}
+	}
+}
+
+// TestPullLastWaiter: when nobody waits any more the download ends.
+func TestPullLastWaiter(t *testing.T) {
+	r, s := newRegistry(t), openService(t)
+	ref := r.push(t, "app:1", makeImage(t, thisArch, "one"))
+	gone := make(chan struct{})
+	started := make(chan struct{})
+	r.setIntercept(func(w http.ResponseWriter, req *http.Request) bool {
+		if req.Method == http.MethodGet && strings.Contains(req.URL.Path, "/blobs/") {
+			close(started)
+			<-req.Context().Done()
+			close(gone)
+			return true
+		}
+		return false
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-started; cancel() }()
+	if _, err := s.Pull(ctx, PullRequest{Ref: ref}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	<-gone
+	r.setIntercept(nil)
+	mustPull(t, s, ref)
+}
+
+func TestPullStalls(t *testing.T) {
+	r, s := newRegistry(t), openService(t, func(o *Options) { o.PullTimeout = 100 * time.Millisecond })
+	ref := r.push(t, "app:1", makeImage(t, thisArch, "one"))
+	r.setIntercept(func(w http.ResponseWriter, req *http.Request) bool {
+		if req.Method == http.MethodGet && strings.Contains(req.URL.Path, "/blobs/") {
+			<-req.Context().Done()
+			return true
+		}
+		return false
+	})
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: ref}); !errdefs.IsDeadlineExceeded(err) || !strings.Contains(err.Error(), "sent nothing") {
+		t.Errorf("got %v", err)
+	}
+}
