@@ -7,7 +7,7 @@ import (
 
 // adopt gives what was just made to the process that asked for it, and the guest its node. The server makes files as
 // root: whether the guest's process may is for the guest's kernel to say.
-func (f *files) adopt(dir *node, name string, caller fuse.Owner, mode uint32, out *fuse.EntryOut) fuse.Status {
+func (f *files) adopt(dir *used, name string, caller fuse.Owner, mode uint32, out *fuse.EntryOut) fuse.Status {
 	uid, gid := int(caller.Uid), int(caller.Gid)
 	var parent unix.Stat_t
 	if err := unix.Fstat(dir.fd, &parent); err != nil {
@@ -37,7 +37,7 @@ func (f *files) adopt(dir *node, name string, caller fuse.Owner, mode uint32, ou
 }
 
 // undo removes what could not be given to its owner.
-func undo(dir *node, name string, flags int, code fuse.Status) fuse.Status {
+func undo(dir *used, name string, flags int, code fuse.Status) fuse.Status {
 	if !code.Ok() {
 		_ = unix.Unlinkat(dir.fd, name, flags) // the first error is the one to tell
 	}
@@ -144,7 +144,14 @@ func (f *files) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName st
 		return code
 	}
 	defer to.release()
-	return status(unix.Renameat2(from.fd, oldName, to.fd, newName, uint(in.Flags)))
+	if err := unix.Renameat2(from.fd, oldName, to.fd, newName, uint(in.Flags)); err != nil {
+		return status(err)
+	}
+	f.nodes.moved(to, newName)
+	if in.Flags&unix.RENAME_EXCHANGE != 0 {
+		f.nodes.moved(from, oldName)
+	}
+	return fuse.OK
 }
 
 // SetXAttr implements fuse.RawFileSystem.

@@ -29,8 +29,8 @@ type files struct {
 }
 
 // newFiles takes over root, an O_PATH descriptor.
-func newFiles(root int, proc string, valid time.Duration) (*files, error) {
-	table, err := newNodes(root)
+func newFiles(root int, proc string, valid time.Duration, room *budget) (*files, error) {
+	table, err := newNodes(root, room)
 	if err != nil {
 		return nil, err
 	}
@@ -72,17 +72,12 @@ func (f *files) attr(st *unix.Statx_t, out *fuse.Attr) {
 }
 
 // entry looks a name up and gives the guest the node.
-func (f *files) entry(dir *node, name string, out *fuse.EntryOut) (format uint32, code fuse.Status) {
-	fd, err := unix.Openat(dir.fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+func (f *files) entry(dir *used, name string, out *fuse.EntryOut) (format uint32, code fuse.Status) {
+	fd, st, err := lookup(dir.fd, name)
 	if err != nil {
 		return 0, status(err)
 	}
-	var st unix.Statx_t
-	if err := statx(fd, &st); err != nil {
-		unix.Close(fd)
-		return 0, status(err)
-	}
-	*out = fuse.EntryOut{NodeId: f.nodes.add(fd, &st), Generation: 1}
+	*out = fuse.EntryOut{NodeId: f.nodes.add(fd, &st, dir.id, name), Generation: 1}
 	out.SetEntryTimeout(f.valid)
 	out.SetAttrTimeout(f.valid)
 	f.attr(&st, &out.Attr)
@@ -90,7 +85,7 @@ func (f *files) entry(dir *node, name string, out *fuse.EntryOut) (format uint32
 }
 
 // directory finds the node of a directory in which name is to be found or made.
-func (f *files) directory(id uint64, name string) (*node, fuse.Status) {
+func (f *files) directory(id uint64, name string) (*used, fuse.Status) {
 	if len(name) > maxName {
 		return nil, fuse.Status(unix.ENAMETOOLONG)
 	}
@@ -124,15 +119,22 @@ func (f *files) Forget(id, lookups uint64) { f.nodes.forget(id, lookups) }
 
 // GetAttr implements fuse.RawFileSystem.
 func (f *files) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
-	n := f.nodes.use(in.NodeId)
-	if n == nil {
+	var file *descriptor
+	if n := f.nodes.use(in.NodeId); n != nil {
+		file = n.descriptor
+	} else if in.Flags()&fuse.FUSE_GETATTR_FH != 0 {
+		if h := f.handles.use(in.Fh()); h != nil {
+			file = h.descriptor // it has no name any more
+		}
+	}
+	if file == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	defer n.release()
-	return f.getAttr(n, out)
+	defer file.release()
+	return f.getAttr(file, out)
 }
 
-func (f *files) getAttr(n *node, out *fuse.AttrOut) fuse.Status {
+func (f *files) getAttr(n *descriptor, out *fuse.AttrOut) fuse.Status {
 	var st unix.Statx_t
 	if err := statx(n.fd, &st); err != nil {
 		return status(err)
@@ -150,15 +152,15 @@ func (f *files) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut
 	}
 	defer n.release()
 	// The owner first: changing it takes the set-user-ID bit away, which the mode may set.
-	for _, step := range []func(*node, *fuse.SetAttrIn) error{f.setOwner, f.setMode, f.setSize, f.setTimes} {
+	for _, step := range []func(*used, *fuse.SetAttrIn) error{f.setOwner, f.setMode, f.setSize, f.setTimes} {
 		if err := step(n, in); err != nil {
 			return status(err)
 		}
 	}
-	return f.getAttr(n, out)
+	return f.getAttr(n.descriptor, out)
 }
 
-func (f *files) setOwner(n *node, in *fuse.SetAttrIn) error {
+func (f *files) setOwner(n *used, in *fuse.SetAttrIn) error {
 	uid, gid := -1, -1
 	if in.Valid&fuse.FATTR_UID != 0 {
 		uid = int(in.Uid)
@@ -172,7 +174,7 @@ func (f *files) setOwner(n *node, in *fuse.SetAttrIn) error {
 	return unix.Fchownat(n.fd, "", uid, gid, unix.AT_EMPTY_PATH)
 }
 
-func (f *files) setMode(n *node, in *fuse.SetAttrIn) error {
+func (f *files) setMode(n *used, in *fuse.SetAttrIn) error {
 	if in.Valid&fuse.FATTR_MODE == 0 {
 		return nil
 	}
@@ -182,7 +184,7 @@ func (f *files) setMode(n *node, in *fuse.SetAttrIn) error {
 	return unix.Fchmodat(unix.AT_FDCWD, procPath(f.proc, n.fd), in.Mode&0o7777, 0)
 }
 
-func (f *files) setSize(n *node, in *fuse.SetAttrIn) error {
+func (f *files) setSize(n *used, in *fuse.SetAttrIn) error {
 	if in.Valid&fuse.FATTR_SIZE == 0 {
 		return nil
 	}
@@ -203,7 +205,7 @@ func (f *files) setSize(n *node, in *fuse.SetAttrIn) error {
 }
 
 // writable is the file that a size is set through: the guest's own open one where it names it.
-func (f *files) writable(n *node, in *fuse.SetAttrIn) (fd int, done func(), err error) {
+func (f *files) writable(n *used, in *fuse.SetAttrIn) (fd int, done func(), err error) {
 	if in.Valid&fuse.FATTR_FH != 0 {
 		if h := f.handles.use(in.Fh); h != nil {
 			return h.fd, h.release, nil
@@ -214,7 +216,7 @@ func (f *files) writable(n *node, in *fuse.SetAttrIn) (fd int, done func(), err 
 	return fd, func() { unix.Close(fd) }, err
 }
 
-func (f *files) setTimes(n *node, in *fuse.SetAttrIn) error {
+func (f *files) setTimes(n *used, in *fuse.SetAttrIn) error {
 	const atime, mtime = fuse.FATTR_ATIME | fuse.FATTR_ATIME_NOW, fuse.FATTR_MTIME | fuse.FATTR_MTIME_NOW
 	if in.Valid&(atime|mtime) == 0 {
 		return nil
@@ -236,7 +238,7 @@ func (f *files) setTimes(n *node, in *fuse.SetAttrIn) error {
 }
 
 // reopen opens a node for I/O: regular files and directories, and nothing else.
-func (f *files) reopen(n *node, flags int) (int, error) {
+func (f *files) reopen(n *used, flags int) (int, error) {
 	switch n.format {
 	case unix.S_IFREG:
 	case unix.S_IFDIR:

@@ -3,6 +3,7 @@ package share
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -21,7 +22,7 @@ func startSession(t testing.TB, dir string) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fs, err := newFiles(root, "/proc/self/fd", time.Second)
+	fs, err := newFiles(root, "/proc/self/fd", time.Second, &budget{most: 16})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,6 +225,42 @@ func TestForgetWhileUsed(t *testing.T) {
 	}
 	if code, _ := exchange(t, conn, request(5, 4, node)); code != unix.ESTALE {
 		t.Errorf("a forgotten node: %v", code)
+	}
+}
+
+// TestMoreFilesThanDescriptors: what was closed to make room is found again, also below directories that were renamed,
+// and another file under its name is not taken for it.
+func TestMoreFilesThanDescriptors(t *testing.T) {
+	dir := t.TempDir()
+	var nodes []uint64
+	conn := begun(t, dir)
+	look := func(parent uint64, name string) uint64 {
+		code, body := exchange(t, conn, request(opLookup, 2, parent, []byte(name+"\x00")))
+		if code != 0 {
+			t.Fatalf("lookup of %s: %v", name, code)
+		}
+		return binary.NativeEndian.Uint64(body)
+	}
+	for i := range 100 {
+		if err := os.MkdirAll(filepath.Join(dir, fmt.Sprint(i), "below"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		nodes = append(nodes, look(look(rootID, fmt.Sprint(i)), "below"))
+	}
+	if code, _ := exchange(t, conn, request(12, 2, rootID, words(1, 0), []byte("0\x00renamed\x00"))); code != 0 {
+		t.Fatal(code)
+	}
+	if err := errors.Join(os.Remove(filepath.Join(dir, "1/below")), os.Mkdir(filepath.Join(dir, "1/below"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	for i, node := range nodes {
+		want := unix.Errno(0)
+		if i == 1 {
+			want = unix.ESTALE
+		}
+		if code, _ := exchange(t, conn, request(3, 2, node, make([]byte, 16))); code != want {
+			t.Errorf("node of %d/below: %v, want %v", i, code, want)
+		}
 	}
 }
 

@@ -22,7 +22,7 @@ func (f *files) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 
 // open opens a regular file. What the guest's open(2) leaves to the host is the access mode, appending, truncation
 // and synchronous writing.
-func (f *files) open(n *node, flags, fuseFlags uint32, fh *uint64) fuse.Status {
+func (f *files) open(n *used, flags, fuseFlags uint32, fh *uint64) fuse.Status {
 	fd, err := f.reopen(n, int(flags)&openFlags)
 	if err != nil {
 		return status(err)

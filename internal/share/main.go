@@ -52,11 +52,14 @@ func Main(stderr io.Writer) int {
 		fmt.Fprintf(stderr, "share server: no control socket; the shim starts this process: %v\n", err)
 		return 1
 	}
-	err = confine()
+	room, err := newBudget()
+	if err == nil {
+		err = confine()
+	}
 	if tellErr := tell(control, err); err != nil || tellErr != nil {
 		return 1
 	}
-	if err := obey(control); err != nil && !errors.Is(err, io.EOF) {
+	if err := obey(control, room); err != nil && !errors.Is(err, io.EOF) {
 		fmt.Fprintf(stderr, "share server: %v\n", err)
 		return 1
 	}
@@ -77,13 +80,13 @@ func tell(control *net.UnixConn, err error) error {
 }
 
 // obey takes orders until the shim has gone. Sessions end with the process.
-func obey(control *net.UnixConn) error {
+func obey(control *net.UnixConn, room *budget) error {
 	for {
 		o, root, stream, err := readOrder(control)
 		if err != nil {
 			return err
 		}
-		fs, err := newFiles(root, fdDir, o.Valid)
+		fs, err := newFiles(root, fdDir, o.Valid, room)
 		if err != nil {
 			unix.Close(root)
 			stream.Close()
