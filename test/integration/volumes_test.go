@@ -102,8 +102,10 @@ func TestVolumes(t *testing.T) {
 		expect(t, "nested", d.execSync(first, "cat", "/data/nested/below"), "hidden\n")
 	})
 	t.Run("two containers", func(t *testing.T) {
-		second := d.launch(pod, config, mounted(shell("second", forever), &runtime.Mount{HostPath: data, ContainerPath: "/other", Readonly: true}))
-		d.execSync(first, "sh", "-c", "echo shared > /data/shared; mkfifo /data/fifo; (echo through the fifo > /data/fifo &)")
+		second := d.launch(pod, config, mounted(shell("second", forever), &runtime.Mount{HostPath: data, ContainerPath: "/other", Readonly: true},
+			&runtime.Mount{HostPath: data, ContainerPath: "/all-ro", Readonly: true, RecursiveReadOnly: true}))
+		expect(t, "a recursive read-only mount", d.execSync(second, "sh", "-c", "cat /all-ro/from-guest; (echo x > /all-ro/x) 2>/dev/null || echo refused"), "guest\nrefused\n")
+		d.execSync(first, "sh", "-c", "echo shared > /data/shared; mkfifo /data/fifo; (echo through the fifo > /data/fifo) </dev/null >/dev/null 2>&1 &")
 		expect(t, "the other's file", d.execSync(second, "cat", "/other/shared"), "shared\n")
 		expect(t, "the other's FIFO", d.execSync(second, "cat", "/other/fifo"), "through the fifo\n")
 	})
