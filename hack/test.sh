@@ -14,5 +14,11 @@ go vet ./...
 echo "== unit, contract and fuzz-seed tests"
 go test -timeout 15m ./api/... ./cmd/... ./internal/... ./test/leak/...
 
+echo "== short fuzzing of what decodes the guest's, the network's and the disk's bytes"
+FUZZTIME=500x hack/fuzz.sh internal/{agent,agentclient,bundle,guestimage,hypervisor,oci,shim,snapshot,stdio,store,transport}
+
 echo "== integration tests"
 go test -timeout 25m -v -count=1 ./test/integration/...
+
+echo "== named specs of the Kubernetes project's critest"
+test/conformance/run.sh vm --ci

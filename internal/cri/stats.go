@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	// statsParallel is how many sandboxes are asked at a time, statsTimeout how long one may take before a list goes
-	// without it.
+	// statsParallel is how many sandboxes are asked at a time, statsTimeout how long one may take before it is given up
+	// and a list goes without it.
 	statsParallel = 16
 	statsTimeout  = 10 * time.Second
 )
@@ -48,7 +48,7 @@ func (c *statsCalls) ContainerStats(ctx context.Context, req *runtime.ContainerS
 	if s.State != container.Running {
 		return nil, fmt.Errorf("statistics of container %s: it is %s, not running: %w", s.ID, s.State, errdefs.ErrFailedPrecondition)
 	}
-	stats, err := c.tasks.Stats(ctx, s.Config.SandboxID)
+	stats, err := c.one(ctx, s.Config.SandboxID)
 	if err != nil {
 		return nil, fmt.Errorf("statistics of container %s: %w", s.ID, err)
 	}
@@ -87,7 +87,7 @@ func (c *statsCalls) PodSandboxStats(ctx context.Context, req *runtime.PodSandbo
 	if err != nil {
 		return nil, fmt.Errorf("statistics of pod %s: %w", req.PodSandboxId, err)
 	}
-	stats, err := c.tasks.Stats(ctx, s.ID)
+	stats, err := c.one(ctx, s.ID)
 	if err != nil {
 		return nil, fmt.Errorf("statistics of pod %s: %w", s.ID, err)
 	}
@@ -131,6 +131,13 @@ func keys[V any](m map[string]V) []string {
 	return list
 }
 
+// one collects the statistics of one sandbox, which may not answer.
+func (c *statsCalls) one(ctx context.Context, id string) (task.Stats, error) {
+	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
+	defer cancel()
+	return c.tasks.Stats(ctx, id)
+}
+
 // ask collects the statistics of several sandboxes.
 func (c *statsCalls) ask(ctx context.Context, ids []string) map[string]task.Stats {
 	var mu sync.Mutex
@@ -139,9 +146,7 @@ func (c *statsCalls) ask(ctx context.Context, ids []string) map[string]task.Stat
 	group.SetLimit(statsParallel)
 	for _, id := range ids {
 		group.Go(func() error {
-			bounded, cancel := context.WithTimeout(ctx, statsTimeout)
-			defer cancel()
-			stats, err := c.tasks.Stats(bounded, id)
+			stats, err := c.one(ctx, id)
 			if err != nil {
 				c.log.WarnContext(ctx, "a pod is missing from the statistics", logfields.Sandbox, id, logfields.Error, err)
 				return nil

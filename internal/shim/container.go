@@ -46,6 +46,9 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *
 	if err := failpoint.Hit(ctx, "shim.created"); err != nil {
 		return nil, err
 	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("create container %s: the caller has given up: %w", r.ID, err)
+	}
 	if err := c.step(opCreated); err != nil {
 		return nil, err
 	}
@@ -243,6 +246,10 @@ func (s *Service) Exec(ctx context.Context, r *taskapi.ExecProcessRequest) (err 
 	undo.Add("forget exec", func(context.Context) error { c.removeExec(r.ExecID); return nil })
 	if err := s.execInGuest(ctx, v, p, process, &undo); err != nil {
 		return err
+	}
+	undo.Add("close stdio", func(context.Context) error { p.io.close(); return nil })
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("exec %s: the caller has given up: %w", r.ExecID, err)
 	}
 	if err := p.step(opCreated); err != nil {
 		return err

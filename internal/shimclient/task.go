@@ -108,6 +108,7 @@ func (c *Client) Wait(ctx context.Context, id task.ID) (task.Exit, error) {
 	case err == nil:
 		exit.OOMKilled, exit.Reason = info.OomKilled, info.Reason
 	case errdefs.IsNotFound(err), c.gone(err): // deleted by somebody, or the shim ended right behind it
+	case errdefs.IsNotImplemented(err): // a shim that has no more to say than the code
 	default:
 		return task.Exit{}, err
 	}

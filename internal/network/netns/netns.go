@@ -71,7 +71,12 @@ func Remove(path string) error {
 		}
 		return fmt.Errorf("remove network namespace: %s: unmount: %w", path, err)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	err := os.Remove(path)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("remove network namespace: %s is mounted a second time, in a recursive bind mount of a directory above it; "+
+			"unmount it there (/proc/self/mountinfo has the place) and try again: %w", path, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove network namespace: %w", err)
 	}
 	return nil

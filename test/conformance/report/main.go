@@ -57,7 +57,7 @@ func main() {
 }
 
 func run(files []string, handler, commit, reasonsFile, expectFile, doc string) error {
-	specs, err := readReports(files)
+	specs, again, err := readReports(files)
 	if err != nil {
 		return err
 	}
@@ -73,6 +73,9 @@ func run(files []string, handler, commit, reasonsFile, expectFile, doc string) e
 		return err
 	}
 	text := table(specs, reasons, handler, commit)
+	if len(again) > 0 {
+		text += "\nRun a second time, and counted so: " + strings.Join(again, "; ") + ".\n"
+	}
 	fmt.Print(text)
 	if doc != "" {
 		if err := replaceSection(doc, handler, text); err != nil {
@@ -82,32 +85,35 @@ func run(files []string, handler, commit, reasonsFile, expectFile, doc string) e
 	return errors.Join(unexplained(specs, reasons), stale(specs, reasons))
 }
 
-// readReports returns the specs that were to run, by name.
-func readReports(files []string) ([]spec, error) {
+// readReports returns the specs that were to run, by name, and the names of those that ran more than once.
+func readReports(files []string) (specs []spec, again []string, err error) {
 	byName := map[string]spec{}
 	for _, file := range files {
 		raw, err := os.ReadFile(file)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		var suites []suite
 		if err := json.Unmarshal(raw, &suites); err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
+			return nil, nil, fmt.Errorf("%s: %w", file, err)
 		}
 		for _, s := range suites {
 			for _, r := range s.SpecReports {
-				if r.chosen() {
-					byName[r.name()] = r
+				if !r.chosen() {
+					continue
 				}
+				if _, ok := byName[r.name()]; ok {
+					again = append(again, short(r.name()))
+				}
+				byName[r.name()] = r
 			}
 		}
 	}
-	specs := make([]spec, 0, len(byName))
 	for _, s := range byName {
 		specs = append(specs, s)
 	}
 	slices.SortFunc(specs, func(a, b spec) int { return strings.Compare(a.name(), b.name()) })
-	return specs, nil
+	return specs, again, nil
 }
 
 func table(specs []spec, reasons []rule, handler, commit string) string {
