@@ -40,6 +40,8 @@ type shares struct {
 type shareKey struct {
 	path              string
 	follow, recursive bool
+	// alone: it is read-only, and what is mounted below it is not. Then the host's mounts say what can be written.
+	alone bool
 }
 
 // shared is one share. busy is non-nil and open while it is being made, changed or ended; then only whoever made busy
@@ -60,8 +62,8 @@ func newShares(command []string, agent *agentclient.Client) *shares {
 }
 
 // acquire counts a user of a share, which is mounted in the guest when it returns, and returns its id.
-func (s *shares) acquire(ctx context.Context, want share.Share) (string, error) {
-	key := shareKey{want.Path, want.Follow, want.ReadOnly && want.Recursive}
+func (s *shares) acquire(ctx context.Context, want share.Share, alone bool) (string, error) {
+	key := shareKey{want.Path, want.Follow, want.ReadOnly && want.Recursive, alone}
 	for {
 		s.mu.Lock()
 		e := s.byKey[key]
@@ -288,9 +290,10 @@ func (s *shares) close() {
 }
 
 // AttachShare has the guest mount a directory or a file of the host, once for all containers, and counts a user. It
-// returns the share's id for ReleaseShares and where it is in the guest.
-func (v *VM) AttachShare(ctx context.Context, want share.Share) (id, path string, err error) {
-	if id, err = v.shares.acquire(ctx, want); err != nil {
+// returns the share's id for ReleaseShares and where it is in the guest. A share that is alone is used by nobody who
+// wants to write.
+func (v *VM) AttachShare(ctx context.Context, want share.Share, alone bool) (id, path string, err error) {
+	if id, err = v.shares.acquire(ctx, want, alone); err != nil {
 		return "", "", err
 	}
 	return id, agentv1.SharePath(id), nil
