@@ -62,13 +62,14 @@ type Agent struct {
 	mu         sync.Mutex
 	sandbox    sandbox
 	containers map[string]*container
+	shares     map[string]*hostShare
 }
 
 var _ agentv1.AgentService = (*Agent)(nil)
 
 // New returns an agent that serves nothing yet.
 func New(cfg Config) *Agent {
-	return &Agent{Config: cfg, shutdown: make(chan struct{}), containers: map[string]*container{}}
+	return &Agent{Config: cfg, shutdown: make(chan struct{}), containers: map[string]*container{}, shares: map[string]*hostShare{}}
 }
 
 // Serve takes calls on control and streams on streams until Shutdown was called, ctx ends or a listener fails.
@@ -107,7 +108,7 @@ func (a *Agent) Hello(_ context.Context, req *agentv1.HelloRequest) (*agentv1.He
 	}
 	return &agentv1.HelloResponse{
 		Version: agentv1.ProtocolVersion, AgentVersion: version.Version,
-		Kernel: string(kernel), UptimeNs: uint64(a.Uptime),
+		Kernel: string(kernel), UptimeNs: uint64(a.Uptime), Features: []string{agentv1.FeatureShares},
 	}, nil
 }
 

@@ -86,6 +86,8 @@ func (a *Agent) serveStream(ctx context.Context, conn stdio.Conn) error {
 		return a.serveStdio(kind.Stdio, conn)
 	case *agentv1.StreamHeader_Dial:
 		return a.serveDial(ctx, kind.Dial, conn)
+	case *agentv1.StreamHeader_Share:
+		return a.serveShare(kind.Share, conn)
 	}
 	return reply(conn, unsupported("stream: of no kind that this agent knows"))
 }

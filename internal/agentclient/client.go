@@ -177,6 +177,15 @@ func (c *Client) Delete(ctx context.Context, id task.ID) ([]*agentv1.DiskAddress
 	return r.Disks, nil
 }
 
+// RemoveShare unmounts what OpenShare mounted. What the guest does not know is no error.
+func (c *Client) RemoveShare(ctx context.Context, id string) error {
+	_, err := call(c, ctx, "unmount share in guest: "+id, c.agent.RemoveShare, &agentv1.RemoveShareRequest{Id: id})
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
 // ResizeTerminal sets the size of a terminal, in characters.
 func (c *Client) ResizeTerminal(ctx context.Context, id task.ID, width, height uint32) error {
 	_, err := call(c, ctx, "resize terminal", c.agent.ResizeTerminal,

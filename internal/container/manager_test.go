@@ -124,7 +124,7 @@ func TestCreateRefuses(t *testing.T) {
 	}{
 		"unknown image":   {func(c *Config) { c.Image = "nope" }, errdefs.IsNotFound, "nope"},
 		"missing path":    {func(c *Config) { c.Mounts = []Mount{{ContainerPath: "/data", HostPath: "/does/not/exist"}} }, errdefs.IsInvalidArgument, "/does/not/exist"},
-		"volume in a VM":  {func(c *Config) { c.Mounts = []Mount{{ContainerPath: "/data", HostPath: "/"}} }, errdefs.IsNotImplemented, "volumes in VM pods"},
+		"propagation":     {func(c *Config) { c.Mounts = []Mount{{ContainerPath: "/data", HostPath: "/", Propagation: "rshared"}} }, errdefs.IsNotImplemented, "Bidirectional"},
 		"image volume":    {func(c *Config) { c.Mounts = []Mount{{ContainerPath: "/data", Image: "x"}} }, errdefs.IsNotImplemented, "/data"},
 		"device":          {func(c *Config) { c.Devices = []Device{{HostPath: "/dev/null"}} }, errdefs.IsNotImplemented, "/dev/null"},
 		"stop signal":     {func(c *Config) { c.StopSignal = "SIGNOPE" }, errdefs.IsInvalidArgument, "SIGNOPE"},

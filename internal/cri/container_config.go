@@ -11,7 +11,6 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
-	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/pistis-run/pistis/internal/container"
 	"github.com/pistis-run/pistis/internal/sandbox"
@@ -123,7 +122,7 @@ func mounts(list []*runtime.Mount) ([]container.Mount, error) {
 			return nil, err
 		}
 		out = append(out, container.Mount{
-			ContainerPath: m.ContainerPath, HostPath: m.HostPath, Readonly: m.Readonly,
+			ContainerPath: m.ContainerPath, HostPath: m.HostPath, Readonly: m.Readonly, RecursiveReadonly: m.RecursiveReadOnly,
 			SELinuxRelabel: m.SelinuxRelabel, Propagation: propagations[m.Propagation],
 			Image: m.GetImage().GetImage(), SubPath: m.ImageSubPath,
 			UIDMappings: idMappings(m.UidMappings), GIDMappings: idMappings(m.GidMappings),
@@ -151,9 +150,6 @@ func validateMount(i int, m *runtime.Mount) error {
 		return invalid("config.mounts[%d] (%s): unknown propagation %d", i, m.ContainerPath, m.Propagation)
 	case m.RecursiveReadOnly && (!m.Readonly || m.Propagation != runtime.MountPropagation_PROPAGATION_PRIVATE):
 		return invalid("config.mounts[%d] (%s): recursive read-only needs read-only and private propagation", i, m.ContainerPath)
-	case m.RecursiveReadOnly:
-		return unsupported("config.mounts[%d] (%s): %w: recursive read-only mounts are not supported by this version; "+
-			"set recursiveReadOnly to IfPossible or Disabled", i, m.ContainerPath, crierrors.ErrRROUnsupported)
 	case len(m.MountOptions) > 0:
 		return unsupported("config.mounts[%d] (%s): mount options %q are not supported by this version", i, m.ContainerPath, m.MountOptions)
 	}

@@ -65,13 +65,13 @@ func (c *runtimeCalls) Status(_ context.Context, req *runtime.StatusRequest) (*r
 			condition(runtime.NetworkReady, "NetworkNotReady", c.networkReady()),
 		}},
 		Features: &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true},
-		// The empty name stands for the default handler. No handler has recursive read-only mounts or user
-		// namespaces, and the requests for them are refused.
-		RuntimeHandlers: []*runtime.RuntimeHandler{{Features: &runtime.RuntimeHandlerFeatures{}}},
+		// The empty name stands for the default handler. No handler has user namespaces, and requests for
+		// them are refused.
+		RuntimeHandlers: []*runtime.RuntimeHandler{{Features: &runtime.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}}},
 	}
 	for _, name := range c.handlers.names() {
 		resp.RuntimeHandlers = append(resp.RuntimeHandlers,
-			&runtime.RuntimeHandler{Name: name, Features: &runtime.RuntimeHandlerFeatures{}})
+			&runtime.RuntimeHandler{Name: name, Features: &runtime.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}})
 		resp.Status.Conditions = append(resp.Status.Conditions,
 			condition("HandlerReady/"+name, "HandlerNotReady", c.handlers.ready(name)))
 	}

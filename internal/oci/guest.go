@@ -14,7 +14,8 @@ import (
 )
 
 // ForGuest returns the spec with which a container of a virtual machine is made, rebuilt from the host's by the table
-// guestFields; spec is not changed and shares nothing with the result. What a guest cannot honour is
+// guestFields; spec is not changed and shares nothing with the result. Mounts of type bind have sources of the host still:
+// the caller shares them with the guest and rewrites them. What a guest cannot honour is
 // NotImplemented (or InvalidArgument where it makes no sense at all), and the message names the field and says why.
 func ForGuest(spec *specs.Spec) (*specs.Spec, error) {
 	if spec == nil || spec.Process == nil || spec.Root == nil || spec.Linux == nil {
@@ -92,8 +93,8 @@ func isDefaultAppArmor(profile string) bool {
 		profile == "crio-default" || strings.HasPrefix(profile, "containers-default-")
 }
 
-// guestMounts carries the mounts of kernel file systems and of memory. Files and directories of the host are
-// not the guest's; those that the runtime makes itself are made again by the agent.
+// guestMounts carries the mounts of kernel file systems and of memory. Files and directories of the host stay in it as
+// mounts of type bind: whoever has the guest shares their sources with it and replaces them.
 func guestMounts(mounts []specs.Mount) ([]specs.Mount, error) {
 	var out []specs.Mount
 	for _, m := range mounts {
@@ -102,12 +103,14 @@ func guestMounts(mounts []specs.Mount) ([]specs.Mount, error) {
 		switch {
 		case !path.IsAbs(m.Destination):
 			return nil, fmt.Errorf("mount destination %q is not an absolute path: %w", m.Destination, errdefs.ErrInvalidArgument)
-		case dst == "/dev/shm":
+		case dst == "/dev/shm" && !(bind && isVolume(m.Source)):
 			out = append(out, specs.Mount{Destination: dst, Type: "tmpfs", Source: "shm", Options: shmOptions(m, bind)})
-		case bind && slices.Contains([]string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}, dst):
-			// made by the agent
 		case bind:
-			return nil, fmt.Errorf("mount of %s at %s: volumes in VM pods are not built yet; run the pod with a runtime class of the host's kernel: %w", m.Source, m.Destination, errdefs.ErrNotImplemented)
+			volume, err := guestVolume(m)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, volume)
 		case slices.Contains([]string{"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"}, m.Type):
 			typ := m.Type
 			if typ == "cgroup2" {
@@ -120,6 +123,25 @@ func guestMounts(mounts []specs.Mount) ([]specs.Mount, error) {
 	}
 	return out, nil
 }
+
+// guestVolume is the bind mount of a file or a directory of the host.
+func guestVolume(m specs.Mount) (specs.Mount, error) {
+	switch {
+	case !path.IsAbs(m.Source):
+		return m, fmt.Errorf("mount at %s: source %q is not an absolute path: %w", m.Destination, m.Source, errdefs.ErrInvalidArgument)
+	case slices.Contains(m.Options, "rshared") || slices.Contains(m.Options, "shared"):
+		return m, fmt.Errorf("mount at %s: mounts that are made in a VM cannot appear on the host: Bidirectional mount propagation is not possible; "+
+			"use None or HostToContainer: %w", m.Destination, errdefs.ErrNotImplemented)
+	}
+	options := m.Options
+	if !slices.Contains(options, "bind") && !slices.Contains(options, "rbind") {
+		options = append(slices.Clone(options), "rbind")
+	}
+	return specs.Mount{Destination: m.Destination, Type: "bind", Source: path.Clean(m.Source), Options: options}, nil
+}
+
+// isVolume tells a volume of the kubelet's from the directory that a container manager makes for /dev/shm.
+func isVolume(source string) bool { return strings.Contains(source, "/volumes/kubernetes.io~") }
 
 // shmOptions are those of a tmpfs; a bind mount's own mean nothing to it.
 func shmOptions(m specs.Mount, bind bool) []string {

@@ -174,6 +174,7 @@ func TestForGuestTranslates(t *testing.T) {
 		{Destination: "/dev/shm", Type: "bind", Source: "/run/shm", Options: []string{"rbind"}},
 		{Destination: "/etc/hosts", Type: "bind", Source: "/var/hosts", Options: []string{"rbind"}},
 		{Destination: "/etc//resolv.conf", Source: "/var/resolv", Options: []string{"bind"}},
+		{Destination: "/data", Source: "/srv/../srv/x"},
 	}
 	spec.Linux.CgroupsPath = "/kubepods/x"
 	spec.Linux.Namespaces = []specs.LinuxNamespace{{Type: "pid"}, {Type: "network", Path: "/proc/1/ns/net"}, {Type: "ipc"}, {Type: "uts"}, {Type: "mount"}}
@@ -194,6 +195,9 @@ func TestForGuestTranslates(t *testing.T) {
 		{Destination: "/proc", Type: "proc", Source: "proc"},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"ro"}},
 		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777"}},
+		{Destination: "/etc/hosts", Type: "bind", Source: "/var/hosts", Options: []string{"rbind"}},
+		{Destination: "/etc//resolv.conf", Type: "bind", Source: "/var/resolv", Options: []string{"bind"}},
+		{Destination: "/data", Type: "bind", Source: "/srv/x", Options: []string{"rbind"}},
 	}
 	want.Linux.Namespaces = []specs.LinuxNamespace{{Type: "pid"}, {Type: "mount"}}
 	want.Linux.Devices = spec.Linux.Devices
@@ -206,12 +210,9 @@ func TestForGuestTranslates(t *testing.T) {
 func TestForGuestRefusesValues(t *testing.T) {
 	yes, no := true, false
 	for name, change := range map[string]func(*specs.Spec){
-		"host path": func(s *specs.Spec) { s.Mounts = []specs.Mount{{Destination: "/data", Type: "bind", Source: "/srv"}} },
-		"bind option": func(s *specs.Spec) {
-			s.Mounts = []specs.Mount{{Destination: "/data", Type: "tmpfs", Source: "/srv", Options: []string{"rbind"}}}
-		},
-		"hosts escape": func(s *specs.Spec) {
-			s.Mounts = []specs.Mount{{Destination: "/etc/hosts/../shadow", Type: "bind", Source: "/srv"}}
+		"relative source": func(s *specs.Spec) { s.Mounts = []specs.Mount{{Destination: "/data", Type: "bind", Source: "srv"}} },
+		"propagation": func(s *specs.Spec) {
+			s.Mounts = []specs.Mount{{Destination: "/data", Type: "bind", Source: "/srv", Options: []string{"rbind", "rshared"}}}
 		},
 		"relative":    func(s *specs.Spec) { s.Mounts = []specs.Mount{{Destination: "data", Type: "tmpfs"}} },
 		"file system": func(s *specs.Spec) { s.Mounts = []specs.Mount{{Destination: "/data", Type: "nfs", Source: "a:/b"}} },

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/pistis-run/pistis/internal/bundle"
+	"github.com/pistis-run/pistis/internal/share"
 )
 
 const (
@@ -34,7 +35,9 @@ const (
 	runtimeName = "io.containerd.pistis.v2"
 	ttrpcEnv    = "TTRPC_ADDRESS"
 	// actionServe is the shim process itself; the start command runs it with these descriptors.
-	actionServe  = "serve"
+	actionServe = "serve"
+	// actionShare is the pod's file server; its arguments are only there to be seen by people.
+	actionShare  = "share-server"
 	lockFD       = 3
 	shimSocketFD = 4
 	streamsFD    = 5
@@ -94,6 +97,12 @@ func run(o Options, inv invocation, stdin io.Reader, stdout io.Writer) error {
 	case inv.namespace == "" || inv.id == "":
 		return errors.New("-namespace and -id are needed: this command is for containerd and pistisd to call")
 	}
+	if inv.action == actionShare {
+		if share.Main(os.Stderr) != 0 {
+			return errors.New("the share server failed")
+		}
+		return nil
+	}
 	dir, err := bundleDir(inv.bundle)
 	if err != nil {
 		return err
@@ -105,6 +114,8 @@ func run(o Options, inv invocation, stdin io.Reader, stdout io.Writer) error {
 		return remove(dir, stdout)
 	case actionServe:
 		o.ID, o.Namespace, o.Bundle, o.TTRPCAddress = inv.id, inv.namespace, dir, os.Getenv(ttrpcEnv)
+		// Not by its path, where another version may lie by then.
+		o.ShareServer = []string{"/proc/self/exe", "-namespace", inv.namespace, "-id", inv.id, "-bundle", string(dir), actionShare}
 		return serve(o, inv.debug)
 	}
 	return fmt.Errorf("unknown action %q: start and delete are known", inv.action)

@@ -103,7 +103,15 @@ func createOptions(any *anypb.Any) (*shimv1.CreateOptions, error) {
 
 // createInGuest gives the container its layers, log, guest process and streams; undo takes them away again.
 func (s *Service) createInGuest(ctx context.Context, v *vm.VM, c *container, r *taskapi.CreateTaskRequest, opts *shimv1.CreateOptions, undo *cleanup.Stack) error {
-	spec, err := s.guestSpec(r)
+	guest, err := s.guestSpec(r)
+	if err != nil {
+		return err
+	}
+	if c.shares, err = shareMounts(ctx, v, guest.Mounts); err != nil {
+		return err
+	}
+	undo.Add("release shares", func(ctx context.Context) error { return v.ReleaseShares(ctx, c.shares) })
+	spec, err := json.Marshal(guest)
 	if err != nil {
 		return err
 	}
@@ -142,7 +150,7 @@ func (s *Service) createInGuest(ctx context.Context, v *vm.VM, c *container, r *
 	return nil
 }
 
-func (s *Service) guestSpec(r *taskapi.CreateTaskRequest) ([]byte, error) {
+func (s *Service) guestSpec(r *taskapi.CreateTaskRequest) (*specs.Spec, error) {
 	spec, err := readSpec(r.Bundle)
 	if err != nil {
 		return nil, err
@@ -150,11 +158,7 @@ func (s *Service) guestSpec(r *taskapi.CreateTaskRequest) ([]byte, error) {
 	if spec.Process.Terminal != r.Terminal {
 		return nil, fmt.Errorf("the spec's terminal is %t, the request's %t: %w", spec.Process.Terminal, r.Terminal, errdefs.ErrInvalidArgument)
 	}
-	guest, err := s.options.GuestSpec(spec)
-	if err != nil {
-		return nil, err
-	}
-	return json.Marshal(guest)
+	return s.options.GuestSpec(spec)
 }
 
 func guestUser(u *shimv1.UserRequest) *agentv1.User {
@@ -328,9 +332,12 @@ func (s *Service) deleteProcess(ctx context.Context, c *container, p *process) e
 	if p != c.process {
 		return nil
 	}
+	// The container is gone for good; what stays attached is the VM's affair.
 	if err := v.ReleaseLayers(ctx, c.layers, free); err != nil {
-		// The container is gone for good; a disk that stays attached is the VM's affair.
 		s.log.Warn("layers stay attached", logfields.Container, p.id.Container, logfields.Error, err)
+	}
+	if err := v.ReleaseShares(ctx, c.shares); err != nil {
+		s.log.Warn("shares did not end well", logfields.Container, p.id.Container, logfields.Error, err)
 	}
 	return nil
 }

@@ -103,6 +103,7 @@ type container struct {
 	*process
 	bundle    string
 	layers    []string
+	shares    []string
 	stdinOnce bool
 	log       *stdio.Log // nil: none; set before the state is created
 

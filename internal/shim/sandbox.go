@@ -83,7 +83,7 @@ func (s *Service) request(o *shimv1.SandboxOptions, netns string) vm.Request {
 		ID: s.options.ID, Options: o, NetNS: netns,
 		RunDir: s.options.Bundle.RunDir(), ConsoleLog: s.options.Bundle.Console(),
 		Driver: s.options.Drivers[o.GetVm().GetHypervisor()], AttachNetwork: s.options.AttachNetwork,
-		InspectNetwork: s.options.InspectNetwork, Prepare: func() error { return s.joinCgroup(o.GetCgroup()) }, Started: s.vmmStarted,
+		InspectNetwork: s.options.InspectNetwork, ShareServer: s.options.ShareServer, Prepare: func() error { return s.joinCgroup(o.GetCgroup()) }, Started: s.vmmStarted,
 	}
 }
 

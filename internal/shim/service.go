@@ -32,6 +32,8 @@ type Options struct {
 	// GuestSpec rebuilds a container's spec for the guest, GuestResources its limits.
 	GuestSpec      func(*specs.Spec) (*specs.Spec, error)
 	GuestResources func(*specs.LinuxResources) (*specs.LinuxResources, error)
+	// ShareServer is the command that serves volumes, as share.Start takes it.
+	ShareServer []string
 	// TTRPCAddress is containerd's; empty publishes no events.
 	TTRPCAddress string
 	Log          *slog.Logger

@@ -76,6 +76,7 @@ func Boot(ctx context.Context, req Request) (_ *VM, err error) {
 	if err := v.connect(ctx, options, &undo); err != nil {
 		return nil, v.bootError(limit, err)
 	}
+	v.shares = newShares(req.ShareServer, v.agent)
 	watch.lap(PhaseKernel)
 
 	aside.wait()

@@ -36,6 +36,8 @@ type Request struct {
 	InspectNetwork func(ctx context.Context, netns string) (tap.Report, error)
 	// Prepare, where set, runs beside AttachNetwork and is done before the VMM starts.
 	Prepare func() error
+	// ShareServer is the command that serves directories and files of the host, as share.Start takes it.
+	ShareServer []string
 	// Started is called with the VMM's pid before the guest runs.
 	Started func(pid int) error
 }

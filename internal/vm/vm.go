@@ -37,6 +37,7 @@ type VM struct {
 	agent   *agentclient.Client
 	console *console
 	disks   *disks
+	shares  *shares
 	phases  []Phase
 	version string
 
@@ -167,6 +168,7 @@ func (v *VM) supervise() {
 	}
 	<-v.machine.Done()
 	v.agent.Close()
+	v.shares.close()
 	v.mu.Lock()
 	v.err = v.cause
 	if v.err == nil {

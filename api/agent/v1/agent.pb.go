@@ -68,7 +68,7 @@ func (x StdioStream_FD) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StdioStream_FD.Descriptor instead.
 func (StdioStream_FD) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40, 0}
+	return file_agent_proto_rawDescGZIP(), []int{41, 0}
 }
 
 type Empty struct {
@@ -1907,6 +1907,50 @@ func (x *UpdateRequest) GetResources() []byte {
 	return nil
 }
 
+type RemoveShareRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveShareRequest) Reset() {
+	*x = RemoveShareRequest{}
+	mi := &file_agent_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveShareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveShareRequest) ProtoMessage() {}
+
+func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveShareRequest.ProtoReflect.Descriptor instead.
+func (*RemoveShareRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *RemoveShareRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
 type StatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// containers: empty means all.
@@ -1917,7 +1961,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +1973,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +1986,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StatsRequest) GetContainers() []string {
@@ -1966,7 +2010,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1978,7 +2022,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1991,7 +2035,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StatsResponse) GetContainers() []*ContainerStats {
@@ -2044,7 +2088,7 @@ type ContainerStats struct {
 
 func (x *ContainerStats) Reset() {
 	*x = ContainerStats{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2056,7 +2100,7 @@ func (x *ContainerStats) String() string {
 func (*ContainerStats) ProtoMessage() {}
 
 func (x *ContainerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2069,7 +2113,7 @@ func (x *ContainerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStats.ProtoReflect.Descriptor instead.
 func (*ContainerStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ContainerStats) GetId() string {
@@ -2124,7 +2168,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2136,7 +2180,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2149,7 +2193,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CPUStats) GetUsageNs() uint64 {
@@ -2183,7 +2227,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2239,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2252,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *MemoryStats) GetUsageBytes() uint64 {
@@ -2277,7 +2321,7 @@ type PSI struct {
 
 func (x *PSI) Reset() {
 	*x = PSI{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2289,7 +2333,7 @@ func (x *PSI) String() string {
 func (*PSI) ProtoMessage() {}
 
 func (x *PSI) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2302,7 +2346,7 @@ func (x *PSI) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PSI.ProtoReflect.Descriptor instead.
 func (*PSI) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PSI) GetFull() *PSIData {
@@ -2331,7 +2375,7 @@ type PSIData struct {
 
 func (x *PSIData) Reset() {
 	*x = PSIData{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2343,7 +2387,7 @@ func (x *PSIData) String() string {
 func (*PSIData) ProtoMessage() {}
 
 func (x *PSIData) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2356,7 +2400,7 @@ func (x *PSIData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PSIData.ProtoReflect.Descriptor instead.
 func (*PSIData) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PSIData) GetTotalUs() uint64 {
@@ -2397,7 +2441,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2409,7 +2453,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2422,7 +2466,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -2456,7 +2500,7 @@ type InterfaceStats struct {
 
 func (x *InterfaceStats) Reset() {
 	*x = InterfaceStats{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2468,7 +2512,7 @@ func (x *InterfaceStats) String() string {
 func (*InterfaceStats) ProtoMessage() {}
 
 func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2481,7 +2525,7 @@ func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterfaceStats.ProtoReflect.Descriptor instead.
 func (*InterfaceStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *InterfaceStats) GetName() string {
@@ -2554,6 +2598,7 @@ type StreamHeader struct {
 	//
 	//	*StreamHeader_Stdio
 	//	*StreamHeader_Dial
+	//	*StreamHeader_Share
 	Kind          isStreamHeader_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2561,7 +2606,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2573,7 +2618,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2586,7 +2631,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StreamHeader) GetKind() isStreamHeader_Kind {
@@ -2614,6 +2659,15 @@ func (x *StreamHeader) GetDial() *DialStream {
 	return nil
 }
 
+func (x *StreamHeader) GetShare() *ShareStream {
+	if x != nil {
+		if x, ok := x.Kind.(*StreamHeader_Share); ok {
+			return x.Share
+		}
+	}
+	return nil
+}
+
 type isStreamHeader_Kind interface {
 	isStreamHeader_Kind()
 }
@@ -2626,9 +2680,15 @@ type StreamHeader_Dial struct {
 	Dial *DialStream `protobuf:"bytes,2,opt,name=dial,proto3,oneof"`
 }
 
+type StreamHeader_Share struct {
+	Share *ShareStream `protobuf:"bytes,3,opt,name=share,proto3,oneof"`
+}
+
 func (*StreamHeader_Stdio) isStreamHeader_Kind() {}
 
 func (*StreamHeader_Dial) isStreamHeader_Kind() {}
+
+func (*StreamHeader_Share) isStreamHeader_Kind() {}
 
 // StdioStream carries one file descriptor of a process: host to guest for stdin, guest to host for the others.
 // With a terminal there is only STDIN (input) and STDOUT (output). The guest half-closes when the process and
@@ -2644,7 +2704,7 @@ type StdioStream struct {
 
 func (x *StdioStream) Reset() {
 	*x = StdioStream{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2656,7 +2716,7 @@ func (x *StdioStream) String() string {
 func (*StdioStream) ProtoMessage() {}
 
 func (x *StdioStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2669,7 +2729,7 @@ func (x *StdioStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdioStream.ProtoReflect.Descriptor instead.
 func (*StdioStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StdioStream) GetContainer() string {
@@ -2706,7 +2766,7 @@ type DialStream struct {
 
 func (x *DialStream) Reset() {
 	*x = DialStream{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2718,7 +2778,7 @@ func (x *DialStream) String() string {
 func (*DialStream) ProtoMessage() {}
 
 func (x *DialStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2731,7 +2791,7 @@ func (x *DialStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialStream.ProtoReflect.Descriptor instead.
 func (*DialStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DialStream) GetNetwork() string {
@@ -2748,6 +2808,62 @@ func (x *DialStream) GetAddress() string {
 	return ""
 }
 
+// ShareStream mounts a directory or a file of the host, which the host serves over this stream in raw FUSE messages.
+// The agent mounts it at SharePath(id) before it replies. The mount becomes useless when the stream ends.
+type ShareStream struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is letters, digits and '-'.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// file: what is shared is one regular file.
+	File          bool `protobuf:"varint,2,opt,name=file,proto3" json:"file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShareStream) Reset() {
+	*x = ShareStream{}
+	mi := &file_agent_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShareStream) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShareStream) ProtoMessage() {}
+
+func (x *ShareStream) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShareStream.ProtoReflect.Descriptor instead.
+func (*ShareStream) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ShareStream) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ShareStream) GetFile() bool {
+	if x != nil {
+		return x.File
+	}
+	return false
+}
+
 // StreamReply answers a StreamHeader. Bytes follow only when error is empty.
 type StreamReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2760,7 +2876,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2772,7 +2888,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2785,7 +2901,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StreamReply) GetError() string {
@@ -2934,7 +3050,9 @@ const file_agent_proto_rawDesc = "" +
 	"\x04exec\x18\x02 \x01(\tR\x04exec\"K\n" +
 	"\rUpdateRequest\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x1c\n" +
-	"\tresources\x18\x02 \x01(\fR\tresources\".\n" +
+	"\tresources\x18\x02 \x01(\fR\tresources\"$\n" +
+	"\x12RemoveShareRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\".\n" +
 	"\fStatsRequest\x12\x1e\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\tR\n" +
@@ -2995,10 +3113,11 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"rx_dropped\x18\b \x01(\x04R\trxDropped\x12\x1d\n" +
 	"\n" +
-	"tx_dropped\x18\t \x01(\x04R\ttxDropped\"\x7f\n" +
+	"tx_dropped\x18\t \x01(\x04R\ttxDropped\"\xb5\x01\n" +
 	"\fStreamHeader\x124\n" +
 	"\x05stdio\x18\x01 \x01(\v2\x1c.pistis.agent.v1.StdioStreamH\x00R\x05stdio\x121\n" +
-	"\x04dial\x18\x02 \x01(\v2\x1b.pistis.agent.v1.DialStreamH\x00R\x04dialB\x06\n" +
+	"\x04dial\x18\x02 \x01(\v2\x1b.pistis.agent.v1.DialStreamH\x00R\x04dial\x124\n" +
+	"\x05share\x18\x03 \x01(\v2\x1c.pistis.agent.v1.ShareStreamH\x00R\x05shareB\x06\n" +
 	"\x04kind\"\x99\x01\n" +
 	"\vStdioStream\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x12\n" +
@@ -3013,10 +3132,14 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"DialStream\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x18\n" +
-	"\aaddress\x18\x02 \x01(\tR\aaddress\"7\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"1\n" +
+	"\vShareStream\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04file\x18\x02 \x01(\bR\x04file\"7\n" +
 	"\vStreamReply\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\x12\x12\n" +
-	"\x04code\x18\x02 \x01(\rR\x04code2\xf2\t\n" +
+	"\x04code\x18\x02 \x01(\rR\x04code2\xbe\n" +
+	"\n" +
 	"\x05Agent\x12F\n" +
 	"\x05Hello\x12\x1d.pistis.agent.v1.HelloRequest\x1a\x1e.pistis.agent.v1.HelloResponse\x12g\n" +
 	"\x10ConfigureSandbox\x12(.pistis.agent.v1.ConfigureSandboxRequest\x1a).pistis.agent.v1.ConfigureSandboxResponse\x12N\n" +
@@ -3033,7 +3156,8 @@ const file_agent_proto_rawDesc = "" +
 	"\x05Pause\x12!.pistis.agent.v1.ContainerRequest\x1a\x16.pistis.agent.v1.Empty\x12C\n" +
 	"\x06Resume\x12!.pistis.agent.v1.ContainerRequest\x1a\x16.pistis.agent.v1.Empty\x12@\n" +
 	"\x06Update\x12\x1e.pistis.agent.v1.UpdateRequest\x1a\x16.pistis.agent.v1.Empty\x12F\n" +
-	"\x05Stats\x12\x1d.pistis.agent.v1.StatsRequest\x1a\x1e.pistis.agent.v1.StatsResponse\x12:\n" +
+	"\x05Stats\x12\x1d.pistis.agent.v1.StatsRequest\x1a\x1e.pistis.agent.v1.StatsResponse\x12J\n" +
+	"\vRemoveShare\x12#.pistis.agent.v1.RemoveShareRequest\x1a\x16.pistis.agent.v1.Empty\x12:\n" +
 	"\bShutdown\x12\x16.pistis.agent.v1.Empty\x1a\x16.pistis.agent.v1.EmptyB3Z1github.com/pistis-run/pistis/api/agent/v1;agentv1b\x06proto3"
 
 var (
@@ -3049,7 +3173,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_agent_proto_goTypes = []any{
 	(StdioStream_FD)(0),              // 0: pistis.agent.v1.StdioStream.FD
 	(*Empty)(nil),                    // 1: pistis.agent.v1.Empty
@@ -3082,93 +3206,98 @@ var file_agent_proto_goTypes = []any{
 	(*PidsResponse)(nil),             // 28: pistis.agent.v1.PidsResponse
 	(*Pid)(nil),                      // 29: pistis.agent.v1.Pid
 	(*UpdateRequest)(nil),            // 30: pistis.agent.v1.UpdateRequest
-	(*StatsRequest)(nil),             // 31: pistis.agent.v1.StatsRequest
-	(*StatsResponse)(nil),            // 32: pistis.agent.v1.StatsResponse
-	(*ContainerStats)(nil),           // 33: pistis.agent.v1.ContainerStats
-	(*CPUStats)(nil),                 // 34: pistis.agent.v1.CPUStats
-	(*MemoryStats)(nil),              // 35: pistis.agent.v1.MemoryStats
-	(*PSI)(nil),                      // 36: pistis.agent.v1.PSI
-	(*PSIData)(nil),                  // 37: pistis.agent.v1.PSIData
-	(*PidsStats)(nil),                // 38: pistis.agent.v1.PidsStats
-	(*InterfaceStats)(nil),           // 39: pistis.agent.v1.InterfaceStats
-	(*StreamHeader)(nil),             // 40: pistis.agent.v1.StreamHeader
-	(*StdioStream)(nil),              // 41: pistis.agent.v1.StdioStream
-	(*DialStream)(nil),               // 42: pistis.agent.v1.DialStream
-	(*StreamReply)(nil),              // 43: pistis.agent.v1.StreamReply
-	nil,                              // 44: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	(*timestamppb.Timestamp)(nil),    // 45: google.protobuf.Timestamp
+	(*RemoveShareRequest)(nil),       // 31: pistis.agent.v1.RemoveShareRequest
+	(*StatsRequest)(nil),             // 32: pistis.agent.v1.StatsRequest
+	(*StatsResponse)(nil),            // 33: pistis.agent.v1.StatsResponse
+	(*ContainerStats)(nil),           // 34: pistis.agent.v1.ContainerStats
+	(*CPUStats)(nil),                 // 35: pistis.agent.v1.CPUStats
+	(*MemoryStats)(nil),              // 36: pistis.agent.v1.MemoryStats
+	(*PSI)(nil),                      // 37: pistis.agent.v1.PSI
+	(*PSIData)(nil),                  // 38: pistis.agent.v1.PSIData
+	(*PidsStats)(nil),                // 39: pistis.agent.v1.PidsStats
+	(*InterfaceStats)(nil),           // 40: pistis.agent.v1.InterfaceStats
+	(*StreamHeader)(nil),             // 41: pistis.agent.v1.StreamHeader
+	(*StdioStream)(nil),              // 42: pistis.agent.v1.StdioStream
+	(*DialStream)(nil),               // 43: pistis.agent.v1.DialStream
+	(*ShareStream)(nil),              // 44: pistis.agent.v1.ShareStream
+	(*StreamReply)(nil),              // 45: pistis.agent.v1.StreamReply
+	nil,                              // 46: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	(*timestamppb.Timestamp)(nil),    // 47: google.protobuf.Timestamp
 }
 var file_agent_proto_depIdxs = []int32{
 	6,  // 0: pistis.agent.v1.Network.interfaces:type_name -> pistis.agent.v1.Interface
 	7,  // 1: pistis.agent.v1.Network.routes:type_name -> pistis.agent.v1.Route
 	8,  // 2: pistis.agent.v1.Network.neighbors:type_name -> pistis.agent.v1.Neighbor
 	5,  // 3: pistis.agent.v1.ConfigureSandboxRequest.network:type_name -> pistis.agent.v1.Network
-	44, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	45, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
+	46, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	47, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
 	4,  // 6: pistis.agent.v1.ConfigureSandboxRequest.scratch:type_name -> pistis.agent.v1.DiskAddress
 	5,  // 7: pistis.agent.v1.UpdateNetworkRequest.network:type_name -> pistis.agent.v1.Network
-	45, // 8: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
+	47, // 8: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
 	4,  // 9: pistis.agent.v1.CreateContainerRequest.layers:type_name -> pistis.agent.v1.DiskAddress
 	13, // 10: pistis.agent.v1.CreateContainerRequest.user:type_name -> pistis.agent.v1.User
 	14, // 11: pistis.agent.v1.CreateContainerResponse.user:type_name -> pistis.agent.v1.ResolvedUser
 	13, // 12: pistis.agent.v1.ExecRequest.user:type_name -> pistis.agent.v1.User
-	45, // 13: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
+	47, // 13: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
 	4,  // 14: pistis.agent.v1.DeleteResponse.disks:type_name -> pistis.agent.v1.DiskAddress
 	29, // 15: pistis.agent.v1.PidsResponse.pids:type_name -> pistis.agent.v1.Pid
-	33, // 16: pistis.agent.v1.StatsResponse.containers:type_name -> pistis.agent.v1.ContainerStats
-	39, // 17: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.agent.v1.InterfaceStats
-	34, // 18: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.agent.v1.CPUStats
-	35, // 19: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.agent.v1.MemoryStats
-	45, // 20: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
-	34, // 21: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.agent.v1.CPUStats
-	35, // 22: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.agent.v1.MemoryStats
-	38, // 23: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
-	36, // 24: pistis.agent.v1.CPUStats.psi:type_name -> pistis.agent.v1.PSI
-	36, // 25: pistis.agent.v1.MemoryStats.psi:type_name -> pistis.agent.v1.PSI
-	37, // 26: pistis.agent.v1.PSI.full:type_name -> pistis.agent.v1.PSIData
-	37, // 27: pistis.agent.v1.PSI.some:type_name -> pistis.agent.v1.PSIData
-	41, // 28: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
-	42, // 29: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
-	0,  // 30: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
-	2,  // 31: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
-	9,  // 32: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
-	11, // 33: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
-	12, // 34: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
-	15, // 35: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
-	17, // 36: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
-	18, // 37: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
-	20, // 38: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
-	21, // 39: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
-	23, // 40: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
-	25, // 41: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
-	27, // 42: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
-	26, // 43: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
-	26, // 44: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
-	30, // 45: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
-	31, // 46: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
-	1,  // 47: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
-	3,  // 48: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
-	10, // 49: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
-	1,  // 50: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
-	1,  // 51: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
-	16, // 52: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
-	1,  // 53: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
-	19, // 54: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
-	1,  // 55: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
-	22, // 56: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
-	24, // 57: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
-	1,  // 58: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
-	28, // 59: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
-	1,  // 60: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
-	1,  // 61: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
-	1,  // 62: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
-	32, // 63: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
-	1,  // 64: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
-	48, // [48:65] is the sub-list for method output_type
-	31, // [31:48] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	34, // 16: pistis.agent.v1.StatsResponse.containers:type_name -> pistis.agent.v1.ContainerStats
+	40, // 17: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.agent.v1.InterfaceStats
+	35, // 18: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.agent.v1.CPUStats
+	36, // 19: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.agent.v1.MemoryStats
+	47, // 20: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
+	35, // 21: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.agent.v1.CPUStats
+	36, // 22: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.agent.v1.MemoryStats
+	39, // 23: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
+	37, // 24: pistis.agent.v1.CPUStats.psi:type_name -> pistis.agent.v1.PSI
+	37, // 25: pistis.agent.v1.MemoryStats.psi:type_name -> pistis.agent.v1.PSI
+	38, // 26: pistis.agent.v1.PSI.full:type_name -> pistis.agent.v1.PSIData
+	38, // 27: pistis.agent.v1.PSI.some:type_name -> pistis.agent.v1.PSIData
+	42, // 28: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
+	43, // 29: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
+	44, // 30: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
+	0,  // 31: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
+	2,  // 32: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
+	9,  // 33: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
+	11, // 34: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
+	12, // 35: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
+	15, // 36: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
+	17, // 37: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
+	18, // 38: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
+	20, // 39: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
+	21, // 40: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
+	23, // 41: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
+	25, // 42: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
+	27, // 43: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
+	26, // 44: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
+	26, // 45: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
+	30, // 46: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
+	32, // 47: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
+	31, // 48: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
+	1,  // 49: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
+	3,  // 50: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
+	10, // 51: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
+	1,  // 52: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
+	1,  // 53: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
+	16, // 54: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
+	1,  // 55: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
+	19, // 56: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
+	1,  // 57: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
+	22, // 58: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
+	24, // 59: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
+	1,  // 60: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
+	28, // 61: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
+	1,  // 62: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
+	1,  // 63: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
+	1,  // 64: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
+	33, // 65: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
+	1,  // 66: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
+	1,  // 67: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
+	50, // [50:68] is the sub-list for method output_type
+	32, // [32:50] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3182,9 +3311,10 @@ func file_agent_proto_init() {
 		(*DiskAddress_Device)(nil),
 	}
 	file_agent_proto_msgTypes[12].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[39].OneofWrappers = []any{
+	file_agent_proto_msgTypes[40].OneofWrappers = []any{
 		(*StreamHeader_Stdio)(nil),
 		(*StreamHeader_Dial)(nil),
+		(*StreamHeader_Share)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3192,7 +3322,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   44,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ type AgentService interface {
 	Resume(context.Context, *ContainerRequest) (*Empty, error)
 	Update(context.Context, *UpdateRequest) (*Empty, error)
 	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
+	RemoveShare(context.Context, *RemoveShareRequest) (*Empty, error)
 	Shutdown(context.Context, *Empty) (*Empty, error)
 }
 
@@ -141,6 +142,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.Stats(ctx, &req)
+			},
+			"RemoveShare": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req RemoveShareRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.RemoveShare(ctx, &req)
 			},
 			"Shutdown": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req Empty
@@ -286,6 +294,14 @@ func (c *agentClient) Update(ctx context.Context, req *UpdateRequest) (*Empty, e
 func (c *agentClient) Stats(ctx context.Context, req *StatsRequest) (*StatsResponse, error) {
 	var resp StatsResponse
 	if err := c.client.Call(ctx, "pistis.agent.v1.Agent", "Stats", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) RemoveShare(ctx context.Context, req *RemoveShareRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "pistis.agent.v1.Agent", "RemoveShare", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -19,7 +19,19 @@ const (
 
 	// MaxHeader bounds a framed StreamHeader or StreamReply, in bytes.
 	MaxHeader = 64 << 10
+
+	// MaxShareWrite bounds the data of one FUSE message of a share, in bytes; MaxShareFrame a whole message.
+	MaxShareWrite = 128 << 10
+	MaxShareFrame = MaxShareWrite + 4<<10
+
+	// FeatureShares in HelloResponse.Features: the agent knows ShareStream and RemoveShare.
+	FeatureShares = "shares"
+
+	shareDir = "/run/pistis/shares/"
 )
+
+// SharePath is where the guest mounts a share: what the spec of a container names as the source of a bind mount.
+func SharePath(id string) string { return shareDir + id }
 
 // WriteMessage writes m with a big-endian 32-bit length before it.
 func WriteMessage(w io.Writer, m proto.Message) error {

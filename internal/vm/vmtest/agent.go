@@ -347,6 +347,10 @@ func (a service) Stats(context.Context, *agentv1.StatsRequest) (*agentv1.StatsRe
 	return r, nil
 }
 
+func (a service) RemoveShare(context.Context, *agentv1.RemoveShareRequest) (*agentv1.Empty, error) {
+	return &agentv1.Empty{}, nil
+}
+
 func (a service) Shutdown(context.Context, *agentv1.Empty) (*agentv1.Empty, error) {
 	a.mu.Lock()
 	off := a.off

@@ -1,0 +1,7 @@
+// Package share mounts what the host shares, and relays FUSE messages between the kernel and the host's server.
+//
+// A [Mount] owns one open /dev/fuse and one mount point. [Mount.Relay] runs until the file system is unmounted or
+// the stream ends, and closes /dev/fuse then: the kernel answers everything that still waits, so that no process of
+// the guest hangs for a host that has gone. The package understands nothing of FUSE but the length of a message, and
+// imports nothing of ours but the contract.
+package share

@@ -1,0 +1,161 @@
+package share
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+)
+
+const (
+	device = "/dev/fuse"
+	// minMessage is a reply without a body.
+	minMessage = 16
+	streamBuf  = 32 << 10
+)
+
+// Mount is a FUSE file system whose server is at the other end of a stream.
+type Mount struct {
+	path string
+	dev  *os.File
+	once sync.Once
+}
+
+// New mounts a file system at path, which is made: a directory, or with file a regular file. The server is asked only
+// when somebody uses the mount. On error nothing is left.
+func New(path string, file bool) (_ *Mount, err error) {
+	mode := uint32(unix.S_IFDIR)
+	if file {
+		mode = unix.S_IFREG
+	}
+	if err := makePoint(path, file); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(path))
+		}
+	}()
+	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("the guest's kernel has no FUSE: %s: %w", device, err)
+	}
+	// Permissions are the kernel's to check; devices of the host are not the guest's.
+	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=0,group_id=0,default_permissions,allow_other,max_read=%d", fd, mode, agentv1.MaxShareWrite)
+	if err := unix.Mount("pistis", path, "fuse", unix.MS_NODEV, data); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("mount share at %s: %w", path, err)
+	}
+	// A file only now: before it is mounted the device cannot be waited for. Non-blocking, so that closing it wakes
+	// who reads.
+	return &Mount{path: path, dev: os.NewFile(uintptr(fd), device)}, nil
+}
+
+func makePoint(path string, file bool) error {
+	if !file {
+		return os.Mkdir(path, 0o700)
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// Relay carries messages until the file system is unmounted, Close is called or the stream ends, which it closes. The
+// error is nil after an unmount.
+func (m *Mount) Relay(stream io.ReadWriteCloser) error {
+	in := make(chan error, 1)
+	go func() {
+		err := m.replies(stream)
+		m.Close() // wakes requests
+		in <- err
+	}()
+	err := m.requests(stream)
+	m.Close()
+	stream.Close() // wakes replies
+	replyErr := <-in
+	if err == nil {
+		return nil
+	}
+	return errors.Join(err, replyErr)
+}
+
+// requests carries what the kernel asks. One read is one message.
+func (m *Mount) requests(stream io.Writer) error {
+	buf := make([]byte, agentv1.MaxShareFrame)
+	for {
+		n, err := m.dev.Read(buf)
+		switch {
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINTR):
+			continue // that request was given up
+		case errors.Is(err, unix.ENODEV):
+			return nil // unmounted
+		case err != nil:
+			return fmt.Errorf("read requests: %w", err)
+		}
+		if _, err := stream.Write(buf[:n]); err != nil {
+			return fmt.Errorf("send request: %w", err)
+		}
+	}
+}
+
+// replies carries what the server answers. One write is one message.
+func (m *Mount) replies(stream io.Reader) error {
+	r := bufio.NewReaderSize(stream, streamBuf)
+	buf := make([]byte, agentv1.MaxShareFrame)
+	for {
+		frame, err := readFrame(r, buf)
+		if err != nil {
+			return fmt.Errorf("receive reply: %w", err)
+		}
+		_, err = m.dev.Write(frame)
+		switch {
+		case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINTR):
+			// ENOENT: nobody waits for that answer any more.
+		case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EPERM), errors.Is(err, os.ErrClosed):
+			return nil
+		default:
+			return fmt.Errorf("answer: %w", err)
+		}
+	}
+}
+
+// readFrame reads one message, whose first four bytes are its length, into buf.
+func readFrame(r io.Reader, buf []byte) ([]byte, error) {
+	if _, err := io.ReadFull(r, buf[:4]); err != nil {
+		return nil, err
+	}
+	n := binary.NativeEndian.Uint32(buf)
+	if n < minMessage || n > uint32(len(buf)) {
+		return nil, fmt.Errorf("a message of %d bytes: %d to %d are possible", n, minMessage, len(buf))
+	}
+	_, err := io.ReadFull(r, buf[4:n])
+	return buf[:n], err
+}
+
+// Unmount writes back what is cached and unmounts. The error is unix.EBUSY while the mount is used.
+func (m *Mount) Unmount() error { return unix.Unmount(m.path, unix.UMOUNT_NOFOLLOW) }
+
+// Close makes the file system answer everything with an error. It is idempotent.
+func (m *Mount) Close() { m.once.Do(func() { m.dev.Close() }) }
+
+// Remove takes the mount point away, whether or not it is still mounted.
+func (m *Mount) Remove() error {
+	err := unix.Unmount(m.path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		err = nil
+	}
+	rm := os.Remove(m.path)
+	if errors.Is(rm, os.ErrNotExist) {
+		rm = nil
+	}
+	return errors.Join(err, rm)
+}

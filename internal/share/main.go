@@ -1,0 +1,144 @@
+package share
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// controlFD is the server's socket to the shim.
+	controlFD = 3
+	// fdDir is where the server finds its own descriptors.
+	fdDir = "/fd"
+	// maxControl bounds a message on the control socket.
+	maxControl = 4 << 10
+	// gcPercent keeps a process small of which a node runs one per pod with volumes.
+	gcPercent = 50
+	maxProcs  = 4
+)
+
+// order is what the shim asks of the server. Two descriptors come with it: the root and the stream.
+type order struct {
+	// Valid is how long the guest may believe what it was told.
+	Valid time.Duration `json:"valid"`
+}
+
+// report is the server's answer, and its first word when it is ready.
+type report struct {
+	Error string `json:"error,omitempty"`
+}
+
+// Main is the server process: it confines itself and serves shares until its socket is closed. It returns the exit code.
+func Main(stderr io.Writer) int {
+	log.SetOutput(io.Discard) // the protocol library tells there what the guest did wrong
+	debug.SetGCPercent(gcPercent)
+	runtime.GOMAXPROCS(min(maxProcs, runtime.NumCPU()))
+	unix.CloseOnExec(controlFD)
+	f := os.NewFile(controlFD, "control")
+	conn, err := net.FileConn(f)
+	f.Close()
+	control, ok := conn.(*net.UnixConn)
+	if err != nil || !ok {
+		fmt.Fprintf(stderr, "share server: no control socket; the shim starts this process: %v\n", err)
+		return 1
+	}
+	room, err := newBudget()
+	if err == nil {
+		err = confine()
+	}
+	if tellErr := tell(control, err); err != nil || tellErr != nil {
+		return 1
+	}
+	if err := obey(control, room); err != nil && !errors.Is(err, io.EOF) {
+		fmt.Fprintf(stderr, "share server: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+func tell(control *net.UnixConn, err error) error {
+	var r report
+	if err != nil {
+		r.Error = err.Error()
+	}
+	data, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	_, err = control.Write(data)
+	return err
+}
+
+// obey takes orders until the shim has gone. Sessions end with the process.
+func obey(control *net.UnixConn, room *budget) error {
+	for {
+		o, root, stream, err := readOrder(control)
+		if err != nil {
+			return err
+		}
+		fs, err := newFiles(root, fdDir, o.Valid, room)
+		if err != nil {
+			unix.Close(root)
+			stream.Close()
+			if err := tell(control, err); err != nil {
+				return err
+			}
+			continue
+		}
+		go func() {
+			defer stream.Close() // the last thing: it says that no file is open
+			defer fs.close()
+			_ = serve(halfClosed{stream}, fs) // an error is the guest's, and the stream's end tells the shim
+		}()
+		if err := tell(control, nil); err != nil {
+			return err
+		}
+	}
+}
+
+// halfClosed leaves the end of the stream to its owner: closing it only wakes who reads.
+type halfClosed struct{ *net.UnixConn }
+
+func (h halfClosed) Close() error { return h.CloseRead() }
+
+func readOrder(control *net.UnixConn) (o order, root int, stream *net.UnixConn, err error) {
+	data, oob := make([]byte, maxControl), make([]byte, unix.CmsgSpace(2*4))
+	n, oobn, _, _, err := control.ReadMsgUnix(data, oob)
+	if err != nil {
+		return o, 0, nil, err
+	}
+	if n == 0 {
+		return o, 0, nil, io.EOF
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil || len(messages) != 1 {
+		return o, 0, nil, fmt.Errorf("an order with %d control messages: %w", len(messages), err)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 2 {
+		return o, 0, nil, fmt.Errorf("an order with %d descriptors: %w", len(fds), err)
+	}
+	for _, fd := range fds {
+		unix.CloseOnExec(fd)
+	}
+	f := os.NewFile(uintptr(fds[1]), "stream")
+	conn, err := net.FileConn(f)
+	f.Close()
+	if err == nil {
+		err = json.Unmarshal(data[:n], &o)
+	}
+	if err != nil {
+		return o, 0, nil, err
+	}
+	return o, fds[0], conn.(*net.UnixConn), nil
+}

@@ -1,0 +1,270 @@
+package share
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"log"
+	"slices"
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// MaxWrite bounds the data of one message in bytes, maxFrame a whole message.
+	MaxWrite = 128 << 10
+	maxFrame = MaxWrite + 4<<10
+
+	// spareWorkers wait for requests; maxWorkers bounds those that are busy, which may hang in a file system that
+	// does not answer.
+	spareWorkers = 3
+	maxWorkers   = 64
+
+	headerSize = 40
+	replySize  = 16
+	// smallFrame is what nearly all messages but reads and writes fit into.
+	smallFrame = 8 << 10
+)
+
+// The operations that need to be told apart here; the numbers are FUSE's.
+const (
+	opLookup      = 1
+	opForget      = 2
+	opRead        = 15
+	opGetXAttr    = 22
+	opListXAttr   = 23
+	opInit        = 26
+	opReadDir     = 28
+	opInterrupt   = 36
+	opNotifyReply = 41
+	opBatchForget = 42
+	opReadDirPlus = 44
+)
+
+// served are the operations that this server answers. Locks are not among them: they are the guest's own affair.
+func served() []uint32 {
+	return []uint32{
+		1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, opRead, 16, 17, 18, 20, 21, opGetXAttr, opListXAttr, 24, 25, opInit, 27, opReadDir, 29, 30,
+		35, opInterrupt, 38, opBatchForget, 43, opReadDirPlus, 45, 46, 47,
+	}
+}
+
+// session serves one share over one stream.
+type session struct {
+	stream  io.ReadWriteCloser
+	in      *bufio.Reader
+	server  *fuse.ProtocolServer
+	allowed []uint32
+	big     sync.Pool // buffers of maxFrame bytes
+
+	reading sync.Mutex // one worker reads a message at a time
+	writing sync.Mutex // one writes
+	work    sync.WaitGroup
+
+	mu      sync.Mutex
+	workers int
+	idle    int // workers that read or wait to read
+	err     error
+}
+
+// serve answers the requests on a stream until it ends, and closes it. It returns when nothing works on a request any
+// more.
+func serve(stream io.ReadWriteCloser, fs *files) error {
+	s := &session{
+		stream: stream, in: bufio.NewReaderSize(stream, smallFrame), allowed: served(),
+		server: fuse.NewProtocolServer(fs, &fuse.MountOptions{
+			MaxWrite: MaxWrite, MaxBackground: 32, Logger: log.New(io.Discard, "", 0), // the guest writes the messages
+			ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2,
+		}),
+		big: sync.Pool{New: func() any { b := make([]byte, maxFrame); return &b }},
+	}
+	defer stream.Close()
+	if err := s.begin(); err != nil {
+		return err
+	}
+	s.spawn()
+	s.work.Wait()
+	return s.err
+}
+
+// begin answers INIT alone: what it agrees on holds for all others.
+func (s *session) begin() error {
+	small := make([]byte, smallFrame)
+	frame, free, err := s.read(small)
+	if err != nil {
+		return err
+	}
+	defer free()
+	if opcode(frame) != opInit {
+		return fmt.Errorf("the first request is operation %d and not INIT", opcode(frame))
+	}
+	return s.answer(frame, make([]byte, smallFrame))
+}
+
+func (s *session) spawn() {
+	s.mu.Lock()
+	s.workers++
+	s.idle++
+	s.mu.Unlock()
+	s.work.Go(s.serveRequests)
+}
+
+// serveRequests is a worker. Whenever the last one that waits takes a request, another one is started: requests are
+// always read, whatever the others hang in, up to maxWorkers.
+func (s *session) serveRequests() {
+	in, out := make([]byte, smallFrame), make([]byte, smallFrame)
+	for {
+		frame, free, err := s.read(in)
+		if err != nil {
+			s.end(err)
+			return
+		}
+		s.mu.Lock()
+		s.idle--
+		more := s.idle == 0 && s.workers < maxWorkers
+		s.mu.Unlock()
+		if more {
+			s.spawn()
+		}
+		err = s.handle(frame, out)
+		free()
+		if err != nil {
+			s.end(err)
+			return
+		}
+		s.mu.Lock()
+		if s.idle >= spareWorkers {
+			s.workers--
+			s.mu.Unlock()
+			return
+		}
+		s.idle++
+		s.mu.Unlock()
+	}
+}
+
+// end closes the stream, so that all workers end.
+func (s *session) end(err error) {
+	s.mu.Lock()
+	if s.err == nil && err != io.EOF {
+		s.err = err
+	}
+	s.mu.Unlock()
+	s.stream.Close()
+}
+
+// read reads one message into small, or into a larger buffer that free gives back.
+func (s *session) read(small []byte) (frame []byte, free func(), err error) {
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	if _, err := io.ReadFull(s.in, small[:4]); err != nil {
+		return nil, nil, err
+	}
+	n := binary.NativeEndian.Uint32(small)
+	if n < headerSize || n > maxFrame {
+		return nil, nil, fmt.Errorf("a request of %d bytes: %d to %d are possible", n, headerSize, maxFrame)
+	}
+	frame, free = small, func() {}
+	if n > smallFrame {
+		b := s.big.Get().(*[]byte)
+		frame, free = *b, func() { s.big.Put(b) }
+		copy(frame, small[:4])
+	}
+	if _, err := io.ReadFull(s.in, frame[4:n]); err != nil {
+		free()
+		return nil, nil, err
+	}
+	return frame[:n], free, nil
+}
+
+func opcode(frame []byte) uint32 { return binary.NativeEndian.Uint32(frame[4:]) }
+
+// handle answers one request after the first.
+func (s *session) handle(frame, small []byte) error {
+	if code := s.screen(frame); !code.Ok() {
+		return s.refuse(frame, code)
+	}
+	size := replySize + 512 + payload(frame)
+	if size > maxFrame {
+		return s.refuse(frame, fuse.EINVAL)
+	}
+	if size <= smallFrame {
+		return s.answer(frame, small)
+	}
+	b := s.big.Get().(*[]byte)
+	defer s.big.Put(b)
+	return s.answer(frame, *b)
+}
+
+// screen refuses what the protocol library must not see: operations that are not served, a second INIT, extensions
+// that were not agreed on, and the file that the library adds to every root for its own purposes.
+func (s *session) screen(frame []byte) fuse.Status {
+	op := opcode(frame)
+	node := binary.NativeEndian.Uint64(frame[16:])
+	switch {
+	case !slices.Contains(s.allowed, op):
+		return fuse.ENOSYS
+	case op == opInit, binary.NativeEndian.Uint16(frame[36:]) != 0:
+		return fuse.EINVAL
+	case node == ^uint64(0):
+		return fuse.Status(unix.ESTALE)
+	case op == opLookup && bytes.HasPrefix(frame[headerSize:], []byte(".go-fuse-epoll-hack\x00")):
+		return fuse.ENOENT
+	}
+	return fuse.OK
+}
+
+// payload is how many bytes a request wants at most beside the fixed part of the answer.
+func payload(frame []byte) int {
+	at := 0
+	switch opcode(frame) {
+	case opRead, opReadDir, opReadDirPlus:
+		at = headerSize + 16
+	case opGetXAttr, opListXAttr:
+		at = headerSize
+	case 5: // READLINK
+		return maxTarget
+	default:
+		return 0
+	}
+	if len(frame) < at+4 {
+		return 0
+	}
+	// A size that no frame holds is refused, whatever it is.
+	return int(min(binary.NativeEndian.Uint32(frame[at:]), 2*maxFrame))
+}
+
+// answer has the library handle a request and sends what it says.
+func (s *session) answer(frame, out []byte) error {
+	n, code := s.server.HandleRequest([][]byte{frame}, [][]byte{out})
+	if n == 0 && !code.Ok() {
+		return s.refuse(frame, code) // it was malformed
+	}
+	return s.send(out[:n])
+}
+
+// refuse sends an error, where the request is one that is answered.
+func (s *session) refuse(frame []byte, code fuse.Status) error {
+	if slices.Contains([]uint32{opForget, opBatchForget, opInterrupt, opNotifyReply}, opcode(frame)) {
+		return nil
+	}
+	var b [replySize]byte
+	binary.NativeEndian.PutUint32(b[:], replySize)
+	binary.NativeEndian.PutUint32(b[4:], uint32(-int32(code)))
+	copy(b[8:], frame[8:16])
+	return s.send(b[:])
+}
+
+func (s *session) send(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	_, err := s.stream.Write(b)
+	return err
+}
