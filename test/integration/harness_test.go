@@ -139,14 +139,7 @@ func (d *daemon) start() {
 		defer close(done)
 		d.ended = d.cmd.Wait()
 	}()
-	if d.conn == nil {
-		conn, err := grpc.NewClient("unix://"+d.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithDefaultCallOptions(grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(32<<20)))
-		if err != nil {
-			d.t.Fatal(err)
-		}
-		d.conn, d.RuntimeServiceClient, d.images = conn, runtime.NewRuntimeServiceClient(conn), runtime.NewImageServiceClient(conn)
-	}
+	d.connect()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	answered := make(chan error, 1)
@@ -162,6 +155,20 @@ func (d *daemon) start() {
 	case <-d.done:
 		d.t.Fatalf("pistisd ended: %v\n%s", d.ended, d.logs())
 	}
+}
+
+// connect makes a connection to the process that was just started: one to its predecessor may not have noticed its end.
+func (d *daemon) connect() {
+	d.t.Helper()
+	if d.conn != nil {
+		d.conn.Close()
+	}
+	conn, err := grpc.NewClient("unix://"+d.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(32<<20)))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.conn, d.RuntimeServiceClient, d.images = conn, runtime.NewRuntimeServiceClient(conn), runtime.NewImageServiceClient(conn)
 }
 
 // kill ends the daemon as a crash would; what it started goes on.
