@@ -107,7 +107,11 @@ func (c *Client) Wait(ctx context.Context, id task.ID) (task.Exit, error) {
 	switch {
 	case err == nil:
 		exit.OOMKilled, exit.Reason = info.OomKilled, info.Reason
-	case errdefs.IsNotFound(err), c.gone(err): // deleted by somebody, or the shim ended right behind it
+	case c.gone(err): // the shim ended right behind it
+		if exit.Code == exitUnknown {
+			exit.Reason = "the sandbox ended, and its shim with it"
+		}
+	case errdefs.IsNotFound(err): // deleted by somebody
 	case errdefs.IsNotImplemented(err): // a shim that has no more to say than the code
 	default:
 		return task.Exit{}, err

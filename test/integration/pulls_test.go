@@ -124,6 +124,10 @@ func TestSlowPull(t *testing.T) {
 	if err := pull(alone); status.Code(err) != codes.Canceled {
 		t.Errorf("a cancelled pull: %v", err)
 	}
+	// A call that came before the daemon noticed would join what it still does.
+	eventually(t, "the daemon to end the cancelled call", func() bool {
+		return strings.Contains(d.logs(), "method=PullImage") && strings.Contains(d.logs(), "code=Canceled")
+	})
 	d.noImages("a cancelled pull")
 
 	// Of two calls for one image the first gives up.
