@@ -98,6 +98,8 @@ func (m *Mount) requests(stream io.Writer) error {
 			continue // that request was given up
 		case errors.Is(err, unix.ENODEV):
 			return nil // unmounted
+		case err != nil && m.disconnected():
+			return nil // unmounted while the Go poller waited: it has an error of its own for that
 		case err != nil:
 			return fmt.Errorf("read requests: %w", err)
 		}
@@ -105,6 +107,21 @@ func (m *Mount) requests(stream io.Writer) error {
 			return fmt.Errorf("send request: %w", err)
 		}
 	}
+}
+
+// disconnected tells whether the kernel has given the file system up: the device then polls as broken.
+func (m *Mount) disconnected() bool {
+	conn, err := m.dev.SyscallConn()
+	if err != nil {
+		return true // closed
+	}
+	broken := false
+	err = conn.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, 0)
+		broken = err == nil && n == 1 && fds[0].Revents&unix.POLLERR != 0
+	})
+	return err != nil || broken
 }
 
 // replies carries what the server answers. One write is one message.
@@ -121,6 +138,8 @@ func (m *Mount) replies(stream io.Reader) error {
 		case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINTR):
 			// ENOENT: nobody waits for that answer any more.
 		case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EPERM), errors.Is(err, os.ErrClosed):
+			return nil
+		case m.disconnected():
 			return nil
 		default:
 			return fmt.Errorf("answer: %w", err)
