@@ -99,7 +99,7 @@ func TestForbiddenDependencies(t *testing.T) {
 		},
 		{
 			why:       "vocabulary and leaves import nothing of ours",
-			packages:  []string{"internal/task", "internal/lifecycle", "internal/store", "internal/cleanup", "internal/failpoint", "internal/logfields", "api/..."},
+			packages:  []string{"internal/task", "internal/lifecycle", "internal/store", "internal/cleanup", "internal/failpoint", "internal/logfields", "internal/rtnl", "api/..."},
 			forbidden: []string{module + "internal/..."},
 		},
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/pistis-run/pistis/internal/cleanup"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/network/netns"
+	"github.com/pistis-run/pistis/internal/rtnl"
 )
 
 // BridgeOptions configure a Bridge.
@@ -401,7 +402,7 @@ func checkAddresses(want []netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("find interface %s: %w", interfaceName, err)
 	}
-	addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	addrs, err := rtnl.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", interfaceName, err)
 	}

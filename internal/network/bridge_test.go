@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/network/netns"
+	"github.com/pistis-run/pistis/internal/rtnl"
 )
 
 // bridgeOptions gives every test a bridge and prefixes of its own.
@@ -310,7 +311,7 @@ func TestBridgeLeavesNothing(t *testing.T) {
 // names lists the interfaces of the test's namespace.
 func names(t *testing.T) string {
 	t.Helper()
-	links, err := netlink.LinkList()
+	links, err := rtnl.Dump(netlink.LinkList)
 	must(t, err)
 	var out []string
 	for _, l := range links {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/network/netns"
+	"github.com/pistis-run/pistis/internal/rtnl"
 )
 
 // defaultMTU is used where the host has no default route to take it from.
@@ -74,7 +75,7 @@ func ensureBridge(name string, mtu int, gateways []netip.Prefix) (netlink.Link, 
 // checkFree refuses networks of which the host already reaches a part over another interface: one of the two would
 // be unreachable. Wider routes, as those of a company's network, are no conflict: the bridge's is more specific.
 func checkFree(networks []netip.Prefix) error {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	routes, err := rtnl.Dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("routes of the host: %w", err)
 	}
@@ -120,7 +121,7 @@ func addBridge(name string, mtu int) (netlink.Link, error) {
 
 // hostMTU is the smallest of the interfaces that have a default route: no packet needs to be fragmented then.
 func hostMTU() (int, error) {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	routes, err := rtnl.Dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return 0, fmt.Errorf("list the host's routes: %w", err)
 	}
@@ -145,7 +146,7 @@ func hostMTU() (int, error) {
 
 // ensureAddresses gives the link the addresses and takes others of global scope from it.
 func ensureAddresses(link netlink.Link, want []netip.Prefix) error {
-	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	have, err := rtnl.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list the addresses of %s: %w", link.Attrs().Name, err)
 	}

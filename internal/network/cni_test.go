@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/pistis-run/pistis/internal/network/netns"
+	"github.com/pistis-run/pistis/internal/rtnl"
 )
 
 // pluginsEnv tells the tests where the CNI plugins are.
@@ -157,10 +158,10 @@ func TestCNIWithRealPlugins(t *testing.T) {
 // shaped counts token bucket filters on the test's interfaces.
 func shaped(t *testing.T) (n int) {
 	t.Helper()
-	links, err := netlink.LinkList()
+	links, err := rtnl.Dump(netlink.LinkList)
 	must(t, err)
 	for _, l := range links {
-		qdiscs, err := netlink.QdiscList(l)
+		qdiscs, err := rtnl.Dump(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(l) })
 		must(t, err)
 		for _, q := range qdiscs {
 			if q.Type() == "tbf" {
@@ -179,7 +180,7 @@ func (f fixture) nothingLeft(t *testing.T) {
 			t.Errorf("left: %v", left)
 		}
 	}
-	links, err := netlink.LinkList()
+	links, err := rtnl.Dump(netlink.LinkList)
 	must(t, err)
 	for _, l := range links {
 		if strings.HasPrefix(l.Attrs().Name, "veth") {

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/pistis-run/pistis/internal/rtnl"
 )
 
 // Reconcile implements Network. It also removes links to the bridge that no pod of the ledger has.
@@ -36,7 +38,7 @@ func (b *Bridge) Reconcile(ctx context.Context, keep map[string]bool) error {
 
 // removeStrays removes links of the bridge that are not in keep. The caller holds mu.
 func (b *Bridge) removeStrays(keep map[string]bool) error {
-	links, err := netlink.LinkList()
+	links, err := rtnl.Dump(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/rtnl"
 )
 
 const (
@@ -82,7 +83,9 @@ func switchForwarding(log *slog.Logger, v4, v6 bool) error {
 // keepRouterAdvertisements lets interfaces that have a route from a router advertisement go on listening to them: the
 // kernel stops that with forwarding, and the host would lose its IPv6 routes some time later.
 func keepRouterAdvertisements(log *slog.Logger) error {
-	routes, err := netlink.RouteListFiltered(unix.AF_INET6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
+	routes, err := rtnl.Dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(unix.AF_INET6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
+	})
 	if err != nil {
 		return fmt.Errorf("list IPv6 routes: %w", err)
 	}

@@ -16,6 +16,8 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+
+	"github.com/pistis-run/pistis/internal/rtnl"
 )
 
 // Scope is what belongs to one daemon.
@@ -132,7 +134,7 @@ func links(s Scope) ([]string, error) {
 	if s.Bridge == "" {
 		return nil, nil
 	}
-	all, err := netlink.LinkList()
+	all, err := rtnl.Dump(netlink.LinkList)
 	if err != nil {
 		return nil, err
 	}

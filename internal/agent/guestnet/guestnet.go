@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	"github.com/pistis-run/pistis/internal/rtnl"
 )
 
 // Loopback brings lo up. It is on the way of every boot, where one ioctl costs less than netlink's two exchanges.
@@ -79,7 +80,7 @@ func Apply(n *agentv1.Network) error {
 
 // find returns the links of the plan by the name that they are to have.
 func find(p *plan) (map[string]netlink.Link, error) {
-	links, err := netlink.LinkList()
+	links, err := rtnl.Dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("network: list interfaces: %w", err)
 	}
@@ -97,7 +98,7 @@ func find(p *plan) (map[string]netlink.Link, error) {
 // reset takes every interface down, which removes its routes, removes its addresses and neighbours, and gives
 // those of the plan a name that cannot be in the way of another's.
 func reset(found map[string]netlink.Link) error {
-	links, err := netlink.LinkList()
+	links, err := rtnl.Dump(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("network: list interfaces: %w", err)
 	}
@@ -124,7 +125,7 @@ func clear(l netlink.Link) error {
 	if err := netlink.LinkSetDown(l); err != nil {
 		return err
 	}
-	addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+	addrs, err := rtnl.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
 		return err
 	}
@@ -133,7 +134,7 @@ func clear(l netlink.Link) error {
 			return err
 		}
 	}
-	neighbours, err := netlink.NeighList(l.Attrs().Index, netlink.FAMILY_ALL)
+	neighbours, err := rtnl.Dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(l.Attrs().Index, netlink.FAMILY_ALL) })
 	if err != nil {
 		return err
 	}
@@ -181,8 +182,10 @@ func addRoute(r route) error {
 		return nil
 	}
 	if errors.Is(err, unix.EEXIST) {
-		same, listErr := netlink.RouteListFiltered(r.Family, &netlink.Route{LinkIndex: r.LinkIndex, Dst: r.Dst, Gw: r.Gw},
-			netlink.RT_FILTER_OIF|netlink.RT_FILTER_DST|netlink.RT_FILTER_GW)
+		same, listErr := rtnl.Dump(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(r.Family, &netlink.Route{LinkIndex: r.LinkIndex, Dst: r.Dst, Gw: r.Gw},
+				netlink.RT_FILTER_OIF|netlink.RT_FILTER_DST|netlink.RT_FILTER_GW)
+		})
 		if listErr == nil && len(same) > 0 {
 			return nil
 		}
@@ -192,7 +195,7 @@ func addRoute(r route) error {
 
 // Stats counts the traffic of every interface but the loopback.
 func Stats() ([]*agentv1.InterfaceStats, error) {
-	links, err := netlink.LinkList()
+	links, err := rtnl.Dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("network: list interfaces: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	"github.com/pistis-run/pistis/internal/rtnl"
 )
 
 // TestApply configures a network namespace of its own twice: the second configuration replaces the first.
@@ -75,11 +76,11 @@ func expect(t *testing.T, name string, mtu, routes int, address string) {
 	if l.Attrs().MTU != mtu {
 		t.Errorf("%s: mtu %d, want %d", name, l.Attrs().MTU, mtu)
 	}
-	addrs, err := netlink.AddrList(l, unix.AF_INET)
+	addrs, err := rtnl.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(l, unix.AF_INET) })
 	if err != nil || len(addrs) != 1 || addrs[0].IPNet.String() != address {
 		t.Errorf("%s: addresses %v, %v", name, addrs, err)
 	}
-	have, err := netlink.RouteList(l, unix.AF_INET)
+	have, err := rtnl.Dump(func() ([]netlink.Route, error) { return netlink.RouteList(l, unix.AF_INET) })
 	if err != nil || len(have) != routes {
 		t.Errorf("%s: routes %v, %v; want %d", name, have, err, routes)
 	}

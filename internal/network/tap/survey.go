@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/rtnl"
 )
 
 // pod is what was found in a namespace.
@@ -57,7 +59,7 @@ func survey(h *netlink.Handle) (*pod, error) {
 // findLinks chooses the interfaces that the guest gets. Those that are down and bare are left out: the kernel puts some
 // into every namespace.
 func (p *pod) findLinks(h *netlink.Handle) error {
-	links, err := h.LinkList()
+	links, err := rtnl.Dump(h.LinkList)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
@@ -68,7 +70,7 @@ func (p *pod) findLinks(h *netlink.Handle) error {
 			continue
 		}
 		if attrs.Flags&net.FlagUp == 0 {
-			addrs, err := h.AddrList(link, netlink.FAMILY_ALL)
+			addrs, err := rtnl.Dump(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_ALL) })
 			if err != nil {
 				return fmt.Errorf("list the addresses of %s: %w", attrs.Name, err)
 			}
@@ -96,14 +98,14 @@ func (p *pod) findLinks(h *netlink.Handle) error {
 func (p *pod) findAddresses(h *netlink.Handle) error {
 	var routes []netlink.Route
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		of, err := h.RouteList(nil, family)
+		of, err := rtnl.Dump(func() ([]netlink.Route, error) { return h.RouteList(nil, family) })
 		if err != nil {
 			return fmt.Errorf("list routes: %w", err)
 		}
 		routes = append(routes, of...)
 	}
 	for _, link := range p.links {
-		addrs, err := h.AddrList(link, netlink.FAMILY_ALL)
+		addrs, err := rtnl.Dump(func() ([]netlink.Addr, error) { return h.AddrList(link, netlink.FAMILY_ALL) })
 		if err != nil {
 			return fmt.Errorf("list the addresses of %s: %w", link.Attrs().Name, err)
 		}
@@ -209,7 +211,7 @@ func (p *pod) findNeighbors(h *netlink.Handle) error {
 	for _, link := range p.links {
 		nic := p.nics[link.Attrs().Index]
 		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-			neighbors, err := h.NeighList(link.Attrs().Index, family)
+			neighbors, err := rtnl.Dump(func() ([]netlink.Neigh, error) { return h.NeighList(link.Attrs().Index, family) })
 			if err != nil {
 				return fmt.Errorf("list the neighbours of %s: %w", nic.Name, err)
 			}
@@ -228,7 +230,7 @@ var plainQdiscs = map[string]bool{"noqueue": true, "pfifo_fast": true, "pfifo": 
 
 func (p *pod) findQdiscs(h *netlink.Handle) error {
 	for _, link := range p.links {
-		qdiscs, err := h.QdiscList(link)
+		qdiscs, err := rtnl.Dump(func() ([]netlink.Qdisc, error) { return h.QdiscList(link) })
 		if err != nil {
 			return fmt.Errorf("list the queueing disciplines of %s: %w", link.Attrs().Name, err)
 		}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/network/netns"
+	"github.com/pistis-run/pistis/internal/rtnl"
 )
 
 // tapPrefix starts the names of the tap devices; the index of the interface that they stand for follows.
@@ -175,7 +176,7 @@ func Detach(_ context.Context, netnsPath string) error {
 }
 
 func detach(h *netlink.Handle) error {
-	links, err := h.LinkList()
+	links, err := rtnl.Dump(h.LinkList)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
@@ -205,7 +206,7 @@ func isTap(link netlink.Link) bool {
 
 // ownIngress returns the link's ingress queueing discipline if Attach made it.
 func ownIngress(h *netlink.Handle, link netlink.Link) (netlink.Qdisc, error) {
-	qdiscs, err := h.QdiscList(link)
+	qdiscs, err := rtnl.Dump(func() ([]netlink.Qdisc, error) { return h.QdiscList(link) })
 	if err != nil {
 		return nil, fmt.Errorf("list queueing disciplines: %w", err)
 	}
@@ -213,7 +214,7 @@ func ownIngress(h *netlink.Handle, link netlink.Link) (netlink.Qdisc, error) {
 		if q.Type() != "ingress" {
 			continue
 		}
-		filters, err := h.FilterList(link, ingressHandle)
+		filters, err := rtnl.Dump(func() ([]netlink.Filter, error) { return h.FilterList(link, ingressHandle) })
 		if err != nil {
 			return nil, fmt.Errorf("list filters: %w", err)
 		}

@@ -21,6 +21,7 @@ import (
 	"github.com/pistis-run/pistis/internal/network/netns"
 	"github.com/pistis-run/pistis/internal/network/tap"
 	"github.com/pistis-run/pistis/internal/network/tap/taptest"
+	"github.com/pistis-run/pistis/internal/rtnl"
 )
 
 // patience bounds what must happen soon.
@@ -338,7 +339,7 @@ func TestAttachAgainAndAfterACrash(t *testing.T) {
 		t.Error(err)
 	}
 	in(t, pod, func() error {
-		links, err := netlink.LinkList()
+		links, err := rtnl.Dump(netlink.LinkList)
 		if len(links) != 3 {
 			t.Errorf("%d interfaces, want lo, eth0 and one tap device", len(links))
 		}
@@ -421,7 +422,7 @@ func TestInspectRefuses(t *testing.T) {
 				t.Errorf("got %v, want FailedPrecondition that says %q", err, c.says)
 			}
 			in(t, pod, func() error {
-				links, err := netlink.LinkList()
+				links, err := rtnl.Dump(netlink.LinkList)
 				for _, l := range links {
 					if l.Type() == "tuntap" {
 						t.Errorf("tap device %s is left", l.Attrs().Name)
