@@ -15,8 +15,9 @@ packages=(
 	e2fsprogs                               # mkfs.ext4: the pods' scratch disks
 	ca-certificates git                     # the Go modules' transport, version numbers
 	curl bsdextrautils                      # what hack/run.sh shows a pod with
+	iptables                                # the CNI plugins of the tests masquerade and map ports with it
 )
-commands=(gcc pkg-config qemu-system-x86_64 mkfs.ext4 git curl column)
+commands=(gcc pkg-config qemu-system-x86_64 mkfs.ext4 git curl column iptables)
 
 say() { echo "setup: $*" >&2; }
 die() { say "$*"; exit 1; }
