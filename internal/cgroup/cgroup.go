@@ -39,18 +39,42 @@ type Group struct {
 	dirs []string
 }
 
-// Open names a group; it need not exist. path is relative to the root of each hierarchy, as pistis/<id>.
-func Open(path string) (*Group, error) {
+// Open names a group on the hierarchies that a pod of ours is put on; it need not exist. path is relative to the root of
+// each hierarchy, as pistis/<id>.
+func Open(path string) (*Group, error) { return openOn(path, usual) }
+
+// OpenAll names a group on every hierarchy of the host, where an OCI runtime makes those of its containers.
+func OpenAll(path string) (*Group, error) {
+	return openOn(path, func([]string) bool { return true })
+}
+
+func openOn(path string, wanted func(options []string) bool) (*Group, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return nil, fmt.Errorf("open cgroup %s: %w", path, err)
 	}
 	defer f.Close()
-	roots, err := hierarchies(f)
+	found, err := hierarchies(f)
 	if err != nil {
 		return nil, fmt.Errorf("open cgroup %s: %w", path, err)
 	}
-	return open(path, roots)
+	return open(path, roots(found, wanted))
+}
+
+// roots are the mount points of the unified hierarchy and of those v1 hierarchies whose options are wanted.
+func roots(found []hierarchy, wanted func(options []string) bool) []string {
+	var mounts []string
+	for _, h := range found {
+		if (h.v2 || wanted(h.options)) && !slices.Contains(mounts, h.mount) {
+			mounts = append(mounts, h.mount)
+		}
+	}
+	return mounts
+}
+
+// usual are the hierarchies with one of the controllers of a pod's own group.
+func usual(options []string) bool {
+	return slices.ContainsFunc(options, func(option string) bool { return slices.Contains(controllers(), option) })
 }
 
 func open(path string, roots []string) (*Group, error) {
@@ -68,24 +92,33 @@ func open(path string, roots []string) (*Group, error) {
 	return g, nil
 }
 
-// hierarchies finds the mount points to use in a mountinfo table.
-func hierarchies(r io.Reader) ([]string, error) {
-	var roots []string
+// hierarchy is one tree of groups.
+type hierarchy struct {
+	mount string
+	v2    bool
+	// options of a v1 tree name its controllers.
+	options []string
+}
+
+// hierarchies finds them in a mountinfo table.
+func hierarchies(r io.Reader) ([]hierarchy, error) {
+	var found []hierarchy
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
 		left, right, ok := strings.Cut(lines.Text(), " - ")
 		mount, super := strings.Fields(left), strings.Fields(right)
-		if !ok || len(mount) < 6 || len(super) < 3 {
+		// A bind mount of some group inside a container is no root.
+		if !ok || len(mount) < 6 || len(super) < 3 || mount[3] != "/" {
 			continue
 		}
-		wanted := super[0] == unified || super[0] == legacy && slices.ContainsFunc(
-			strings.Split(super[2], ","), func(option string) bool { return slices.Contains(controllers(), option) })
-		// A bind mount of some group inside a container is no root.
-		if wanted && mount[3] == "/" && !slices.Contains(roots, mount[4]) {
-			roots = append(roots, mount[4])
+		switch super[0] {
+		case unified:
+			found = append(found, hierarchy{mount: mount[4], v2: true})
+		case legacy:
+			found = append(found, hierarchy{mount: mount[4], options: strings.Split(super[2], ",")})
 		}
 	}
-	return roots, lines.Err()
+	return found, lines.Err()
 }
 
 // String is the path.

@@ -20,7 +20,8 @@ func TestHierarchies(t *testing.T) {
 30 25 0:24 /docker/x /mnt/memory rw - cgroup cgroup rw,memory
 nonsense
 `
-	got, err := hierarchies(strings.NewReader(table))
+	found, err := hierarchies(strings.NewReader(table))
+	got := roots(found, usual)
 	want := []string{"/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"}
 	if err != nil || !slices.Equal(got, want) {
 		t.Fatalf("hierarchies = %q, %v, want %q", got, err, want)

@@ -23,6 +23,8 @@ type Config struct {
 	CgroupDriver string `toml:"cgroup_driver" json:"cgroup_driver"`
 	// CgroupParent is the cgroup, below each hierarchy's root, of pods that name none.
 	CgroupParent string `toml:"cgroup_parent" json:"cgroup_parent"`
+	// Monitor is the path of pistis-monitor; empty: beside pistisd, then PATH.
+	Monitor string `toml:"monitor" json:"monitor"`
 	// Metrics is a listen address; empty: off.
 	Metrics string `toml:"metrics" json:"metrics"`
 	// DrainTimeout bounds what SIGTERM waits for calls that run.
@@ -82,7 +84,7 @@ type Handler struct {
 	Type string `toml:"type" json:"type"`
 	// Hypervisor of a VM handler: qemu, …; empty picks the best that works.
 	Hypervisor string `toml:"hypervisor" json:"hypervisor"`
-	// Path of the OCI runtime or of the shim.
+	// Path of the OCI runtime or of the shim; empty finds it.
 	Path string `toml:"path" json:"path"`
 }
 

@@ -120,10 +120,11 @@ func TestParseRefuses(t *testing.T) {
 		{"long state", "state = \"/" + strings.Repeat("x", 40) + "\"\n", "state"},
 		{"default handler", "default_handler = \"kata\"\n", "there is no [handlers.kata]"},
 		{"untrusted handler", "untrusted_handler = \"kata\"\n", "there is no [handlers.kata]"},
-		{"oci handler", "[handlers.vm]\ntype = \"vm\"\n[handlers.runc]\ntype = \"oci\"\n", "not supported by this version"},
+		{"oci handler with a hypervisor", "default_handler = \"vm\"\n[handlers.vm]\ntype = \"vm\"\n[handlers.runc]\ntype = \"oci\"\nhypervisor = \"qemu\"\n", "handlers.runc.hypervisor"},
+		{"untrusted on the host's kernel", "untrusted_handler = \"runc\"\n", "untrusted pods need one of type"},
 		{"handler type", "[handlers.vm]\ntype = \"wasm\"\n", "handlers.vm.type"},
 		{"handler name", "[handlers.VM_1]\ntype = \"vm\"\n", "handlers.VM_1"},
-		{"hypervisor", "[handlers.vm]\ntype = \"vm\"\nhypervisor = \"xen\"\n", "handlers.vm.hypervisor"},
+		{"hypervisor", "default_handler = \"vm\"\n[handlers.vm]\ntype = \"vm\"\nhypervisor = \"xen\"\n", "handlers.vm.hypervisor"},
 		{"cgroup parent", "cgroup_parent = \"/../x\"\n", "cgroup_parent"},
 		{"kernel alone", "[vm]\nkernel = \"/k\"\n", "give both or none"},
 		{"acceleration", "[vm]\nacceleration = \"hvf\"\n", "vm.acceleration"},
@@ -161,7 +162,7 @@ func TestLoad(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add(DefaultFile())
-	f.Add([]byte("[handlers.vm]\ntype = \"vm\"\n"))
+	f.Add([]byte("default_handler = \"vm\"\n[handlers.vm]\ntype = \"vm\"\n"))
 	f.Add([]byte("drain_timeout = \"-1ns\""))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		cfg, err := Parse(data)

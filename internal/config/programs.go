@@ -13,6 +13,8 @@ import (
 const (
 	// ShimName is the VM shim's program.
 	ShimName = "containerd-shim-pistis-v2"
+	// MonitorName is the program that watches over containers on the host's kernel.
+	MonitorName = "pistis-monitor"
 	// QEMUName is what runs where VM.QEMU is empty.
 	QEMUName = "qemu-system-x86_64"
 )
@@ -29,17 +31,68 @@ func (v VM) FindShim(h Handler) (string, error) {
 		}
 		return path, nil
 	}
-	if self, err := os.Executable(); err == nil {
-		if path, err := exec.LookPath(filepath.Join(filepath.Dir(self), ShimName)); err == nil {
+	path, err := find(ShimName)
+	if err != nil {
+		return "", fmt.Errorf("shim: %w; install it, or set vm.shim in the configuration: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return path, nil
+}
+
+// FindMonitor returns the path of pistis-monitor. FailedPrecondition when there is none.
+func (c Config) FindMonitor() (string, error) {
+	if c.Monitor != "" {
+		if _, err := exec.LookPath(c.Monitor); err != nil {
+			return "", fmt.Errorf("monitor: %w: %w", err, errdefs.ErrFailedPrecondition)
+		}
+		return c.Monitor, nil
+	}
+	path, err := find(MonitorName)
+	if err != nil {
+		return "", fmt.Errorf("monitor: %w; install it, or set monitor in the configuration: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return path, nil
+}
+
+// find looks for one of this project's programs: beside this one, then on PATH.
+func find(name string) (string, error) {
+	if path, ok := beside(name); ok {
+		return path, nil
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("%s is neither beside this program nor on PATH", name)
+	}
+	return filepath.Abs(path)
+}
+
+func beside(name string) (string, bool) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", false
+	}
+	path, err := exec.LookPath(filepath.Join(filepath.Dir(self), name))
+	return path, err == nil
+}
+
+// FindRuntime returns the path of the OCI runtime of the handler that is called name: its own, that on PATH, or the one
+// that was built for guests, which runs on hosts as well. FailedPrecondition when there is none.
+func (h Handler) FindRuntime(name string) (string, error) {
+	if h.Path != "" {
+		if _, err := exec.LookPath(h.Path); err != nil {
+			return "", fmt.Errorf("runtime: %w: %w", err, errdefs.ErrFailedPrecondition)
+		}
+		return h.Path, nil
+	}
+	if path, err := exec.LookPath(name); err == nil {
+		return filepath.Abs(path)
+	}
+	for _, place := range []string{"guest", "../lib/pistis/guest"} {
+		if path, ok := beside(filepath.Join(place, name)); ok {
 			return path, nil
 		}
 	}
-	path, err := exec.LookPath(ShimName)
-	if err != nil {
-		return "", fmt.Errorf("shim: %s is neither beside this program nor on PATH; install it, or set vm.shim in the configuration: %w",
-			ShimName, errdefs.ErrFailedPrecondition)
-	}
-	return filepath.Abs(path)
+	return "", fmt.Errorf("runtime: %s is not on PATH; install it (Debian: apt install %s), or set handlers.%s.path in the configuration: %w",
+		name, name, name, errdefs.ErrFailedPrecondition)
 }
 
 // FindQEMU returns the path of QEMU. FailedPrecondition when there is none.

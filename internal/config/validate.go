@@ -76,7 +76,7 @@ func (c Config) validatePaths(bad func(string, ...any)) {
 	}
 	for key, path := range map[string]string{
 		"image.hosts_dir": c.Image.HostsDir, "network.cni_conf_dir": c.Network.CNIConfDir,
-		"vm.kernel": c.VM.Kernel, "vm.initrd": c.VM.Initrd, "vm.shim": c.VM.Shim, "vm.qemu": c.VM.QEMU,
+		"vm.kernel": c.VM.Kernel, "vm.initrd": c.VM.Initrd, "vm.shim": c.VM.Shim, "vm.qemu": c.VM.QEMU, "monitor": c.Monitor,
 	} {
 		if path != "" && !filepath.IsAbs(path) {
 			bad("%s: %q is not an absolute path", key, path)
@@ -110,9 +110,11 @@ func (c Config) validateHandlers(bad func(string, ...any)) {
 				bad("handlers.%s.hypervisor: %q is not one of %q", name, h.Hypervisor, Hypervisors())
 			}
 		case HandlerOCI:
-			bad("handlers.%s.type: %q (a pod on the host's kernel) is not supported by this version; use %q", name, h.Type, HandlerVM)
+			if h.Hypervisor != "" {
+				bad("handlers.%s.hypervisor: pods of type %q have none; leave it out, or make the type %q", name, h.Type, HandlerVM)
+			}
 		default:
-			bad("handlers.%s.type: %q is not %q", name, h.Type, HandlerVM)
+			bad("handlers.%s.type: %q is neither %q nor %q", name, h.Type, HandlerVM, HandlerOCI)
 		}
 		if h.Path != "" && !filepath.IsAbs(h.Path) {
 			bad("handlers.%s.path: %q is not an absolute path", name, h.Path)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/pistis-run/pistis/internal/cleanup"
@@ -77,7 +78,11 @@ func (m *Manager) create(ctx context.Context, c *container, pod sandbox.Status, 
 	if err := m.images.Use(ctx, rec.ID, img); err != nil {
 		return err
 	}
-	disks, err := m.layers.Ensure(ctx, img)
+	form := m.dirs
+	if pod.VM {
+		form = m.disks
+	}
+	layers, err := form.Ensure(ctx, img)
 	if err != nil {
 		return err
 	}
@@ -94,7 +99,7 @@ func (m *Manager) create(ctx context.Context, c *container, pod sandbox.Status, 
 	}
 	// Before the call: one that was given up may have made the container all the same.
 	undo.Add("delete container in its sandbox", func(ctx context.Context) error { return m.deleteTask(ctx, rec) })
-	user, err := tasks.Create(ctx, createRequest(rec, m.bundle(rec.ID), spec, disks, img))
+	user, err := tasks.Create(ctx, createRequest(rec, m.bundle(rec.ID), spec, layers, img))
 	if err != nil {
 		return err
 	}
@@ -123,6 +128,11 @@ func (m *Manager) prepare(ctx context.Context, c *container, pod sandbox.Status)
 	if err != nil {
 		return image.Image{}, nil, err
 	}
+	if target := rec.Config.Security.TargetPID; target != "" {
+		if err := m.checkTarget(target, pod); err != nil {
+			return image.Image{}, nil, err
+		}
+	}
 	if pod.VM {
 		// The shim rebuilds the spec for the guest; here the result only tells early whether it will.
 		if _, err := oci.ForGuest(spec); err != nil {
@@ -134,6 +144,24 @@ func (m *Manager) prepare(ctx context.Context, c *container, pod sandbox.Status)
 	rec.ImageID, rec.StopSignal, rec.LogPath = img.ID.String(), signal, logPath(rec.Config, pod.Config)
 	c.set(rec)
 	return img, spec, nil
+}
+
+// checkTarget holds that the container whose PID namespace is asked for runs in the same pod.
+func (m *Manager) checkTarget(id string, pod sandbox.Status) error {
+	if pod.VM {
+		return fmt.Errorf("process namespace of container %s: joining another container's is not built yet in microVM pods; share the namespace of the whole pod instead: %w", id, errdefs.ErrNotImplemented)
+	}
+	target, err := m.find(id)
+	if err != nil {
+		return fmt.Errorf("process namespace: %w", err)
+	}
+	switch rec := target.snapshot(); {
+	case rec.Config.SandboxID != pod.ID:
+		return fmt.Errorf("process namespace of container %s: it belongs to another pod, %s: %w", id, rec.Config.SandboxID, errdefs.ErrInvalidArgument)
+	case rec.State != Running:
+		return fmt.Errorf("process namespace of container %s: it is %s and not running: %w", id, rec.State, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 func logPath(cfg Config, pod sandbox.Config) string {
@@ -167,13 +195,25 @@ func (m *Manager) writeBundle(id string, spec *specs.Spec) error {
 	return nil
 }
 
-func createRequest(rec record, bundle string, spec *specs.Spec, disks []string, img image.Image) task.CreateRequest {
+func createRequest(rec record, bundle string, spec *specs.Spec, layers []string, img image.Image) task.CreateRequest {
 	user := rec.Config.Security.User
 	if user.User == "" {
 		user.User = img.Config.Config.User
 	}
 	return task.CreateRequest{
-		ID: rec.ID, Bundle: bundle, Spec: spec, Layers: disks, User: user, LogPath: rec.LogPath,
+		ID: rec.ID, Bundle: bundle, Spec: spec, Layers: layers, User: user, PID: pidNamespace(rec.Config.Security), LogPath: rec.LogPath,
 		Stdin: rec.Config.Stdin, StdinOnce: rec.Config.StdinOnce, Terminal: rec.Config.TTY,
 	}
+}
+
+func pidNamespace(s Security) task.PIDNamespace {
+	switch {
+	case s.TargetPID != "":
+		return task.PIDNamespace{Mode: task.PIDTarget, Target: s.TargetPID}
+	case s.HostPID:
+		return task.PIDNamespace{Mode: task.PIDHost}
+	case s.SharedPID:
+		return task.PIDNamespace{Mode: task.PIDPod}
+	}
+	return task.PIDNamespace{}
 }

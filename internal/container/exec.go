@@ -61,7 +61,11 @@ func (m *Manager) exec(ctx context.Context, id string, cmd []string, e execution
 	if err != nil {
 		return 0, err
 	}
-	process, err := m.execProcess(rec, cmd, e.tty)
+	pod, err := m.sandboxes.Status(ctx, rec.Config.SandboxID)
+	if err != nil {
+		return 0, err
+	}
+	process, err := m.execProcess(rec, pod.VM, cmd, e.tty)
 	if err != nil {
 		return 0, err
 	}
@@ -74,14 +78,16 @@ func (m *Manager) exec(ctx context.Context, id string, cmd []string, e execution
 }
 
 // execProcess is the container's own process with another command.
-func (m *Manager) execProcess(rec record, cmd []string, tty bool) (json.RawMessage, error) {
+func (m *Manager) execProcess(rec record, vm bool, cmd []string, tty bool) (json.RawMessage, error) {
 	spec, err := readSpec(filepath.Join(m.bundle(rec.ID), specFile))
 	if err != nil {
 		return nil, err
 	}
 	p := *spec.Process
-	p.Args, p.Terminal, p.OOMScoreAdj = cmd, tty, nil
-	p.ApparmorProfile, p.SelinuxLabel = "", ""
+	p.Args, p.Terminal = cmd, tty
+	if vm { // the host's scores and labels mean nothing there
+		p.OOMScoreAdj, p.ApparmorProfile, p.SelinuxLabel = nil, "", ""
+	}
 	hasTerm := slices.ContainsFunc(p.Env, func(kv string) bool { return len(kv) >= 5 && kv[:5] == "TERM=" })
 	if tty && !hasTerm {
 		p.Env = append(p.Env, "TERM=xterm")

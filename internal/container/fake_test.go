@@ -328,7 +328,7 @@ func newManager(t *testing.T, w *world, dir string) *Manager {
 	t.Helper()
 	m, err := New(Options{
 		Dir: filepath.Join(dir, "records"), BundleDir: filepath.Join(dir, "bundles"), Sandboxes: fakeSandboxes{w},
-		Images: fakeImages{w}, Layers: fakeImages{w}, Events: event.NewBroker(), Log: slog.New(slog.DiscardHandler),
+		Images: fakeImages{w}, Disks: fakeImages{w}, Dirs: fakeImages{w}, Events: event.NewBroker(), Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -41,7 +41,7 @@ type images interface {
 	Owners(ctx context.Context) ([]string, error)
 }
 
-// layers turns an image into what a root file system is made of; the lowest first.
+// layers turns an image into what a root file system is made of, the lowest first, in one form.
 type layers interface {
 	Ensure(ctx context.Context, img image.Image) ([]string, error)
 }
@@ -52,9 +52,10 @@ type Options struct {
 	Dir, BundleDir string
 	Sandboxes      sandboxes
 	Images         images
-	Layers         layers
-	Events         *event.Broker
-	Log            *slog.Logger
+	// Disks are layers for sandboxes that are VMs, Dirs for those on the host's kernel.
+	Disks, Dirs layers
+	Events      *event.Broker
+	Log         *slog.Logger
 }
 
 // Manager owns the containers of this node.
@@ -64,7 +65,8 @@ type Manager struct {
 	bundles   string
 	sandboxes sandboxes
 	images    images
-	layers    layers
+	disks     layers
+	dirs      layers
 	events    *event.Broker
 	log       *slog.Logger
 
@@ -85,7 +87,7 @@ func New(o Options) (*Manager, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Manager{
-		records: records, bundles: o.BundleDir, sandboxes: o.Sandboxes, images: o.Images, layers: o.Layers,
+		records: records, bundles: o.BundleDir, sandboxes: o.Sandboxes, images: o.Images, disks: o.Disks, dirs: o.Dirs,
 		events: o.Events, log: o.Log, ctx: ctx, cancel: cancel, containers: map[string]*container{},
 	}, nil
 }

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/v2/contrib/seccomp"
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -25,17 +27,19 @@ func makeSpec(rec record, pod sandbox.Status, img image.Image) (*specs.Spec, err
 	if err != nil {
 		return nil, err
 	}
-	if len(cfg.Devices) > 0 {
-		return nil, fmt.Errorf("device %s: devices of the host in pods are not built yet: %w", cfg.Devices[0].name(), errdefs.ErrNotImplemented)
+	if !pod.VM {
+		if err := checkPropagation(cfg.Mounts); err != nil {
+			return nil, err
+		}
 	}
-	if cfg.Security.TargetPID != "" {
-		return nil, fmt.Errorf("process namespace of container %s: joining another container's is not built yet; share the namespace of the whole pod instead: %w", cfg.Security.TargetPID, errdefs.ErrNotImplemented)
+	if pod.VM && len(cfg.Devices) > 0 {
+		return nil, fmt.Errorf("device %s: devices of the host in microVM pods are not built yet: %w", cfg.Devices[0].name(), errdefs.ErrNotImplemented)
 	}
 	security, err := specSecurity(cfg.Security)
 	if err != nil {
 		return nil, err
 	}
-	return oci.Generate(oci.Input{
+	spec, err := oci.Generate(oci.Input{
 		ID: rec.ID, Name: cfg.Name, ImageName: cfg.Image, Image: img.Config.Config,
 		Sandbox: oci.Sandbox{
 			ID: pod.ID, Name: pod.Config.Name, Namespace: pod.Config.Namespace, UID: pod.Config.UID,
@@ -44,6 +48,10 @@ func makeSpec(rec record, pod sandbox.Status, img image.Image) (*specs.Spec, err
 		Command: cfg.Command, Args: cfg.Args, WorkDir: cfg.WorkDir, Env: cfg.Env, Terminal: cfg.TTY,
 		Mounts: mounts, Resources: cfg.Resources, OOMScoreAdj: cfg.OOMScore, Security: security,
 	})
+	if err != nil || pod.VM {
+		return spec, err
+	}
+	return spec, addDevices(spec, cfg)
 }
 
 func (d Device) name() string {
@@ -108,6 +116,38 @@ func specMounts(mounts []Mount) ([]specs.Mount, error) {
 		})
 	}
 	return out, nil
+}
+
+// checkPropagation refuses what the runtime would accept and the kernel not do: mounts travel only where the mount that
+// the volume lies on is shared (mount_namespaces(7)).
+func checkPropagation(mounts []Mount) error {
+	for _, m := range mounts {
+		if m.Propagation != "rshared" && m.Propagation != "rslave" {
+			continue
+		}
+		source, err := filepath.EvalSymlinks(m.HostPath)
+		if err != nil {
+			return fmt.Errorf("mount at %s: %w: %w", m.ContainerPath, err, errdefs.ErrInvalidArgument)
+		}
+		above, err := mountinfo.GetMounts(mountinfo.ParentsFilter(source))
+		if err != nil {
+			return fmt.Errorf("mount at %s: %w", m.ContainerPath, err)
+		}
+		var on *mountinfo.Info
+		for _, info := range above {
+			if on == nil || len(info.Mountpoint) >= len(on.Mountpoint) { // a later one covers an earlier one
+				on = info
+			}
+		}
+		switch {
+		case on == nil, strings.Contains(on.Optional, "shared:"):
+		case m.Propagation == "rslave" && strings.Contains(on.Optional, "master:"):
+		default:
+			return fmt.Errorf("mount at %s: %s lies on the mount %s, which is not shared, so that mounts would not propagate; "+
+				"make it shared (mount --make-rshared %[3]s) or use the propagation None: %w", m.ContainerPath, m.HostPath, on.Mountpoint, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
 }
 
 func propagationOption(p string) string {

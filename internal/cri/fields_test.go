@@ -86,10 +86,10 @@ var podFields = map[string]podVerdict{
 	"NamespaceOption.pid":                                    {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).Pid = runtime.NamespaceMode_NODE }},
 	"NamespaceOption.ipc":                                    {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).Ipc = runtime.NamespaceMode_NODE }},
 	"NamespaceOption.target_id":                              {refused: func(c *runtime.PodSandboxConfig) { podNamespaces(c).TargetId = "abc" }},
-	"NamespaceOption.userns_options":                         {refused: func(c *runtime.PodSandboxConfig) { podNamespaces(c).UsernsOptions = &runtime.UserNamespace{} }},
-	"UserNamespace.mode":                                     {refused: func(c *runtime.PodSandboxConfig) { podNamespaces(c).UsernsOptions = &runtime.UserNamespace{} }},
-	"UserNamespace.uids":                                     {refused: func(c *runtime.PodSandboxConfig) { podNamespaces(c).UsernsOptions = userNamespace(true) }},
-	"UserNamespace.gids":                                     {refused: func(c *runtime.PodSandboxConfig) { podNamespaces(c).UsernsOptions = userNamespace(false) }},
+	"NamespaceOption.userns_options":                         {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).UsernsOptions = ownUsers() }},
+	"UserNamespace.mode":                                     {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).UsernsOptions = ownUsers() }},
+	"UserNamespace.uids":                                     {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).UsernsOptions = ownUsers() }},
+	"UserNamespace.gids":                                     {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).UsernsOptions = ownUsers() }},
 	"LinuxContainerResources.cpu_period":                     {carried: func(c *runtime.PodSandboxConfig) { c.Linux.Overhead.CpuPeriod = 9000 }},
 	"LinuxContainerResources.cpu_quota":                      {carried: func(c *runtime.PodSandboxConfig) { c.Linux.Overhead.CpuQuota = 9000 }},
 	"LinuxContainerResources.cpu_shares":                     {carried: func(c *runtime.PodSandboxConfig) { c.Linux.Resources.CpuShares = 9 }},
@@ -106,15 +106,10 @@ func port(container, host int32) *runtime.PortMapping {
 	return &runtime.PortMapping{ContainerPort: container, HostPort: host}
 }
 
-// userNamespace has mappings without a namespace.
-func userNamespace(uids bool) *runtime.UserNamespace {
-	o := &runtime.UserNamespace{Mode: runtime.NamespaceMode_NODE}
-	if uids {
-		o.Uids = []*runtime.IDMapping{{Length: 1}}
-	} else {
-		o.Gids = []*runtime.IDMapping{{Length: 1}}
-	}
-	return o
+// ownUsers is a user namespace of the pod's own.
+func ownUsers() *runtime.UserNamespace {
+	ids := []*runtime.IDMapping{{HostId: 65536, Length: 65536}}
+	return &runtime.UserNamespace{Mode: runtime.NamespaceMode_POD, Uids: ids, Gids: ids}
 }
 
 func fullPod() *runtime.PodSandboxConfig {

@@ -8,6 +8,7 @@ import (
 	"regexp"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/pistis-run/pistis/internal/sandbox"
@@ -171,13 +172,13 @@ func linuxSandboxConfig(c *runtime.LinuxPodSandboxConfig, cfg *sandbox.Config) e
 
 func sandboxNamespaces(o *runtime.NamespaceOption, cfg *sandbox.Config) error {
 	const field = "config.linux.security_context.namespace_options"
-	if err := refuseUserNamespace(field, o.GetUsernsOptions()); err != nil {
+	var err error
+	if cfg.User, err = userNamespace(field, o.GetUsernsOptions()); err != nil {
 		return err
 	}
 	if o.GetTargetId() != "" || o.GetPid() == runtime.NamespaceMode_TARGET {
 		return invalid("%s: a pod cannot have the PID namespace of a container; target_id is for containers", field)
 	}
-	var err error
 	if cfg.HostNetwork, err = hostNamespace(field+".network", o.GetNetwork()); err != nil {
 		return err
 	}
@@ -207,18 +208,29 @@ func hostNamespace(field string, mode runtime.NamespaceMode) (host bool, err err
 	return false, invalid("%s: mode %s is not POD or NODE", field, mode)
 }
 
-func refuseUserNamespace(field string, o *runtime.UserNamespace) error {
+// userNamespace is nil for the host's. The kubelet gives each pod one range of ids.
+func userNamespace(field string, o *runtime.UserNamespace) (*sandbox.UserNamespace, error) {
 	if o == nil || o.Mode == runtime.NamespaceMode_NODE {
 		if len(o.GetUids()) > 0 || len(o.GetGids()) > 0 {
-			return invalid("%s.userns_options: mappings without a user namespace of the pod", field)
+			return nil, invalid("%s.userns_options: mappings without a user namespace of the pod", field)
 		}
-		return nil
+		return nil, nil
 	}
 	if o.Mode != runtime.NamespaceMode_POD {
-		return invalid("%s.userns_options: mode %s is not POD or NODE", field, o.Mode)
+		return nil, invalid("%s.userns_options: mode %s is not POD or NODE", field, o.Mode)
 	}
-	return unsupported("%s.userns_options: user namespaces are not supported by this version; "+
-		"leave hostUsers unset (a microVM isolates the pod's users from the host's)", field)
+	user := &sandbox.UserNamespace{UIDs: idMappings(o.Uids), GIDs: idMappings(o.Gids)}
+	for name, ids := range map[string][]specs.LinuxIDMapping{"uids": user.UIDs, "gids": user.GIDs} {
+		switch {
+		case len(ids) != 1:
+			return nil, invalid("%s.userns_options.%s: %d mappings, and a pod's user namespace has exactly one", field, name, len(ids))
+		case ids[0].ContainerID != 0:
+			return nil, invalid("%s.userns_options.%s: the mapping begins at %d in the pod, and its root, 0, must be mapped", field, name, ids[0].ContainerID)
+		case ids[0].Size == 0:
+			return nil, invalid("%s.userns_options.%s: the mapping is empty", field, name)
+		}
+	}
+	return user, nil
 }
 
 func sandboxResources(field string, r *runtime.LinuxContainerResources) (sandbox.Resources, error) {

@@ -4,6 +4,7 @@ import (
 	"math"
 	"path"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -178,8 +179,12 @@ func containerNamespaces(field string, o *runtime.NamespaceOption, pod sandbox.S
 	if o == nil {
 		return nil
 	}
-	if err := refuseUserNamespace(field, o.UsernsOptions); err != nil {
+	user, err := userNamespace(field, o.UsernsOptions)
+	if err != nil {
 		return err
+	}
+	if o.UsernsOptions != nil && !reflect.DeepEqual(user, pod.Config.User) {
+		return invalid("%s.userns_options: a container has the user namespace of its pod, and this asks for another one", field)
 	}
 	network, err := hostNamespace(field+".network", o.Network)
 	if err != nil {

@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"syscall"
 	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/pistis-run/pistis/internal/cleanup"
 	"github.com/pistis-run/pistis/internal/config"
@@ -33,12 +36,22 @@ func (p paths) containerRecords() string {
 func (p paths) network() string { return filepath.Join(p.root, "network") }
 func (p paths) scratch() string { return filepath.Join(p.root, "scratch") }
 func (p paths) guest() string   { return filepath.Join(p.root, "guest") }
+func (p paths) dirs() string    { return filepath.Join(p.root, "dirs") }
+func (p paths) roots() string   { return filepath.Join(p.root, "roots") }
 func (p paths) netns() string   { return filepath.Join(p.state, "netns") }
 func (p paths) pods() string    { return filepath.Join(p.state, "pods") }
 func (p paths) bundles() string { return filepath.Join(p.state, "bundles") }
 
+// Pods on the host's kernel, where their roots are mounted, and what OCI runtimes keep of them; a directory for each
+// handler below the first and the last.
+func (p paths) hostPods() string { return filepath.Join(p.state, "host") }
+func (p paths) mounts() string   { return filepath.Join(p.state, "mounts") }
+func (p paths) runtimes() string { return filepath.Join(p.state, "runtimes") }
+
 // ofState are the directories below state, in the order in which wiping removes them.
-func (p paths) ofState() []string { return []string{p.bundles(), p.pods(), p.netns()} }
+func (p paths) ofState() []string {
+	return []string{p.bundles(), p.pods(), p.hostPods(), p.mounts(), p.runtimes(), p.netns()}
+}
 
 // engine is what does the work below the CRI.
 type engine struct {
@@ -74,7 +87,7 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 	}
 	e.sandboxes, err = sandbox.New(sandbox.Options{
 		Dir: e.paths.sandboxRecords(), NetNSDir: e.paths.netns(),
-		NetNS:   sandbox.NetNS{Create: netns.Create, Remove: netns.Remove, List: netns.List},
+		NetNS:   sandbox.NetNS{Create: netns.Create, CreateOwned: createOwned, Remove: netns.Remove, List: netns.List},
 		Network: e.network, Launchers: e.handlers.launchers, Events: e.events, Log: log,
 	})
 	if err != nil {
@@ -91,6 +104,17 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 	down.Add("close containers", closing(e.containers.Close))
 	e.sandboxes.SetContainers(e.containers)
 	return e, nil
+}
+
+// createOwned makes a network namespace in a user namespace of the pod's own.
+func createOwned(dir, id string, user sandbox.UserNamespace) (string, error) {
+	ids := func(list []specs.LinuxIDMapping) (out []syscall.SysProcIDMap) {
+		for _, m := range list {
+			out = append(out, syscall.SysProcIDMap{ContainerID: int(m.ContainerID), HostID: int(m.HostID), Size: int(m.Size)})
+		}
+		return out
+	}
+	return netns.CreateOwned(dir, id, ids(user.UIDs), ids(user.GIDs))
 }
 
 // closing makes a step of a cleanup stack of a Close.

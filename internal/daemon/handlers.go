@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/cri"
 	"github.com/pistis-run/pistis/internal/guestimage"
+	"github.com/pistis-run/pistis/internal/hostpod"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/snapshot"
@@ -50,7 +52,14 @@ func (g guestFiles) find() (kernel, initrd string, err error) {
 }
 
 // ready says whether pods of a handler can be run now.
-func (h *handlers) ready(handler config.Handler) error {
+func (h *handlers) ready(name string, handler config.Handler) error {
+	if handler.Type == config.HandlerOCI {
+		if _, err := h.cfg.FindMonitor(); err != nil {
+			return err
+		}
+		_, err := handler.FindRuntime(name)
+		return err
+	}
 	if _, _, err := h.guest.find(); err != nil {
 		return err
 	}
@@ -69,15 +78,15 @@ func (h *handlers) forCRI() cri.Handlers {
 	for name, handler := range h.cfg.Handlers {
 		out.ByName[name] = cri.Handler{
 			VM:    handler.Type == config.HandlerVM,
-			Ready: func() error { return h.ready(handler) },
+			Ready: func() error { return h.ready(name, handler) },
 		}
 	}
 	return out
 }
 
-// openHandlers makes a launcher for each handler. One whose shim or guest is missing is made too: it is not ready, and
-// becomes so when they are installed.
-func openHandlers(cfg config.Config, p paths, layers *snapshot.Layers, log *slog.Logger) (*handlers, error) {
+// openHandlers makes a launcher for each handler. One whose programs or guest are missing is made too: it is not ready,
+// and becomes so when they are installed.
+func openHandlers(cfg config.Config, p paths, layers *snapshot.Layers, roots *snapshot.Roots, log *slog.Logger) (*handlers, error) {
 	h := &handlers{
 		cfg: cfg, launchers: map[string]sandbox.Launcher{},
 		guest: guestFiles{kernel: cfg.VM.Kernel, initrd: cfg.VM.Initrd, built: p.guest()},
@@ -89,19 +98,35 @@ func openHandlers(cfg config.Config, p paths, layers *snapshot.Layers, log *slog
 	}
 	uids := vmpod.NewUIDs(first, last)
 	for name, handler := range cfg.Handlers {
-		shim, err := cfg.VM.FindShim(handler)
-		if err != nil {
-			shim = config.ShimName
+		if handler.Type == config.HandlerOCI {
+			h.launchers[name], err = openHost(name, handler, cfg, p, roots, log)
+		} else {
+			h.launchers[name], err = h.openVM(handler, p, layers, uids, log)
 		}
-		h.launchers[name], err = vmpod.New(vmpod.Options{
-			Config: cfg.VM, Hypervisor: handler.Hypervisor, Shim: shim, Guest: h.guest.find, Accel: h.accel.get,
-			NewScratch: layers.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: cfg.CgroupParent, Log: log,
-		})
 		if err != nil {
 			return nil, fmt.Errorf("daemon: handler %s: %w", name, err)
 		}
 	}
 	return h, nil
+}
+
+func (h *handlers) openVM(handler config.Handler, p paths, layers *snapshot.Layers, uids *vmpod.UIDs, log *slog.Logger) (sandbox.Launcher, error) {
+	shim, err := h.cfg.VM.FindShim(handler)
+	if err != nil {
+		shim = config.ShimName
+	}
+	return vmpod.New(vmpod.Options{
+		Config: h.cfg.VM, Hypervisor: handler.Hypervisor, Shim: shim, Guest: h.guest.find, Accel: h.accel.get,
+		NewScratch: layers.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: h.cfg.CgroupParent, Log: log,
+	})
+}
+
+func openHost(name string, handler config.Handler, cfg config.Config, p paths, roots *snapshot.Roots, log *slog.Logger) (sandbox.Launcher, error) {
+	return hostpod.New(hostpod.Options{
+		Runtime: func() (string, error) { return handler.FindRuntime(name) }, Monitor: cfg.FindMonitor,
+		Roots: roots, Dir: filepath.Join(p.hostPods(), name), RuntimeRoot: filepath.Join(p.runtimes(), name),
+		CgroupParent: cfg.CgroupParent, SystemdCgroups: systemdCgroups(cfg.CgroupDriver), Log: log,
+	})
 }
 
 // warmUp finds out how guests run before the first pod has to wait for it. It ends with ctx.

@@ -68,6 +68,8 @@ func Run(ctx context.Context, o Options) []Check {
 	}{
 		{"privileges", h.privileges},
 		{"configuration", h.configuration},
+		{"runtimes", h.runtimes},
+		{"monitor", h.monitor},
 		{"shim", h.shim},
 		{"qemu", h.qemu},
 		{"kvm", h.kvm},

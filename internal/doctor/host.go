@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -81,9 +82,48 @@ func (h host) configuration(context.Context) finding {
 }
 
 func (h host) shim(context.Context) finding {
-	path, err := h.Config.VM.FindShim(h.Config.Handlers[h.Config.DefaultHandler])
+	for name, handler := range h.Config.Handlers {
+		if handler.Type != config.HandlerVM {
+			continue
+		}
+		path, err := h.Config.VM.FindShim(handler)
+		if err != nil {
+			return fail("install "+config.ShimName+" beside pistisd", "handler %s: %v", name, err)
+		}
+		return ok("%s", path)
+	}
+	return ok("not needed: no handler runs pods as virtual machines")
+}
+
+// runtimes are the programs of the handlers on the host's kernel. The default one has to be there.
+func (h host) runtimes(context.Context) finding {
+	var found []string
+	var missing error
+	for _, name := range slices.Sorted(maps.Keys(h.Config.Handlers)) {
+		handler := h.Config.Handlers[name]
+		if handler.Type != config.HandlerOCI {
+			continue
+		}
+		path, err := handler.FindRuntime(name)
+		if err == nil {
+			found = append(found, path)
+			continue
+		}
+		if name == h.Config.DefaultHandler {
+			return fail("install it, or make another handler the default", "handler %s: %v", name, err)
+		}
+		missing = errors.Join(missing, fmt.Errorf("handler %s: %w", name, err))
+	}
+	if missing != nil {
+		return warn("nothing must be done where no pod asks for it", "%v", missing)
+	}
+	return ok("%s", strings.Join(found, ", "))
+}
+
+func (h host) monitor(context.Context) finding {
+	path, err := h.Config.FindMonitor()
 	if err != nil {
-		return fail("install "+config.ShimName+" beside pistisd", "%v", err)
+		return fail("install "+config.MonitorName+" beside pistisd", "%v", err)
 	}
 	return ok("%s", path)
 }

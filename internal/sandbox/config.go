@@ -1,6 +1,10 @@
 package sandbox
 
-import "time"
+import (
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
 
 // Config is what was asked for; it never changes after Run, but for Resources.
 type Config struct {
@@ -23,8 +27,15 @@ type Config struct {
 	// SharedPID: the containers of the pod share one PID namespace.
 	SharedPID  bool
 	Privileged bool
+	// User: the pod has a user namespace of its own with these ids; nil is the host's.
+	User *UserNamespace
 	// Overhead and Resources size a VM: what the pod's containers may use together, and what the runtime may on top.
 	Overhead, Resources Resources
+}
+
+// UserNamespace maps ids of a pod to those of the host. Each list has one range, which begins at 0 in the pod.
+type UserNamespace struct {
+	UIDs, GIDs []specs.LinuxIDMapping
 }
 
 // Resources of a pod, for sizing.

@@ -59,8 +59,10 @@ type Instance interface {
 // NetNS are the functions that make and remove network namespaces; see package network/netns.
 type NetNS struct {
 	Create func(dir, id string) (path string, err error)
-	Remove func(path string) error // idempotent
-	List   func(dir string) (ids []string, err error)
+	// CreateOwned makes it in a new user namespace.
+	CreateOwned func(dir, id string, user UserNamespace) (path string, err error)
+	Remove      func(path string) error // idempotent
+	List        func(dir string) (ids []string, err error)
 }
 
 // networks connects pods; see package network.

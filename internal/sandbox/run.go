@@ -92,7 +92,7 @@ func (m *Manager) connect(ctx context.Context, sb *sandbox) error {
 	if rec.Config.HostNetwork {
 		return nil
 	}
-	path, err := m.netns.Create(m.netnsDir, rec.ID)
+	path, err := m.createNetNS(rec)
 	if err != nil {
 		return fmt.Errorf("network namespace: %w", err)
 	}
@@ -119,6 +119,13 @@ func (m *Manager) connect(ctx context.Context, sb *sandbox) error {
 		return err
 	}
 	return failpoint.Hit(ctx, "sandbox.network")
+}
+
+func (m *Manager) createNetNS(rec record) (path string, err error) {
+	if rec.Config.User != nil {
+		return m.netns.CreateOwned(m.netnsDir, rec.ID, *rec.Config.User)
+	}
+	return m.netns.Create(m.netnsDir, rec.ID)
 }
 
 // undo takes back a start that failed. Where that is not possible the sandbox stays, as NotReady.

@@ -50,16 +50,34 @@ type CreateRequest struct {
 	// Bundle is the container's directory on the host, made by the caller; the spec is in its config.json.
 	Bundle string
 	Spec   *specs.Spec
-	// Layers are the image's read-only ext4 layers, the lowest first, as paths of the host.
-	// Empty for a runtime that takes a root directory.
+	// Layers are the image's layers, the lowest first, as paths of the host: read-only ext4 images for a sandbox that is
+	// a VM, directories for one on the host's kernel.
 	Layers []string
 	User   UserRequest
+	PID    PIDNamespace
 	// LogPath is the CRI log file; empty writes none.
 	LogPath   string
 	Stdin     bool
 	StdinOnce bool
 	Terminal  bool
 }
+
+// PIDNamespace says which processes a container sees.
+type PIDNamespace struct {
+	Mode PIDMode
+	// Target is the container that is joined, for PIDTarget.
+	Target string
+}
+
+// PIDMode is whose PID namespace a container has.
+type PIDMode string
+
+const (
+	PIDContainer PIDMode = "" // its own
+	PIDPod       PIDMode = "pod"
+	PIDHost      PIDMode = "host"
+	PIDTarget    PIDMode = "target" // another container's
+)
 
 // ExecRequest describes a further process in a container. Its stdio is attached before Start.
 type ExecRequest struct {

@@ -16,9 +16,11 @@ import (
 	"github.com/containerd/errdefs"
 
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
+	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/failpoint"
 	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/podfiles"
 	"github.com/pistis-run/pistis/internal/sandbox"
 )
 
@@ -82,6 +84,9 @@ func (*Launcher) Validate(cfg sandbox.Config) error {
 			shared = append(shared, name)
 		}
 	}
+	if cfg.User != nil {
+		return fmt.Errorf("a microVM isolates the pod's users from the host's, and user namespaces are not offered in it: leave hostUsers unset, or use a RuntimeClass of the host's kernel: %w", errdefs.ErrInvalidArgument)
+	}
 	if len(shared) > 0 {
 		return fmt.Errorf("a microVM has a kernel of its own and cannot join the host's %s namespace: "+
 			"remove hostNetwork, hostPID and hostIPC from the pod, or use a RuntimeClass of the host's kernel: %w",
@@ -141,14 +146,14 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 	if err != nil {
 		return machine{}, err
 	}
-	resolv, err := resolvConf(req.Config.DNS, req.DNS)
+	resolv, err := podfiles.ResolvConf(req.Config.DNS, req.DNS)
 	if err != nil {
 		return machine{}, err
 	}
 	return machine{
 		hypervisor: l.Hypervisor, accel: accel, kernel: kernel, initrd: initrd,
-		scratch: l.scratch(req.ID), cgroup: cgroupPath(req.Config.CgroupParent, l.CgroupParent, req.ID),
-		hosts: hostsFile(req.Config.Hostname, req.IPs), resolv: resolv, maxVCPUs: uint32(runtime.NumCPU()),
+		scratch: l.scratch(req.ID), cgroup: cgroup.Path(cmp.Or(req.Config.CgroupParent, l.CgroupParent), "pistis-"+req.ID),
+		hosts: podfiles.Hosts(req.Config.Hostname, req.IPs), resolv: resolv, maxVCPUs: uint32(runtime.NumCPU()),
 	}, nil
 }
 

@@ -1,12 +1,8 @@
 package vmpod
 
 import (
-	"cmp"
 	"maps"
-	"path"
-	"path/filepath"
 	"slices"
-	"strings"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -83,25 +79,4 @@ func milliCPU(r sandbox.Resources) int64 {
 		return 0
 	}
 	return (r.CPUQuota*1000 + r.CPUPeriod - 1) / r.CPUPeriod
-}
-
-// cgroupPath is the pod's cgroup relative to each hierarchy's root. A parent that systemd names (a-b.slice) lies where
-// systemd puts it (a.slice/a-b.slice).
-func cgroupPath(parent, defaultParent, id string) string {
-	parent = cmp.Or(parent, defaultParent)
-	if strings.HasSuffix(parent, ".slice") && !strings.Contains(parent, "/") {
-		parent = expandSlice(parent)
-	}
-	return strings.TrimPrefix(path.Join("/", parent, "pistis-"+id), "/")
-}
-
-func expandSlice(slice string) string {
-	name := strings.TrimSuffix(slice, ".slice")
-	var dirs []string
-	for i, c := range name {
-		if c == '-' {
-			dirs = append(dirs, name[:i]+".slice")
-		}
-	}
-	return filepath.Join(append(dirs, slice)...)
 }

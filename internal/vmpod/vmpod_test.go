@@ -267,36 +267,6 @@ func TestSize(t *testing.T) {
 	}
 }
 
-func TestCgroupPath(t *testing.T) {
-	for parent, want := range map[string]string{
-		"":                              "pistis/pistis-x",
-		"/kubepods/burstable/pod1":      "kubepods/burstable/pod1/pistis-x",
-		"kubepods-burstable-pod1.slice": "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/pistis-x",
-		"/system.slice/kubelet.service": "system.slice/kubelet.service/pistis-x",
-		"../../etc":                     "etc/pistis-x",
-	} {
-		if got := cgroupPath(parent, "pistis", "x"); got != want {
-			t.Errorf("%q: got %q, want %q", parent, got, want)
-		}
-	}
-}
-
-func TestResolvConf(t *testing.T) {
-	asked := sandbox.DNS{Servers: []string{"1.1.1.1"}, Searches: []string{"a", "b"}, Options: []string{"ndots:5"}}
-	if got, err := resolvConf(&asked, sandbox.DNS{Servers: []string{"2.2.2.2"}}); err != nil || string(got) != "search a b\nnameserver 1.1.1.1\noptions ndots:5\n" {
-		t.Errorf("asked: %q, %v", got, err)
-	}
-	if got, err := resolvConf(&sandbox.DNS{}, sandbox.DNS{Servers: []string{"2.2.2.2"}}); err != nil || string(got) != "nameserver 2.2.2.2\n" {
-		t.Errorf("network: %q, %v", got, err)
-	}
-	if got, found := withoutLoopback([]byte("# x\nnameserver 127.0.0.53\nnameserver 9.9.9.9\nsearch a\nnameserver ::1\nnameserver bad\n")); !found || string(got) != "# x\nnameserver 9.9.9.9\nsearch a\n" {
-		t.Errorf("host: %q, %v", got, found)
-	}
-	if _, found := withoutLoopback([]byte("nameserver 127.0.0.53\n")); found {
-		t.Error("a loopback server was found usable")
-	}
-}
-
 func TestUIDsAreUsedInTurn(t *testing.T) {
 	u := NewUIDs(10, 12)
 	for i, want := range []uint32{10, 11, 12, 10} {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -19,6 +20,24 @@ const self = "/proc/thread-self/ns/net"
 // Create makes a network namespace with its loopback interface up and pins it at dir/id. It fails with
 // ErrAlreadyExists when the pin is there; on any error nothing is left. The caller owns the pin: see Remove.
 func Create(dir, id string) (string, error) {
+	path, err := makePin(dir, id)
+	if err != nil {
+		return "", err
+	}
+	err = onThread(func() error { return unix.Unshare(unix.CLONE_NEWNET) }, func() error {
+		if err := unix.Mount(self, path, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("pin at %s: %w", path, err)
+		}
+		return loopbackUp()
+	})
+	if err != nil {
+		return "", errors.Join(fmt.Errorf("create network namespace: %s: %w", id, err), Remove(path))
+	}
+	return path, nil
+}
+
+// makePin makes the file that a namespace is mounted on.
+func makePin(dir, id string) (string, error) {
 	if id == "" || id == "." || id == ".." || strings.ContainsRune(id, '/') {
 		return "", fmt.Errorf("create network namespace: %q cannot be a file name: %w", id, errdefs.ErrInvalidArgument)
 	}
@@ -34,15 +53,6 @@ func Create(dir, id string) (string, error) {
 		return "", fmt.Errorf("create network namespace: %w", err)
 	}
 	pin.Close()
-	err = onThread(func() error { return unix.Unshare(unix.CLONE_NEWNET) }, func() error {
-		if err := unix.Mount(self, path, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("pin at %s: %w", path, err)
-		}
-		return loopbackUp()
-	})
-	if err != nil {
-		return "", errors.Join(fmt.Errorf("create network namespace: %s: %w", id, err), Remove(path))
-	}
 	return path, nil
 }
 
@@ -58,9 +68,18 @@ func loopbackUp() error {
 	return nil
 }
 
-// Remove unmounts the pin and deletes it; what is gone already is no error. The namespace itself ends with the last
-// process and descriptor in it.
+// Remove unmounts the pin and deletes it, and those that CreateOwned made beside it; what is gone already is no error. A
+// namespace itself ends with the last process and descriptor in it.
 func Remove(path string) error {
+	for _, suffix := range []string{UserSuffix, IPCSuffix, UTSSuffix, ""} {
+		if err := removePin(path + suffix); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func removePin(path string) error {
 	for {
 		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		if err == nil {
@@ -91,9 +110,16 @@ func List(dir string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list network namespaces: %w", err)
 	}
-	ids := make([]string, 0, len(entries))
+	var ids []string
 	for _, e := range entries {
-		ids = append(ids, e.Name())
+		// A pin beside one that is gone is found by its id all the same.
+		id := e.Name()
+		for _, suffix := range []string{UserSuffix, IPCSuffix, UTSSuffix} {
+			id = strings.TrimSuffix(id, suffix)
+		}
+		if !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
 	}
 	return ids, nil
 }

@@ -1,4 +1,4 @@
-package vmpod
+package podfiles
 
 import (
 	"bytes"
@@ -20,8 +20,8 @@ const (
 	maxResolvConf     = 64 << 10
 )
 
-// hostsFile is the pod's /etc/hosts.
-func hostsFile(hostname string, ips []string) []byte {
+// Hosts is the pod's /etc/hosts: the loopback addresses, and the pod's own under its host name where it has one.
+func Hosts(hostname string, ips []string) []byte {
 	var b bytes.Buffer
 	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" +
 		"fe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
@@ -34,8 +34,9 @@ func hostsFile(hostname string, ips []string) []byte {
 	return b.Bytes()
 }
 
-// resolvConf is the pod's /etc/resolv.conf: what the pod asks for, else what its network says, else the host's.
-func resolvConf(pod *sandbox.DNS, network sandbox.DNS) ([]byte, error) {
+// ResolvConf is the pod's /etc/resolv.conf: what the pod asks for, else what its network says, else the host's without name
+// servers that only the host reaches.
+func ResolvConf(pod *sandbox.DNS, network sandbox.DNS) ([]byte, error) {
 	if pod != nil && !isEmpty(*pod) {
 		return formatDNS(*pod), nil
 	}

@@ -1,0 +1,46 @@
+package hostpod
+
+import (
+	"fmt"
+
+	contrib "github.com/containerd/containerd/v2/contrib/apparmor"
+	"github.com/containerd/containerd/v2/pkg/apparmor"
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/opencontainers/selinux/go-selinux"
+)
+
+const (
+	// defaultAppArmor is the profile that stands for "runtime/default".
+	defaultAppArmor = "pistis-default"
+	runtimeDefault  = "runtime/default"
+)
+
+// confineByHost fits the labels of a process to the security modules that this host's kernel has. A default without
+// its module is nothing; what a user chose by name is a promise, and refused where it cannot be kept.
+func confineByHost(spec *specs.Spec) error {
+	process := spec.Process
+	switch enabled := apparmor.HostSupports(); {
+	case process.ApparmorProfile == runtimeDefault && !enabled:
+		process.ApparmorProfile = ""
+	case process.ApparmorProfile == runtimeDefault:
+		if err := contrib.LoadDefaultProfile(defaultAppArmor); err != nil {
+			return fmt.Errorf("load the default AppArmor profile: %w", err)
+		}
+		process.ApparmorProfile = defaultAppArmor
+	case process.ApparmorProfile != "" && !enabled:
+		return fmt.Errorf("AppArmor profile %q: AppArmor is not enabled on this host; use the profile type RuntimeDefault or Unconfined: %w", process.ApparmorProfile, errdefs.ErrFailedPrecondition)
+	}
+	if !selinux.GetEnabled() {
+		// As every runtime does: the kubelet sends what the pod says, to nodes with and without SELinux.
+		process.SelinuxLabel = ""
+		return nil
+	}
+	if process.SelinuxLabel == "" {
+		return nil
+	}
+	if err := selinux.SecurityCheckContext(process.SelinuxLabel); err != nil {
+		return fmt.Errorf("SELinux label %q: %w: %w", process.SelinuxLabel, err, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}

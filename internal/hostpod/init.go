@@ -1,0 +1,72 @@
+package hostpod
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/pistis-run/pistis/internal/oci"
+	"github.com/pistis-run/pistis/internal/task"
+)
+
+// initID is the container, as the monitor and the runtime know it, around the first process of the pod's PID namespace.
+func (p pod) initID() string { return p.id + "-init" }
+
+// startInit starts the first process of the pod's PID namespace: the monitor's own program, which then does nothing but
+// reap. It has a container around it, with nothing in its root and no capability, since the pod's other processes can
+// look into it.
+func (t *tasks) startInit(ctx context.Context, program string) error {
+	id, bundle := t.p.initID(), t.p.file("init")
+	root := filepath.Join(bundle, "rootfs")
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return fmt.Errorf("first process: %w", err)
+	}
+	if err := t.p.remember(id); err != nil {
+		return fmt.Errorf("first process: %w", err)
+	}
+	spec := initSpec(program, root)
+	spec.Linux.CgroupsPath = t.p.cgroupsPath(id)
+	if err := t.p.setNamespaces(spec, task.PIDNamespace{}, 0); err != nil {
+		return fmt.Errorf("first process: %w", err)
+	}
+	if err := t.l.clamp.apply(spec); err != nil {
+		return fmt.Errorf("first process: %w", err)
+	}
+	if err := writeSpec(bundle, spec); err != nil {
+		return fmt.Errorf("first process: %w", err)
+	}
+	if err := t.monitor.Register(ctx, registerRequest{id: id, bundle: bundle}); err != nil {
+		return fmt.Errorf("first process: %w", err)
+	}
+	if _, err := t.monitor.Start(ctx, task.ID{Container: id}); err != nil {
+		return fmt.Errorf("first process: %w", err)
+	}
+	return nil
+}
+
+func initSpec(program, root string) *specs.Spec {
+	const path = "/init"
+	score := -998 // the pod ends with it
+	return &specs.Spec{
+		Version: specVersion,
+		Process: &specs.Process{
+			Args: []string{path, "init"}, Cwd: "/", NoNewPrivileges: true, OOMScoreAdj: &score, Capabilities: &specs.LinuxCapabilities{},
+		},
+		Root: &specs.Root{Path: root, Readonly: true},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: path, Type: "bind", Source: program, Options: []string{"bind", "ro", "nosuid", "nodev"}},
+		},
+		Linux: &specs.Linux{
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace},
+			},
+			Resources:     &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}},
+			MaskedPaths:   oci.DefaultMaskedPaths(),
+			ReadonlyPaths: oci.DefaultReadonlyPaths(),
+		},
+	}
+}

@@ -1,0 +1,346 @@
+package hostpod
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/pistis-run/pistis/internal/cgroup"
+	"github.com/pistis-run/pistis/internal/cleanup"
+	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/podfiles"
+	"github.com/pistis-run/pistis/internal/sandbox"
+)
+
+// Options of a launcher; all are needed.
+type Options struct {
+	// Runtime and Monitor find the programs, or say why there are none. They are asked at each launch.
+	Runtime, Monitor func() (path string, err error)
+	// Roots make the containers' root file systems.
+	Roots Roots
+	// Dir has a directory for each sandbox. It is this launcher's alone, and below a run directory.
+	Dir string
+	// RuntimeRoot is where the OCI runtime keeps its state.
+	RuntimeRoot string
+	// CgroupParent is for pods that name none. SystemdCgroups: groups are made by systemd.
+	CgroupParent   string
+	SystemdCgroups bool
+	Log            *slog.Logger
+}
+
+// Roots makes root file systems of layers. All methods are safe for concurrent use.
+type Roots interface {
+	// Mount stacks the layers, the lowest first, below a fresh writable one and returns where. On error nothing is left.
+	// user, where set, is whom the files belong to that belong to the same ids in the layers.
+	Mount(ctx context.Context, id string, layers []string, user *sandbox.UserNamespace) (path string, err error)
+	// Remove unmounts a root and removes its writable layer. It is idempotent.
+	Remove(ctx context.Context, id string) error
+	// Usage of the writable layer.
+	Usage(ctx context.Context, id string) (bytes, inodes uint64, err error)
+}
+
+// Launcher runs sandboxes on the host's kernel.
+type Launcher struct {
+	Options
+	monitors monitors
+	clamp    *clamp
+	cgroups  *cgroup.Reader
+}
+
+var _ sandbox.Launcher = (*Launcher)(nil)
+
+// New checks the options and makes the directories.
+func New(o Options) (*Launcher, error) { return newLauncher(o, monitorProcesses{}) }
+
+func newLauncher(o Options, m monitors) (*Launcher, error) {
+	if o.Runtime == nil || o.Monitor == nil || o.Roots == nil || o.Dir == "" || o.RuntimeRoot == "" || o.CgroupParent == "" || o.Log == nil {
+		return nil, fmt.Errorf("pods on the host's kernel: an option is missing: %w", errdefs.ErrInvalidArgument)
+	}
+	for _, dir := range []string{o.Dir, o.RuntimeRoot} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("pods on the host's kernel: %w", err)
+		}
+	}
+	limits, err := newClamp(o.Log)
+	if err != nil {
+		return nil, fmt.Errorf("pods on the host's kernel: %w", err)
+	}
+	cgroups, err := cgroup.NewReader()
+	if err != nil {
+		return nil, fmt.Errorf("pods on the host's kernel: %w", err)
+	}
+	return &Launcher{Options: o, monitors: m, clamp: limits, cgroups: cgroups}, nil
+}
+
+// VM is false: the pod shares the host's kernel.
+func (*Launcher) VM() bool { return false }
+
+// Validate refuses what contradicts itself.
+func (*Launcher) Validate(cfg sandbox.Config) error {
+	if cfg.User != nil && (cfg.HostNetwork || cfg.HostPID || cfg.HostIPC) {
+		return fmt.Errorf("a pod with a user namespace of its own cannot have the host's network, PID or IPC namespace, in which its users have no rights: "+
+			"leave out hostUsers: false, or hostNetwork, hostPID and hostIPC: %w", errdefs.ErrInvalidArgument)
+	}
+	for name := range cfg.Sysctls {
+		if err := sysctlAllowed(name, cfg); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pod is what follows from a sandbox's id and configuration.
+type pod struct {
+	id, dir string
+	cfg     sandbox.Config
+	netns   string
+	// group is the pod's cgroup relative to each hierarchy's root; own: it is ours to make and to remove.
+	group string
+	own   bool
+	// parent is the group in the form in which specs of this pod name it.
+	parent string
+}
+
+func (l *Launcher) pod(req sandbox.LaunchRequest) pod {
+	p := pod{id: req.ID, dir: l.dir(req.ID), cfg: req.Config, netns: req.NetNS, parent: req.Config.CgroupParent}
+	if p.parent == "" {
+		p.own = !l.SystemdCgroups
+		p.parent = "/" + cgroup.Path(l.CgroupParent, "pod"+req.ID)
+		if l.SystemdCgroups {
+			p.parent = "system.slice"
+		}
+	}
+	p.group = cgroup.Path(p.parent, "")
+	return p
+}
+
+func (l *Launcher) dir(id string) string { return filepath.Join(l.Dir, id) }
+
+// The files and mounts of a pod's directory.
+func (p pod) file(name string) string { return filepath.Join(p.dir, name) }
+func (p pod) monitor() string         { return p.file("monitor") }
+func (p pod) shm() string             { return p.file("shm") }
+func (p pod) ipc() string             { return p.file("ipc") }
+func (p pod) uts() string             { return p.file("uts") }
+func (p pod) user() string            { return p.file("user") }
+
+// Launch makes what the pod's containers share and starts their monitor.
+func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (_ sandbox.Instance, err error) {
+	runtime, err := l.Runtime()
+	if err != nil {
+		return nil, err
+	}
+	program, err := l.Monitor()
+	if err != nil {
+		return nil, err
+	}
+	p := l.pod(req)
+	var undo cleanup.Stack
+	defer undo.Unwind(ctx, &err)
+	if err := os.Mkdir(p.dir, 0o711); err != nil {
+		return nil, fmt.Errorf("pod directory: %w", err)
+	}
+	undo.Add("clean up pod", func(ctx context.Context) error { return l.Cleanup(ctx, req) })
+	if err := p.writeFiles(req); err != nil {
+		return nil, err
+	}
+	if err := p.share(); err != nil {
+		return nil, err
+	}
+	m, err := l.monitors.launch(ctx, launchRequest{
+		program: program, dir: p.monitor(), runtime: runtime, args: l.runtimeArgs(), cgroup: cgroup.Path(p.group, "pistis-"+p.id),
+	})
+	if err != nil {
+		return nil, err
+	}
+	undo.Add("close monitor", func(context.Context) error { return m.Close() })
+	i := l.instance(p, m)
+	if p.cfg.SharedPID {
+		if err := i.tasks.startInit(ctx, program); err != nil {
+			return nil, err
+		}
+	}
+	undo.Release()
+	return i, nil
+}
+
+// runtimeArgs are the runtime's options that come before its command.
+func (l *Launcher) runtimeArgs() []string {
+	args := []string{"--root", l.RuntimeRoot}
+	if l.SystemdCgroups {
+		args = append(args, "--systemd-cgroup")
+	}
+	return args
+}
+
+// writeFiles makes the files that the runtime gives to every container of the pod.
+func (p pod) writeFiles(req sandbox.LaunchRequest) error {
+	resolv, err := podfiles.ResolvConf(p.cfg.DNS, req.DNS)
+	if err != nil {
+		return err
+	}
+	hostname := cmp.Or(p.cfg.Hostname, hostHostname())
+	hosts := podfiles.Hosts(p.cfg.Hostname, req.IPs)
+	if p.cfg.HostNetwork {
+		if hosts, err = os.ReadFile("/etc/hosts"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("pod files: %w", err)
+		}
+	}
+	for name, content := range map[string][]byte{
+		"resolv.conf": resolv, "hosts": hosts, "hostname": []byte(hostname + "\n"), parentFile: []byte(p.cfg.CgroupParent),
+	} {
+		if err := os.WriteFile(p.file(name), content, 0o644); err != nil {
+			return fmt.Errorf("pod files: %w", err)
+		}
+	}
+	return nil
+}
+
+// parentFile keeps the cgroup that the client named, for who finds the directory without a record.
+const parentFile = "cgroup-parent"
+
+// readParent is empty where the directory was made a moment before its maker died.
+func readParent(dir string) (string, error) {
+	data, err := os.ReadFile(filepath.Join(dir, parentFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	return string(data), nil
+}
+
+func hostHostname() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "localhost"
+	}
+	return name
+}
+
+// Reconnect attaches to the monitor of a sandbox.
+func (l *Launcher) Reconnect(ctx context.Context, req sandbox.LaunchRequest) (sandbox.Instance, error) {
+	p := l.pod(req)
+	m, err := l.monitors.connect(ctx, p.monitor())
+	if err != nil {
+		return nil, err
+	}
+	return l.instance(p, m), nil
+}
+
+// Cleanup kills what is left of the pod and removes everything that was made for it.
+func (l *Launcher) Cleanup(ctx context.Context, req sandbox.LaunchRequest) error {
+	return l.remove(ctx, l.pod(req))
+}
+
+func (l *Launcher) remove(ctx context.Context, p pod) error {
+	// The monitor first: nothing starts any more. Its containers outlive it, and each is ended by its own group.
+	if err := l.monitors.cleanup(ctx, p.monitor()); err != nil {
+		return fmt.Errorf("monitor: %w", err)
+	}
+	ids, err := p.containers()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, id := range ids {
+		errs = append(errs, l.removeContainer(ctx, p, id))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := removeGroup(ctx, cgroup.Path(p.group, "pistis-"+p.id)); err != nil {
+		return err
+	}
+	if p.own {
+		if err := removeGroup(ctx, p.group); err != nil {
+			return err
+		}
+	}
+	return p.unshare()
+}
+
+// removeContainer ends a container without its monitor.
+func (l *Launcher) removeContainer(ctx context.Context, p pod, id string) error {
+	group := p.containerGroup(id)
+	if err := killGroup(ctx, group); err != nil {
+		return fmt.Errorf("container %s: %w", id, err)
+	}
+	// Only the runtime knows what else it made, and which hooks are to run after a container's end.
+	if err := l.forgetInRuntime(ctx, id); err != nil {
+		return fmt.Errorf("container %s: %w", id, err)
+	}
+	if err := removeGroup(ctx, group); err != nil {
+		return fmt.Errorf("container %s: %w", id, err)
+	}
+	if err := l.Roots.Remove(ctx, id); err != nil {
+		return fmt.Errorf("container %s: %w", id, err)
+	}
+	return p.forget(id)
+}
+
+func (l *Launcher) forgetInRuntime(ctx context.Context, id string) error {
+	state := filepath.Join(l.RuntimeRoot, id)
+	if _, err := os.Stat(state); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	runtime, err := l.Runtime()
+	if err != nil {
+		return err
+	}
+	out, err := exec.CommandContext(ctx, runtime, append(l.runtimeArgs(), "delete", "--force", id)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s delete: %w: %.500s", filepath.Base(runtime), err, out)
+	}
+	return nil
+}
+
+func killGroup(ctx context.Context, path string) error {
+	group, err := cgroup.OpenAll(path)
+	if err != nil {
+		return err
+	}
+	return group.Kill(ctx)
+}
+
+// removeGroup kills all processes of a cgroup and removes it.
+func removeGroup(ctx context.Context, path string) error {
+	group, err := cgroup.OpenAll(path)
+	if err != nil {
+		return err
+	}
+	if err := group.Kill(ctx); err != nil {
+		return err
+	}
+	return group.Remove(ctx)
+}
+
+// Sweep removes pods that nobody knows.
+func (l *Launcher) Sweep(ctx context.Context, keep map[string]bool) error {
+	entries, err := os.ReadDir(l.Dir)
+	if err != nil {
+		return fmt.Errorf("sweep: %w", err)
+	}
+	var errs []error
+	for _, entry := range entries {
+		id := entry.Name()
+		if keep[id] || strings.HasPrefix(id, ".") {
+			continue
+		}
+		l.Log.InfoContext(ctx, "removing a pod that belongs to no sandbox", logfields.Sandbox, id)
+		parent, err := readParent(l.dir(id))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, l.remove(ctx, l.pod(sandbox.LaunchRequest{ID: id, Config: sandbox.Config{CgroupParent: parent}})))
+	}
+	return errors.Join(errs...)
+}

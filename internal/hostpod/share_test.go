@@ -1,0 +1,72 @@
+package hostpod
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/network/netns"
+	"github.com/pistis-run/pistis/internal/sandbox"
+)
+
+func TestShare(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: namespaces need root")
+	}
+	dir := t.TempDir()
+	ns, err := netns.Create(filepath.Join(dir, "netns"), "p1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netns.Remove(ns); err != nil {
+			t.Error(err)
+		}
+	})
+	before, err := os.ReadFile("/proc/sys/net/ipv4/ip_default_ttl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := pod{id: "p1", dir: filepath.Join(dir, "p1"), netns: ns, cfg: sandbox.Config{Hostname: "web", Sysctls: map[string]string{
+		"net.ipv4.ip_default_ttl": "77", "kernel.shm_rmid_forced": "1",
+	}}}
+	if err := os.Mkdir(p.dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.share(); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{p.ipc(), p.uts(), p.shm()} {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(path, &fs); err != nil || fs.Type != unix.NSFS_MAGIC && fs.Type != unix.TMPFS_MAGIC {
+			t.Errorf("%s: %v, type %x", path, err, fs.Type)
+		}
+	}
+	if after, _ := os.ReadFile("/proc/sys/net/ipv4/ip_default_ttl"); string(after) != string(before) {
+		t.Errorf("the host's sysctl is %s", after)
+	}
+	err = netns.Do(ns, func() error {
+		ttl, err := os.ReadFile("/proc/sys/net/ipv4/ip_default_ttl")
+		if strings.TrimSpace(string(ttl)) != "77" {
+			t.Errorf("the pod's sysctl is %s", ttl)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	for range 2 { // idempotent
+		if err := p.unshare(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if mounts, _ := os.ReadFile("/proc/self/mountinfo"); strings.Contains(string(mounts), dir+"/p1") {
+		t.Error("something is mounted still")
+	}
+	if _, err := os.Stat(p.dir); !os.IsNotExist(err) {
+		t.Errorf("the directory is there: %v", err)
+	}
+}

@@ -1,0 +1,127 @@
+package hostpod
+
+import (
+	"fmt"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/pistis-run/pistis/internal/task"
+)
+
+// specVersion is the newest that every runtime in use understands (crun 1.8 refuses 1.2), and older than nothing that the
+// specs here use.
+const specVersion = "1.1.0"
+
+// finish turns a container's spec into one for this pod: its namespaces, files and cgroup, the container's root and
+// user, and what the host does not have taken out or refused. initPID is the first process of the pod's PID namespace or
+// of the target container.
+func (p pod) finish(spec *specs.Spec, req task.CreateRequest, root string, user task.User, initPID uint32) error {
+	spec.Version = specVersion
+	spec.Root.Path = root
+	spec.Process.User = specs.User{UID: user.UID, GID: user.GID, AdditionalGids: user.AdditionalGIDs}
+	spec.Linux.CgroupsPath = p.cgroupsPath(req.ID)
+	if err := p.setNamespaces(spec, req.PID, initPID); err != nil {
+		return err
+	}
+	p.addFiles(spec)
+	return nil
+}
+
+// cgroupsPath is the container's group as the runtime wants it named: for systemd slice:prefix:name, else a path.
+func (p pod) cgroupsPath(id string) string {
+	if strings.HasSuffix(p.parent, ".slice") {
+		return path.Base(p.parent) + ":" + scopePrefix + ":" + id
+	}
+	return path.Join("/", p.parent, id)
+}
+
+const scopePrefix = "pistis"
+
+// containerGroup is where cgroupsPath leads to, relative to each hierarchy's root.
+func (p pod) containerGroup(id string) string {
+	if strings.HasSuffix(p.parent, ".slice") {
+		return path.Join(p.group, scopePrefix+"-"+id+".scope")
+	}
+	return path.Join(p.group, id)
+}
+
+// setNamespaces makes the container join the pod's namespaces, or the host's.
+func (p pod) setNamespaces(spec *specs.Spec, pid task.PIDNamespace, initPID uint32) error {
+	join := map[specs.LinuxNamespaceType]string{}
+	leave := map[specs.LinuxNamespaceType]bool{}
+	if p.cfg.HostNetwork {
+		leave[specs.NetworkNamespace], leave[specs.UTSNamespace] = true, true
+	} else {
+		join[specs.NetworkNamespace], join[specs.UTSNamespace] = p.netns, p.uts()
+	}
+	if p.cfg.HostIPC {
+		leave[specs.IPCNamespace] = true
+	} else {
+		join[specs.IPCNamespace] = p.ipc()
+	}
+	switch pid.Mode {
+	case task.PIDContainer:
+	case task.PIDHost:
+		leave[specs.PIDNamespace] = true
+	case task.PIDPod, task.PIDTarget:
+		if initPID == 0 {
+			return fmt.Errorf("process namespace: its first process does not run: %w", errdefs.ErrFailedPrecondition)
+		}
+		join[specs.PIDNamespace] = fmt.Sprintf("/proc/%d/ns/pid", initPID)
+	}
+	spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return leave[ns.Type] })
+	if user := p.cfg.User; user != nil {
+		spec.Linux.UIDMappings, spec.Linux.GIDMappings = user.UIDs, user.GIDs
+		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: p.user()})
+	}
+	for i, ns := range spec.Linux.Namespaces {
+		if at, ok := join[ns.Type]; ok {
+			spec.Linux.Namespaces[i].Path = at
+		}
+	}
+	return nil
+}
+
+// addFiles mounts the pod's files and shared memory, unless the container has mounts of its own there.
+func (p pod) addFiles(spec *specs.Spec) {
+	access := "rw"
+	if spec.Root.Readonly {
+		access = "ro"
+	}
+	shm := p.shm()
+	if p.cfg.HostIPC {
+		shm = "/dev/shm"
+	}
+	own := map[string]bool{}
+	for _, m := range spec.Mounts {
+		if m.Type == "bind" || slices.Contains(m.Options, "rbind") {
+			own[path.Clean(m.Destination)] = true
+		}
+	}
+	for i, m := range spec.Mounts {
+		if m.Destination == "/dev/shm" && !own["/dev/shm"] {
+			spec.Mounts[i] = specs.Mount{Destination: m.Destination, Type: "bind", Source: shm, Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev", "rw"}}
+		}
+	}
+	for name, source := range map[string]string{
+		"/etc/hostname": p.file("hostname"), "/etc/hosts": p.file("hosts"), "/etc/resolv.conf": p.file("resolv.conf"),
+	} {
+		if !own[name] {
+			spec.Mounts = append(spec.Mounts, specs.Mount{Destination: name, Type: "bind", Source: source, Options: []string{"rbind", "rprivate", access}})
+		}
+	}
+}
+
+// containers are the ids of the containers that were made and not removed.
+func (p pod) containers() ([]string, error) {
+	return list(p.file("containers"))
+}
+
+// remember notes a container before anything of it is made, so that Cleanup finds it; forget is the end.
+func (p pod) remember(id string) error { return note(filepath.Join(p.file("containers"), id)) }
+func (p pod) forget(id string) error   { return unnote(filepath.Join(p.file("containers"), id)) }

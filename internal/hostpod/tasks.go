@@ -1,0 +1,267 @@
+package hostpod
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/vishvananda/netlink"
+
+	"github.com/pistis-run/pistis/internal/cleanup"
+	"github.com/pistis-run/pistis/internal/network/netns"
+	"github.com/pistis-run/pistis/internal/rtnl"
+	"github.com/pistis-run/pistis/internal/task"
+	"github.com/pistis-run/pistis/internal/userdb"
+)
+
+// tasks are the processes of one pod: its monitor's, with what the monitor knows nothing of.
+type tasks struct {
+	monitor
+	l *Launcher
+	p pod
+}
+
+var (
+	_ task.Service     = (*tasks)(nil)
+	_ task.Attacher    = (*tasks)(nil)
+	_ task.Resizer     = (*tasks)(nil)
+	_ task.LogReopener = (*tasks)(nil)
+	_ task.Updater     = (*tasks)(nil)
+	_ task.Statter     = (*tasks)(nil)
+	_ task.Dialer      = (*tasks)(nil)
+)
+
+// Create makes a container's root and its final spec. The runtime is called when it is started.
+func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User, err error) {
+	var undo cleanup.Stack
+	defer undo.Unwind(ctx, &err)
+	undo.Add("forget container", func(context.Context) error { return t.p.forget(req.ID) })
+	if err := t.p.remember(req.ID); err != nil {
+		return task.User{}, fmt.Errorf("container directory: %w", err)
+	}
+	undo.Add("remove root", func(ctx context.Context) error { return t.l.Roots.Remove(ctx, req.ID) })
+	root, err := t.l.Roots.Mount(ctx, req.ID, req.Layers, t.p.cfg.User)
+	if err != nil {
+		return task.User{}, err
+	}
+	user, err := userdb.Resolve(root, req.User)
+	if err != nil {
+		return task.User{}, err
+	}
+	init, err := t.initOf(ctx, req.PID)
+	if err != nil {
+		return task.User{}, err
+	}
+	if err := t.p.finish(req.Spec, req, root, user, init); err != nil {
+		return task.User{}, err
+	}
+	if err := t.l.clamp.apply(req.Spec); err != nil {
+		return task.User{}, err
+	}
+	if err := confineByHost(req.Spec); err != nil {
+		return task.User{}, err
+	}
+	if err := writeSpec(req.Bundle, req.Spec); err != nil {
+		return task.User{}, err
+	}
+	err = t.monitor.Register(ctx, registerRequest{
+		id: req.ID, bundle: req.Bundle, logPath: req.LogPath, terminal: req.Terminal, stdin: req.Stdin, stdinOnce: req.StdinOnce,
+	})
+	if err != nil {
+		return task.User{}, err
+	}
+	undo.Release()
+	return user, nil
+}
+
+// initOf is the first process of the PID namespace that is joined; 0 where none is.
+func (t *tasks) initOf(ctx context.Context, pid task.PIDNamespace) (uint32, error) {
+	switch pid.Mode {
+	case task.PIDPod:
+		return t.monitor.InitPID(ctx, t.p.initID())
+	case task.PIDTarget:
+		return t.monitor.InitPID(ctx, pid.Target)
+	}
+	return 0, nil
+}
+
+func writeSpec(bundle string, spec *specs.Spec) error {
+	data, err := json.Marshal(spec)
+	if err != nil {
+		return fmt.Errorf("bundle: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(bundle, "config.json"), data, 0o600); err != nil {
+		return fmt.Errorf("bundle: %w", err)
+	}
+	return nil
+}
+
+// Delete forgets a process, and a container with its root.
+func (t *tasks) Delete(ctx context.Context, id task.ID) error {
+	err := t.monitor.Delete(ctx, id)
+	if id.Exec != "" || err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	if err := t.l.Roots.Remove(ctx, id.Container); err != nil {
+		return err
+	}
+	return errors.Join(err, t.p.forget(id.Container))
+}
+
+// Update changes the limits of a container.
+func (t *tasks) Update(ctx context.Context, container string, resources *specs.LinuxResources) error {
+	wanted := *resources
+	if err := t.l.clamp.resources(&wanted); err != nil {
+		return err
+	}
+	return t.monitor.Update(ctx, container, &wanted)
+}
+
+// Stats reads the pod's cgroups, which needs no other process.
+func (t *tasks) Stats(ctx context.Context, containers ...string) (task.Stats, error) {
+	stats := task.Stats{At: time.Now()}
+	ids := containers
+	if len(ids) == 0 {
+		var err error
+		if ids, err = t.p.containers(); err != nil {
+			return stats, err
+		}
+	}
+	for _, id := range ids {
+		if id == t.p.initID() {
+			continue
+		}
+		usage, err := t.l.cgroups.Usage(t.p.containerGroup(id))
+		if errdefs.IsNotFound(err) {
+			continue // it does not run
+		} else if err != nil {
+			return stats, err
+		}
+		usage.ID = id
+		if usage.WritableBytes, usage.WritableInodes, err = t.l.Roots.Usage(ctx, id); err != nil && !errdefs.IsNotFound(err) {
+			return stats, err
+		}
+		stats.Containers = append(stats.Containers, usage)
+	}
+	if len(containers) > 0 {
+		return stats, nil
+	}
+	t.ofPod(&stats)
+	interfaces, err := t.interfaces()
+	stats.Interfaces = interfaces
+	return stats, err
+}
+
+// ofPod fills in what the pod uses as a whole: its cgroup's numbers where it has one of its own, else the sum.
+func (t *tasks) ofPod(stats *task.Stats) {
+	if t.p.own || t.p.cfg.CgroupParent != "" {
+		if usage, err := t.l.cgroups.Usage(t.p.group); err == nil {
+			stats.CPU, stats.Memory = usage.CPU, usage.Memory
+			return
+		}
+	}
+	for _, c := range stats.Containers {
+		stats.CPU.UsageNS += c.CPU.UsageNS
+		stats.Memory.Usage += c.Memory.Usage
+		stats.Memory.WorkingSet += c.Memory.WorkingSet
+		stats.Memory.RSS += c.Memory.RSS
+		stats.Memory.Swap += c.Memory.Swap
+		stats.Memory.PageFaults += c.Memory.PageFaults
+		stats.Memory.MajorPageFaults += c.Memory.MajorPageFaults
+	}
+}
+
+// interfaces of the pod; none on the host's network, whose traffic is not the pod's.
+func (t *tasks) interfaces() ([]task.Interface, error) {
+	if t.p.netns == "" {
+		return nil, nil
+	}
+	var found []task.Interface
+	err := netns.Do(t.p.netns, func() error {
+		links, err := rtnl.Dump(netlink.LinkList)
+		if err != nil {
+			return fmt.Errorf("list interfaces: %w", err)
+		}
+		for _, link := range links {
+			attrs := link.Attrs()
+			if s := attrs.Statistics; s != nil && attrs.Flags&net.FlagLoopback == 0 && attrs.Flags&net.FlagUp != 0 {
+				found = append(found, task.Interface{Name: attrs.Name, RxBytes: s.RxBytes, RxErrors: s.RxErrors, TxBytes: s.TxBytes, TxErrors: s.TxErrors})
+			}
+		}
+		return nil
+	})
+	return found, err
+}
+
+// Dial connects from inside the pod's network namespace.
+func (t *tasks) Dial(ctx context.Context, network, address string) (io.ReadWriteCloser, error) {
+	var dialer net.Dialer
+	if t.p.netns == "" {
+		return dialer.DialContext(ctx, network, address)
+	}
+	var conn net.Conn
+	err := netns.Do(t.p.netns, func() (err error) {
+		// The address is numeric, so that the socket is made here, on the thread that is in the namespace.
+		conn, err = dialer.DialContext(ctx, network, address)
+		return err
+	})
+	if err != nil {
+		return nil, err // not a typed nil
+	}
+	return conn, nil
+}
+
+// instance is one running pod.
+type instance struct {
+	tasks *tasks
+	info  map[string]string
+}
+
+func (l *Launcher) instance(p pod, m monitor) *instance {
+	return &instance{tasks: &tasks{monitor: m, l: l, p: p}, info: map[string]string{
+		"monitorPid": fmt.Sprint(m.PID()), "cgroup": "/" + p.group, "runtime": filepath.Base(l.RuntimeRoot),
+	}}
+}
+
+func (i *instance) Tasks() task.Service { return i.tasks }
+
+// Wait blocks until the pod's monitor has ended, or the first process of its PID namespace.
+func (i *instance) Wait(ctx context.Context) (string, error) {
+	if !i.tasks.p.cfg.SharedPID {
+		return i.tasks.monitor.WaitEnd(ctx)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type end struct {
+		reason string
+		err    error
+	}
+	ends := make(chan end, 2)
+	go func() {
+		reason, err := i.tasks.monitor.WaitEnd(ctx)
+		ends <- end{reason, err}
+	}()
+	go func() {
+		exit, err := i.tasks.Wait(ctx, task.ID{Container: i.tasks.p.initID()})
+		if err != nil {
+			return // the monitor's end says more
+		}
+		ends <- end{fmt.Sprintf("the first process of its PID namespace ended with %d, and all others with it", exit.Code), nil}
+	}()
+	first := <-ends
+	return first.reason, first.err
+}
+
+// Stop ends all containers and the monitor.
+func (i *instance) Stop(ctx context.Context) error { return i.tasks.monitor.Shutdown(ctx) }
+
+func (i *instance) Info() map[string]string { return i.info }
+func (i *instance) Close() error            { return i.tasks.monitor.Close() }
