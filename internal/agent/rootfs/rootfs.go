@@ -72,8 +72,9 @@ func (s *Store) Setup(ctx context.Context, scratch *agentv1.DiskAddress) (err er
 		if err != nil {
 			return fmt.Errorf("scratch: %w", err)
 		}
-		// discard gives the space of removed files back to the host's sparse file.
-		if err := unix.Mount(device, dir, "ext4", 0, "discard"); err != nil {
+		// discard gives the space of removed files back to the host's sparse file. noinit_itable: the kernel would zero all
+		// inode tables in the background, which takes 1.6 % of the disk's size on the host and gives nothing.
+		if err := unix.Mount(device, dir, "ext4", 0, "discard,noinit_itable"); err != nil {
 			return fmt.Errorf("scratch: mount %s as ext4: %w", device, err)
 		}
 	}

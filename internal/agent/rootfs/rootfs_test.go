@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -155,6 +156,42 @@ func TestImageWithItsOwnLostFound(t *testing.T) {
 	}
 	_, err = s.Unmount("c")
 	if err := errors.Join(err, s.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestScratchStaysSparse: neither what the disk's file system does by itself nor what was removed takes space on the host.
+func TestScratchStaysSparse(t *testing.T) {
+	if !ownMounts(t) {
+		return
+	}
+	image := filepath.Join(t.TempDir(), "scratch")
+	if err := errors.Join(os.WriteFile(image, nil, 0o644), os.Truncate(image, 1<<30)); err != nil {
+		t.Fatal(err)
+	}
+	var path string
+	for _, tool := range [][]string{{"mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", image}, {"losetup", "--find", "--show", image}} {
+		out, err := exec.Command(tool[0], tool[1:]...).CombinedOutput()
+		if err != nil {
+			t.Skipf("SKIPPED, not tested: %s: %v: %s", tool[0], err, out)
+		}
+		path = strings.TrimSpace(string(out))
+	}
+	defer func() { _ = exec.Command("losetup", "--detach", path).Run() }()
+	s := New(t.TempDir())
+	if err := s.Setup(t.Context(), device(filepath.Base(path))); err != nil {
+		t.Fatal(err)
+	}
+	options, err := os.ReadFile("/proc/fs/ext4/" + filepath.Base(path) + "/options")
+	if err != nil {
+		t.Skipf("SKIPPED, not tested: this kernel does not tell the options of ext4: %v", err)
+	}
+	for _, want := range []string{"discard", "noinit_itable"} {
+		if !slices.Contains(strings.Fields(string(options)), want) {
+			t.Errorf("not mounted with %s: %s", want, options)
+		}
+	}
+	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
 }
