@@ -44,7 +44,7 @@ func (p paths) ofState() []string { return []string{p.bundles(), p.pods(), p.net
 type engine struct {
 	paths      paths
 	images     *image.Service
-	layers     *snapshot.Layers
+	layers     *snapshot.Disks
 	network    *network.Node
 	handlers   *handlers
 	events     *event.Broker
@@ -60,7 +60,7 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 		return nil, err
 	}
 	down.Add("close images", closing(e.images.Close))
-	if e.layers, err = snapshot.Open(e.paths.layers(), e.images); err != nil {
+	if e.layers, err = snapshot.OpenDisks(e.paths.layers(), e.images); err != nil {
 		return nil, err
 	}
 	down.Add("close layers", closing(e.layers.Close))

@@ -77,7 +77,7 @@ func (h *handlers) forCRI() cri.Handlers {
 
 // openHandlers makes a launcher for each handler. One whose shim or guest is missing is made too: it is not ready, and
 // becomes so when they are installed.
-func openHandlers(cfg config.Config, p paths, layers *snapshot.Layers, log *slog.Logger) (*handlers, error) {
+func openHandlers(cfg config.Config, p paths, layers *snapshot.Disks, log *slog.Logger) (*handlers, error) {
 	h := &handlers{
 		cfg: cfg, launchers: map[string]sandbox.Launcher{},
 		guest: guestFiles{kernel: cfg.VM.Kernel, initrd: cfg.VM.Initrd, built: p.guest()},
