@@ -19,6 +19,7 @@ import (
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/network"
 	"github.com/pistis-run/pistis/internal/network/netns"
+	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/snapshot"
 )
@@ -42,22 +43,22 @@ func (p paths) netns() string   { return filepath.Join(p.state, "netns") }
 func (p paths) pods() string    { return filepath.Join(p.state, "pods") }
 func (p paths) bundles() string { return filepath.Join(p.state, "bundles") }
 
-// Pods on the host's kernel, where their roots are mounted, and what OCI runtimes keep of them; a directory for each
-// handler below the first and the last.
+// Pods on the host's kernel, and what OCI runtimes keep of them; a directory for each handler below both.
 func (p paths) hostPods() string { return filepath.Join(p.state, "host") }
-func (p paths) mounts() string   { return filepath.Join(p.state, "mounts") }
 func (p paths) runtimes() string { return filepath.Join(p.state, "runtimes") }
 
 // ofState are the directories below state, in the order in which wiping removes them.
 func (p paths) ofState() []string {
-	return []string{p.bundles(), p.pods(), p.hostPods(), p.mounts(), p.runtimes(), p.netns()}
+	return []string{p.bundles(), p.pods(), p.hostPods(), p.runtimes(), p.netns()}
 }
 
 // engine is what does the work below the CRI.
 type engine struct {
 	paths      paths
 	images     *image.Service
-	layers     *snapshot.Layers
+	disks      *snapshot.Disks
+	dirs       *snapshot.Layers
+	roots      *rootfs.Roots
 	network    *network.Node
 	handlers   *handlers
 	events     *event.Broker
@@ -73,16 +74,28 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 		return nil, err
 	}
 	down.Add("close images", closing(e.images.Close))
-	if e.layers, err = snapshot.Open(e.paths.layers(), e.images); err != nil {
+	if e.disks, err = snapshot.OpenDisks(e.paths.layers(), e.images); err != nil {
 		return nil, err
 	}
-	down.Add("close layers", closing(e.layers.Close))
-	e.images.SetForms(e.layers)
+	down.Add("close disks", closing(e.disks.Close))
+	if e.dirs, err = snapshot.OpenDirectories(e.paths.dirs(), e.images); err != nil {
+		return nil, err
+	}
+	down.Add("close directories", closing(e.dirs.Close))
+	if e.roots, err = rootfs.Open(e.paths.roots()); err != nil {
+		return nil, err
+	}
+	// The first form is made when an image is pulled, the other one when a container needs it.
+	if cfg.Handlers[cfg.DefaultHandler].Type == config.HandlerVM {
+		e.images.SetForms(e.disks, e.dirs)
+	} else {
+		e.images.SetForms(e.dirs, e.disks)
+	}
 	if e.network, err = openNetwork(cfg.Network, e.paths, log); err != nil {
 		return nil, err
 	}
 	down.Add("close network", closing(e.network.Close))
-	if e.handlers, err = openHandlers(cfg, e.paths, e.layers, log); err != nil {
+	if e.handlers, err = openHandlers(cfg, e.paths, e.disks, e.roots, log); err != nil {
 		return nil, err
 	}
 	e.sandboxes, err = sandbox.New(sandbox.Options{
@@ -96,7 +109,7 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 	down.Add("close sandboxes", closing(e.sandboxes.Close))
 	e.containers, err = container.New(container.Options{
 		Dir: e.paths.containerRecords(), BundleDir: e.paths.bundles(), Sandboxes: e.sandboxes, Images: e.images,
-		Layers: e.layers, Events: e.events, Log: log,
+		Disks: e.disks, Dirs: e.dirs, Events: e.events, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -139,9 +152,25 @@ func (e *engine) recover(ctx context.Context, log *slog.Logger) error {
 	if err := e.containers.Recover(ctx); err != nil {
 		return fmt.Errorf("daemon: %w", err)
 	}
+	if err := e.sweepRoots(ctx); err != nil {
+		log.ErrorContext(ctx, "roots of containers that are gone could not be removed", logfields.Error, err)
+	}
 	log.Info("took over", "sandboxes", len(e.sandboxes.List(ctx)), "containers", len(e.containers.List(ctx)),
 		logfields.Duration, time.Since(start))
 	return nil
+}
+
+// sweepRoots removes what containers wrote that have gone with their pods, as all do when the host boots.
+func (e *engine) sweepRoots(ctx context.Context) error {
+	ready := map[string]bool{}
+	for _, s := range e.sandboxes.List(ctx) {
+		ready[s.ID] = s.State == sandbox.Ready
+	}
+	keep := map[string]bool{}
+	for _, c := range e.containers.List(ctx) {
+		keep[c.ID] = ready[c.Config.SandboxID]
+	}
+	return e.roots.Sweep(ctx, func(id string) bool { return keep[id] })
 }
 
 // removePods removes every pod with all that is in it.

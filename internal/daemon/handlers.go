@@ -14,6 +14,7 @@ import (
 	"github.com/pistis-run/pistis/internal/guestimage"
 	"github.com/pistis-run/pistis/internal/hostpod"
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/snapshot"
 	"github.com/pistis-run/pistis/internal/vmpod"
@@ -86,7 +87,7 @@ func (h *handlers) forCRI() cri.Handlers {
 
 // openHandlers makes a launcher for each handler. One whose programs or guest are missing is made too: it is not ready,
 // and becomes so when they are installed.
-func openHandlers(cfg config.Config, p paths, layers *snapshot.Layers, roots *snapshot.Roots, log *slog.Logger) (*handlers, error) {
+func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *rootfs.Roots, log *slog.Logger) (*handlers, error) {
 	h := &handlers{
 		cfg: cfg, launchers: map[string]sandbox.Launcher{},
 		guest: guestFiles{kernel: cfg.VM.Kernel, initrd: cfg.VM.Initrd, built: p.guest()},
@@ -101,7 +102,7 @@ func openHandlers(cfg config.Config, p paths, layers *snapshot.Layers, roots *sn
 		if handler.Type == config.HandlerOCI {
 			h.launchers[name], err = openHost(name, handler, cfg, p, roots, log)
 		} else {
-			h.launchers[name], err = h.openVM(handler, p, layers, uids, log)
+			h.launchers[name], err = h.openVM(handler, p, disks, uids, log)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("daemon: handler %s: %w", name, err)
@@ -110,18 +111,18 @@ func openHandlers(cfg config.Config, p paths, layers *snapshot.Layers, roots *sn
 	return h, nil
 }
 
-func (h *handlers) openVM(handler config.Handler, p paths, layers *snapshot.Layers, uids *vmpod.UIDs, log *slog.Logger) (sandbox.Launcher, error) {
+func (h *handlers) openVM(handler config.Handler, p paths, disks *snapshot.Disks, uids *vmpod.UIDs, log *slog.Logger) (sandbox.Launcher, error) {
 	shim, err := h.cfg.VM.FindShim(handler)
 	if err != nil {
 		shim = config.ShimName
 	}
 	return vmpod.New(vmpod.Options{
 		Config: h.cfg.VM, Hypervisor: handler.Hypervisor, Shim: shim, Guest: h.guest.find, Accel: h.accel.get,
-		NewScratch: layers.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: h.cfg.CgroupParent, Log: log,
+		NewScratch: disks.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: h.cfg.CgroupParent, Log: log,
 	})
 }
 
-func openHost(name string, handler config.Handler, cfg config.Config, p paths, roots *snapshot.Roots, log *slog.Logger) (sandbox.Launcher, error) {
+func openHost(name string, handler config.Handler, cfg config.Config, p paths, roots *rootfs.Roots, log *slog.Logger) (sandbox.Launcher, error) {
 	return hostpod.New(hostpod.Options{
 		Runtime: func() (string, error) { return handler.FindRuntime(name) }, Monitor: cfg.FindMonitor,
 		Roots: roots, Dir: filepath.Join(p.hostPods(), name), RuntimeRoot: filepath.Join(p.runtimes(), name),

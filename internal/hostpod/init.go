@@ -8,6 +8,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	monitorclient "github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/oci"
 	"github.com/pistis-run/pistis/internal/task"
 )
@@ -38,7 +39,7 @@ func (t *tasks) startInit(ctx context.Context, program string) error {
 	if err := writeSpec(bundle, spec); err != nil {
 		return fmt.Errorf("first process: %w", err)
 	}
-	if err := t.monitor.Register(ctx, registerRequest{id: id, bundle: bundle}); err != nil {
+	if err := t.monitor.Create(ctx, monitorclient.CreateRequest{ID: id, Bundle: bundle}); err != nil {
 		return fmt.Errorf("first process: %w", err)
 	}
 	if _, err := t.monitor.Start(ctx, task.ID{Container: id}); err != nil {

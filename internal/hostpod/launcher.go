@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -17,7 +16,9 @@ import (
 	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/cleanup"
 	"github.com/pistis-run/pistis/internal/logfields"
+	monitorclient "github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/podfiles"
+	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
 )
 
@@ -40,8 +41,7 @@ type Options struct {
 // Roots makes root file systems of layers. All methods are safe for concurrent use.
 type Roots interface {
 	// Mount stacks the layers, the lowest first, below a fresh writable one and returns where. On error nothing is left.
-	// user, where set, is whom the files belong to that belong to the same ids in the layers.
-	Mount(ctx context.Context, id string, layers []string, user *sandbox.UserNamespace) (path string, err error)
+	Mount(ctx context.Context, id string, layers []string, opts rootfs.Options) (path string, err error)
 	// Remove unmounts a root and removes its writable layer. It is idempotent.
 	Remove(ctx context.Context, id string) error
 	// Usage of the writable layer.
@@ -127,6 +127,7 @@ func (l *Launcher) dir(id string) string { return filepath.Join(l.Dir, id) }
 
 // The files and mounts of a pod's directory.
 func (p pod) file(name string) string { return filepath.Join(p.dir, name) }
+func (p pod) monitorGroup() string    { return cgroup.Path(p.group, "pistis-"+p.id) }
 func (p pod) monitor() string         { return p.file("monitor") }
 func (p pod) shm() string             { return p.file("shm") }
 func (p pod) ipc() string             { return p.file("ipc") }
@@ -156,8 +157,8 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (_ san
 	if err := p.share(); err != nil {
 		return nil, err
 	}
-	m, err := l.monitors.launch(ctx, launchRequest{
-		program: program, dir: p.monitor(), runtime: runtime, args: l.runtimeArgs(), cgroup: cgroup.Path(p.group, "pistis-"+p.id),
+	m, err := l.monitors.launch(ctx, monitorclient.Config{
+		Binary: program, Dir: p.monitor(), Runtime: runtime, RuntimeArgs: l.runtimeArgs(), Cgroup: p.monitorGroup(),
 	})
 	if err != nil {
 		return nil, err
@@ -241,7 +242,7 @@ func (l *Launcher) Cleanup(ctx context.Context, req sandbox.LaunchRequest) error
 }
 
 func (l *Launcher) remove(ctx context.Context, p pod) error {
-	// The monitor first: nothing starts any more. Its containers outlive it, and each is ended by its own group.
+	// The monitor first, with its containers: nothing starts any more.
 	if err := l.monitors.cleanup(ctx, p.monitor()); err != nil {
 		return fmt.Errorf("monitor: %w", err)
 	}
@@ -256,9 +257,6 @@ func (l *Launcher) remove(ctx context.Context, p pod) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if err := removeGroup(ctx, cgroup.Path(p.group, "pistis-"+p.id)); err != nil {
-		return err
-	}
 	if p.own {
 		if err := removeGroup(ctx, p.group); err != nil {
 			return err
@@ -267,47 +265,15 @@ func (l *Launcher) remove(ctx context.Context, p pod) error {
 	return p.unshare()
 }
 
-// removeContainer ends a container without its monitor.
+// removeContainer removes what the monitor and the runtime have left of a container, and its root.
 func (l *Launcher) removeContainer(ctx context.Context, p pod, id string) error {
-	group := p.containerGroup(id)
-	if err := killGroup(ctx, group); err != nil {
-		return fmt.Errorf("container %s: %w", id, err)
-	}
-	// Only the runtime knows what else it made, and which hooks are to run after a container's end.
-	if err := l.forgetInRuntime(ctx, id); err != nil {
-		return fmt.Errorf("container %s: %w", id, err)
-	}
-	if err := removeGroup(ctx, group); err != nil {
+	if err := removeGroup(ctx, p.containerGroup(id)); err != nil {
 		return fmt.Errorf("container %s: %w", id, err)
 	}
 	if err := l.Roots.Remove(ctx, id); err != nil {
 		return fmt.Errorf("container %s: %w", id, err)
 	}
 	return p.forget(id)
-}
-
-func (l *Launcher) forgetInRuntime(ctx context.Context, id string) error {
-	state := filepath.Join(l.RuntimeRoot, id)
-	if _, err := os.Stat(state); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	runtime, err := l.Runtime()
-	if err != nil {
-		return err
-	}
-	out, err := exec.CommandContext(ctx, runtime, append(l.runtimeArgs(), "delete", "--force", id)...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s delete: %w: %.500s", filepath.Base(runtime), err, out)
-	}
-	return nil
-}
-
-func killGroup(ctx context.Context, path string) error {
-	group, err := cgroup.OpenAll(path)
-	if err != nil {
-		return err
-	}
-	return group.Kill(ctx)
 }
 
 // removeGroup kills all processes of a cgroup and removes it.

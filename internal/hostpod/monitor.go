@@ -3,22 +3,16 @@ package hostpod
 import (
 	"context"
 
+	monitorclient "github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
 // monitors are the monitor processes of this host.
 type monitors interface {
-	launch(ctx context.Context, req launchRequest) (monitor, error)
+	launch(ctx context.Context, cfg monitorclient.Config) (monitor, error)
 	connect(ctx context.Context, dir string) (monitor, error)
-	// cleanup kills a monitor, dead or alive, and removes its directory. Idempotent.
+	// cleanup kills a monitor, dead or alive, and its containers, and removes its directory. Idempotent.
 	cleanup(ctx context.Context, dir string) error
-}
-
-type launchRequest struct {
-	program, dir string
-	runtime      string
-	args         []string
-	cgroup       string
 }
 
 // monitor is the connection to one pod's monitor.
@@ -28,8 +22,8 @@ type monitor interface {
 	task.Resizer
 	task.LogReopener
 	task.Updater
-	// Register announces a container, whose bundle is complete; its start calls the runtime.
-	Register(ctx context.Context, req registerRequest) error
+	// Create announces a container, whose bundle is complete; its start calls the runtime.
+	Create(ctx context.Context, req monitorclient.CreateRequest) error
 	// InitPID is the first process of a running container. FailedPrecondition for one that does not run.
 	InitPID(ctx context.Context, container string) (uint32, error)
 	lifetime
@@ -49,12 +43,30 @@ type lifetime interface {
 	PID() int
 	// WaitEnd blocks until the monitor has ended and says why.
 	WaitEnd(ctx context.Context) (reason string, err error)
-	// Shutdown ends all containers and the monitor.
-	Shutdown(ctx context.Context) error
+	// Shutdown ends the monitor; with force its containers too.
+	Shutdown(ctx context.Context, force bool) error
 	Close() error
 }
 
-type registerRequest struct {
-	id, bundle, logPath        string
-	terminal, stdin, stdinOnce bool
+// monitorProcesses are the real monitors.
+type monitorProcesses struct{}
+
+func (monitorProcesses) launch(ctx context.Context, cfg monitorclient.Config) (monitor, error) {
+	c, err := monitorclient.Launch(ctx, cfg)
+	if err != nil {
+		return nil, err // not a typed nil
+	}
+	return c, nil
+}
+
+func (monitorProcesses) connect(ctx context.Context, dir string) (monitor, error) {
+	c, err := monitorclient.Connect(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (monitorProcesses) cleanup(ctx context.Context, dir string) error {
+	return monitorclient.Cleanup(ctx, dir)
 }

@@ -16,7 +16,9 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/pistis-run/pistis/internal/cleanup"
+	monitorclient "github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/network/netns"
+	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/rtnl"
 	"github.com/pistis-run/pistis/internal/task"
 	"github.com/pistis-run/pistis/internal/userdb"
@@ -48,7 +50,11 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 		return task.User{}, fmt.Errorf("container directory: %w", err)
 	}
 	undo.Add("remove root", func(ctx context.Context) error { return t.l.Roots.Remove(ctx, req.ID) })
-	root, err := t.l.Roots.Mount(ctx, req.ID, req.Layers, t.p.cfg.User)
+	var owners rootfs.Options
+	if t.p.cfg.User != nil {
+		owners.UserNS = t.p.user()
+	}
+	root, err := t.l.Roots.Mount(ctx, req.ID, req.Layers, owners)
 	if err != nil {
 		return task.User{}, err
 	}
@@ -60,7 +66,7 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 	if err != nil {
 		return task.User{}, err
 	}
-	if err := t.p.finish(req.Spec, req, root, user, init); err != nil {
+	if err := t.p.finish(req.Spec, req, root, user.User, init); err != nil {
 		return task.User{}, err
 	}
 	if err := t.l.clamp.apply(req.Spec); err != nil {
@@ -72,14 +78,14 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 	if err := writeSpec(req.Bundle, req.Spec); err != nil {
 		return task.User{}, err
 	}
-	err = t.monitor.Register(ctx, registerRequest{
-		id: req.ID, bundle: req.Bundle, logPath: req.LogPath, terminal: req.Terminal, stdin: req.Stdin, stdinOnce: req.StdinOnce,
+	err = t.monitor.Create(ctx, monitorclient.CreateRequest{
+		ID: req.ID, Bundle: req.Bundle, LogPath: req.LogPath, Terminal: req.Terminal, Stdin: req.Stdin, StdinOnce: req.StdinOnce,
 	})
 	if err != nil {
 		return task.User{}, err
 	}
 	undo.Release()
-	return user, nil
+	return user.User, nil
 }
 
 // initOf is the first process of the PID namespace that is joined; 0 where none is.
@@ -261,7 +267,7 @@ func (i *instance) Wait(ctx context.Context) (string, error) {
 }
 
 // Stop ends all containers and the monitor.
-func (i *instance) Stop(ctx context.Context) error { return i.tasks.monitor.Shutdown(ctx) }
+func (i *instance) Stop(ctx context.Context) error { return i.tasks.monitor.Shutdown(ctx, true) }
 
 func (i *instance) Info() map[string]string { return i.info }
 func (i *instance) Close() error            { return i.tasks.monitor.Close() }

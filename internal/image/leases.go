@@ -275,14 +275,13 @@ func (s *Service) collect(ctx context.Context) error {
 		return fmt.Errorf("collect garbage: %w", err)
 	}
 	s.forgetParsed(ctx)
-	forms := s.getForms()
-	if forms == nil {
-		return nil
+	var errs []error
+	for _, f := range s.getForms() {
+		if err := f.Collect(ctx, func() (map[digest.Digest]struct{}, error) { return s.layersInUse(ctx) }); err != nil {
+			errs = append(errs, fmt.Errorf("collect layers: %w", err))
+		}
 	}
-	if err := forms.Collect(ctx, func() (map[digest.Digest]struct{}, error) { return s.layersInUse(ctx) }); err != nil {
-		return fmt.Errorf("collect layers: %w", err)
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // layersInUse are the DiffIDs of all layers of images that have a name, a user or a pull.

@@ -211,13 +211,13 @@ func (s *Service) prepare(ctx context.Context, f *flight, r registration) error 
 		return err
 	}
 	forms := s.getForms()
-	if forms == nil {
+	if len(forms) == 0 {
 		return nil
 	}
 	s.mu.Lock()
 	s.pending[f] = append(s.pending[f], r.image.config.RootFS.DiffIDs...)
 	s.mu.Unlock()
-	return forms.Prepare(ctx, Image{
+	return forms[0].Prepare(ctx, Image{
 		ID: r.image.manifest.Config.Digest, Target: r.target, Manifest: r.image.desc, Size: r.image.size(),
 		Config: r.image.config, Layers: r.image.layers(),
 	})

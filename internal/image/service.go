@@ -92,7 +92,7 @@ type Service struct {
 	wg     sync.WaitGroup
 
 	mu      sync.Mutex
-	forms   forms
+	forms   []forms
 	flights map[flightKey]*flight
 	active  map[string]struct{}              // leases of this process's pulls, imports and exports
 	pending map[*flight][]digest.Digest      // layers whose forms are made before the image has a name
@@ -175,14 +175,15 @@ func (s *Service) open(ctx context.Context) error {
 	return s.recover(ctx, blobs)
 }
 
-// SetForms says what is made of layers besides their content. It is called once, before the first pull.
-func (s *Service) SetForms(f forms) {
+// SetForms says what is made of layers besides their content. All forms go with the content, the first one is made at
+// each pull. It is called once, before the first pull.
+func (s *Service) SetForms(all ...forms) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.forms = f
+	s.forms = all
 }
 
-func (s *Service) getForms() forms {
+func (s *Service) getForms() []forms {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.forms

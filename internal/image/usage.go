@@ -17,8 +17,8 @@ func (s *Service) FSInfo(ctx context.Context) (FSInfo, error) {
 	if info.UsedBytes, info.UsedInodes, err = diskUsage(ctx, s.opts.Root); err != nil {
 		return FSInfo{}, fmt.Errorf("image file system: %w", classify(err))
 	}
-	if forms := s.getForms(); forms != nil {
-		bytes, inodes, err := forms.Usage(ctx)
+	for _, f := range s.getForms() {
+		bytes, inodes, err := f.Usage(ctx)
 		if err != nil {
 			return FSInfo{}, fmt.Errorf("image file system: %w", classify(err))
 		}

@@ -30,7 +30,7 @@ const (
 //
 // A layer in which an entry replaces an earlier one needs to be read twice more, as the converter cannot take back what
 // it has written: open is called up to three times.
-func convert(ctx context.Context, open func() (io.ReadCloser, error), disk *os.File, inherited map[string]*entry) ([]string, error) {
+func convert(ctx context.Context, open opener, disk *os.File, inherited map[string]*entry) ([]string, error) {
 	implied, err := convertOnce(ctx, open, disk, plan{inherited: inherited})
 	if !errors.Is(err, errReplaced) {
 		return implied, err
@@ -46,7 +46,7 @@ func convert(ctx context.Context, open func() (io.ReadCloser, error), disk *os.F
 	return implied, err
 }
 
-func convertOnce(ctx context.Context, open func() (io.ReadCloser, error), disk *os.File, p plan) (implied []string, err error) {
+func convertOnce(ctx context.Context, open opener, disk *os.File, p plan) (implied []string, err error) {
 	if err := disk.Truncate(0); err != nil {
 		return nil, err
 	}
@@ -58,10 +58,11 @@ func convertOnce(ctx context.Context, open func() (io.ReadCloser, error), disk *
 	source := &boundedReader{ctx: ctx, r: raw, left: maxTarBytes}
 	buffered := bufio.NewReaderSize(source, readBuffer)
 	clean := newSanitizer(tar.NewReader(buffered), p)
-	out, err := newSparseFile(ctx, disk)
+	space, err := newFreeSpace(int(disk.Fd()))
 	if err != nil {
 		return nil, err
 	}
+	out := &sparseFile{ctx: ctx, file: disk, space: space}
 	err = tar2ext4.ConvertTarToExt4(clean, out, tar2ext4.ConvertWhiteout, tar2ext4.MaximumDiskSize(maxDiskBytes))
 	switch {
 	case source.err != nil: // the cause, whatever became of it on its way

@@ -65,8 +65,51 @@ func makeTar(t testing.TB, entries ...tar.Header) []byte {
 	return buf.Bytes()
 }
 
-func opener(raw []byte) func() (io.ReadCloser, error) {
+func openerOf(raw []byte) opener {
 	return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw)), nil }
+}
+
+// unpackers write a tar in each form, and give the root directory of what has become of it. convert is the part that
+// needs no privilege.
+var unpackers = map[string]struct {
+	convert func(t testing.TB, raw []byte) (string, error)
+	mount   func(t testing.TB, path string) string
+}{
+	"disk": {disk, func(t testing.TB, path string) string {
+		fsck(t, path)
+		return mountDisk(t, path)
+	}},
+	"directory": {directoryOf, func(_ testing.TB, path string) string { return path }},
+}
+
+// eachForm runs a test for each form of a layer.
+func eachForm(t *testing.T, test func(t *testing.T, unpack func(testing.TB, []byte) string)) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: devices, owners and mounts need root")
+	}
+	for name, u := range unpackers {
+		t.Run(name, func(t *testing.T) {
+			test(t, func(t testing.TB, raw []byte) string {
+				t.Helper()
+				path, err := u.convert(t, raw)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return u.mount(t, path)
+			})
+		})
+	}
+}
+
+// nothingBelow is the inheriter of the lowest layer.
+func nothingBelow([]string) (map[string]*entry, error) { return nil, nil }
+
+// directoryOf extracts a tar.
+func directoryOf(t testing.TB, raw []byte) (string, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "layer")
+	_, err := writeDirectory(t.Context(), path, openerOf(raw), nothingBelow)
+	return path, err
 }
 
 // disk converts a tar into an ext4 file.
@@ -77,17 +120,8 @@ func disk(t testing.TB, raw []byte) (string, error) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	_, err = convert(t.Context(), opener(raw), f, nil)
+	_, err = convert(t.Context(), openerOf(raw), f, nil)
 	return f.Name(), err
-}
-
-func mustDisk(t testing.TB, raw []byte) string {
-	t.Helper()
-	path, err := disk(t, raw)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
 
 // fsck fails the test when the file system checker finds anything but the padding of the inode bitmap, which the
@@ -192,11 +226,10 @@ func xattrsOf(t testing.TB, path string) string {
 	return out
 }
 
-// TestConvertMatchesApply compares the disk with what containerd unpacks from the same tar.
-func TestConvertMatchesApply(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: unpacking devices and mounting need root")
-	}
+// TestConvertMatchesApply compares each form with what containerd unpacks from the same tar.
+func TestConvertMatchesApply(t *testing.T) { eachForm(t, testMatchesApply) }
+
+func testMatchesApply(t *testing.T, unpack func(testing.TB, []byte) string) {
 	capability := "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 	acl := "\x02\x00\x00\x00" + "\x01\x00\x07\x00\xff\xff\xff\xff" + "\x02\x00\x05\x00\xe8\x03\x00\x00" + "\x04\x00\x05\x00\xff\xff\xff\xff" + "\x10\x00\x05\x00\xff\xff\xff\xff" + "\x20\x00\x05\x00\xff\xff\xff\xff"
 	withXattrs := regular("bin/ping", "ping")
@@ -241,9 +274,7 @@ func TestConvertMatchesApply(t *testing.T) {
 	if _, err := archive.Apply(t.Context(), want, bytes.NewReader(raw)); err != nil {
 		t.Fatal(err)
 	}
-	path := mustDisk(t, raw)
-	fsck(t, path)
-	compare(t, describe(t, want), describe(t, mountDisk(t, path)))
+	compare(t, describe(t, want), describe(t, unpack(t, raw)))
 }
 
 func compare(t testing.TB, want, got map[string]string) {
@@ -271,10 +302,9 @@ func cutTime(s string) string {
 }
 
 // TestConvertWhiteouts checks what overlayfs will see of removals.
-func TestConvertWhiteouts(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: mounting a disk needs root")
-	}
+func TestConvertWhiteouts(t *testing.T) { eachForm(t, testWhiteouts) }
+
+func testWhiteouts(t *testing.T, unpack func(testing.TB, []byte) string) {
 	opaque := dir("noted/", 0o755)
 	opaque.PAXRecords = map[string]string{"SCHILY.xattr.trusted.overlay.opaque": "y", "SCHILY.xattr.trusted.overlay.origin": "x"}
 	raw := makeTar(t,
@@ -287,10 +317,7 @@ func TestConvertWhiteouts(t *testing.T) {
 		regular("stays", "stays"), whiteout(".wh.stays"), whiteout(".wh.comes"), regular("comes", "comes"),
 		whiteout(".wh..wh.aufs"), regular(".wh..wh.plnk/1", "x"), opaque,
 	)
-	path := mustDisk(t, raw)
-	fsck(t, path)
-	root := mountDisk(t, path)
-	got := describe(t, root)
+	got := describe(t, unpack(t, raw))
 	for _, name := range []string{"gone", "dir/gone"} {
 		if !strings.HasPrefix(got[name], "20000 0:0 rdev=0 ") {
 			t.Errorf("%s is no whiteout: %s", name, got[name])
@@ -314,7 +341,9 @@ func TestConvertWhiteouts(t *testing.T) {
 }
 
 // TestConvertManyXattrs: those that do not fit into the inode must be found by the kernel's search too.
-func TestConvertManyXattrs(t *testing.T) {
+func TestConvertManyXattrs(t *testing.T) { eachForm(t, testManyXattrs) }
+
+func testManyXattrs(t *testing.T, unpack func(testing.TB, []byte) string) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	var entries []tar.Header
 	want := map[string]string{}
@@ -337,9 +366,7 @@ func TestConvertManyXattrs(t *testing.T) {
 		}
 		entries = append(entries, h)
 	}
-	path := mustDisk(t, makeTar(t, entries...))
-	fsck(t, path)
-	root := mountDisk(t, path)
+	root := unpack(t, makeTar(t, entries...))
 	for name, w := range want {
 		if got := xattrsOf(t, filepath.Join(root, name)); got != w {
 			t.Errorf("%s:\n want %s\n  got %s", name, w, got)
@@ -348,7 +375,9 @@ func TestConvertManyXattrs(t *testing.T) {
 }
 
 // TestConvertDirectories fills a tree at random, and expects all of it back.
-func TestConvertDirectories(t *testing.T) {
+func TestConvertDirectories(t *testing.T) { eachForm(t, testDirectories) }
+
+func testDirectories(t *testing.T, unpack func(testing.TB, []byte) string) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	var entries []tar.Header
 	want := map[string]bool{}
@@ -357,9 +386,7 @@ func TestConvertDirectories(t *testing.T) {
 		entries = append(entries, regular(name, strings.Repeat("y", rng.IntN(10000))))
 		want[name] = true
 	}
-	path := mustDisk(t, makeTar(t, entries...))
-	fsck(t, path)
-	got := describe(t, mountDisk(t, path))
+	got := describe(t, unpack(t, makeTar(t, entries...)))
 	for name := range want {
 		if got[name] == "" {
 			t.Errorf("%s is missing", name)

@@ -6,6 +6,7 @@ import (
 	"log"
 	"log/slog"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -52,8 +53,11 @@ func pushed(t testing.TB, host, repo string, raw []byte) string {
 	return tag.Name()
 }
 
-// TestWithImages goes the way of an image from a registry to disks and back to nothing, with the real image store.
+// TestWithImages goes the way of an image from a registry to its forms and back to nothing, with the real image store.
 func TestWithImages(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: giving files their owner needs root")
+	}
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	defer server.Close()
 	host := strings.TrimPrefix(server.URL, "http://")
@@ -63,12 +67,16 @@ func TestWithImages(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer images.Close()
-	layers := openLayers(t, filepath.Join(dir, "layers"), images)
-	images.SetForms(layers)
-	disks := func(want int) {
+	layers := openForm(asDisks).must(t, filepath.Join(dir, "layers"), images)
+	directories := openForm(OpenDirectories).must(t, filepath.Join(dir, "directories"), images)
+	images.SetForms(layers, directories)
+	left := func(disks, dirs int) {
 		t.Helper()
-		if got := names(t, layers.root); len(got) != want {
-			t.Errorf("disks: %q, want %d", got, want)
+		if got := names(t, layers.root); len(got) != disks {
+			t.Errorf("disks: %q, want %d", got, disks)
+		}
+		if got := names(t, directories.root); len(got) != dirs {
+			t.Errorf("directories: %q, want %d", got, dirs)
 		}
 	}
 
@@ -78,28 +86,42 @@ func TestWithImages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	disks(1)
+	left(1, 0)
 	if _, err := images.Pull(t.Context(), image.PullRequest{Ref: two}); err != nil {
 		t.Fatal(err)
 	}
-	disks(1)
+	left(1, 0)
 
 	if err := images.Use(t.Context(), "container", img); err != nil {
 		t.Fatal(err)
+	}
+	before, err := images.FSInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	paths, err := directories.Ensure(t.Context(), img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(filepath.Join(paths[0], "file")); err != nil || string(text) != "content" {
+		t.Errorf("got %q, %v", text, err)
+	}
+	if after, err := images.FSInfo(t.Context()); err != nil || after.UsedInodes != before.UsedInodes+2 || after.UsedBytes <= before.UsedBytes {
+		t.Errorf("usage with directories: %+v after %+v, %v", after, before, err)
 	}
 	for _, ref := range []string{one, two} {
 		if err := images.Remove(t.Context(), ref); err != nil {
 			t.Fatal(err)
 		}
 	}
-	disks(1)
+	left(1, 1)
 	if paths, err := layers.Ensure(t.Context(), img); err != nil || len(paths) != 1 {
 		t.Errorf("disks of an image that was removed while in use: %q, %v", paths, err)
 	}
 	if err := images.Unuse(t.Context(), "container"); err != nil {
 		t.Fatal(err)
 	}
-	disks(0)
+	left(0, 0)
 
 	hostile := pushed(t, host, "hostile:1", makeTar(t, regular("../../etc/cron.d/evil", "x")))
 	if _, err := images.Pull(t.Context(), image.PullRequest{Ref: hostile}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "../../etc/cron.d/evil") {
@@ -108,5 +130,5 @@ func TestWithImages(t *testing.T) {
 	if all, err := images.List(t.Context()); err != nil || len(all) != 0 {
 		t.Errorf("something is registered: %v, %v", all, err)
 	}
-	disks(0)
+	left(0, 0)
 }

@@ -15,7 +15,7 @@ import (
 
 // inherit finds the attributes of directories in lower layers, given from the uppermost down. What no layer describes
 // is not in the result.
-func inherit(ctx context.Context, dirs []string, lower []func() (io.ReadCloser, error)) (map[string]*entry, error) {
+func inherit(ctx context.Context, dirs []string, lower []opener) (map[string]*entry, error) {
 	wanted, found := map[string]bool{}, map[string]*entry{}
 	for _, d := range dirs {
 		wanted[d] = true
@@ -35,9 +35,9 @@ func inherit(ctx context.Context, dirs []string, lower []func() (io.ReadCloser, 
 
 // lookFor notes what one layer says of the wanted directories, and returns the names below which it hides all lower
 // layers.
-func lookFor(ctx context.Context, wanted map[string]bool, found map[string]*entry, open func() (io.ReadCloser, error)) (hidden map[string]bool, err error) {
+func lookFor(ctx context.Context, wanted map[string]bool, found map[string]*entry, open opener) (hidden map[string]bool, err error) {
 	hidden = map[string]bool{}
-	err = eachEntry(ctx, open, func(_ int, e *entry) error {
+	err = eachEntry(ctx, open, func(_ int, e *entry, _ io.Reader) error {
 		switch {
 		case e.whiteout, e.opaque:
 			hidden[e.target] = true
@@ -63,8 +63,8 @@ func isHidden(dir string, hidden map[string]bool) bool {
 	return hidden[""]
 }
 
-// eachEntry reads a layer to its verified end and calls do for each entry that means something, with its number.
-func eachEntry(ctx context.Context, open func() (io.ReadCloser, error), do func(i int, e *entry) error) (err error) {
+// eachEntry reads a layer to its verified end and calls do for each entry that means something, with its number and content.
+func eachEntry(ctx context.Context, open opener, do func(i int, e *entry, body io.Reader) error) (err error) {
 	raw, err := open()
 	if err != nil {
 		return err
@@ -91,10 +91,24 @@ func eachEntry(ctx context.Context, open func() (io.ReadCloser, error), do func(
 		if e == nil {
 			continue
 		}
-		if err := do(i, e); err != nil {
+		err = do(i, e, content{in})
+		if source.err != nil {
+			return source.err
+		} else if err != nil {
 			return err
 		}
 	}
+}
+
+// content is that of one entry.
+type content struct{ in *tar.Reader }
+
+func (c content) Read(p []byte) (int, error) {
+	n, err := c.in.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = damaged(err)
+	}
+	return n, err
 }
 
 // impliedDirs are the directories that no entry of the layer describes.

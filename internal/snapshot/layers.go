@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -22,11 +23,29 @@ import (
 	"github.com/pistis-run/pistis/internal/image"
 )
 
-const (
-	// suffix of a layer's file. Its number grows when the conversion changes in a way that old files must not survive.
-	suffix     = ".v1.ext4"
-	tempPrefix = "tmp-"
+const tempPrefix = "tmp-"
+
+// form is what layers are made into.
+type form struct {
+	// what it is called in messages, in the plural.
+	what string
+	// extension and version end a layer's name. The version changes when the form changes in a way that what was made
+	// before must not survive.
+	version, extension string
+	// write makes the form of a layer at path, where nothing is yet, and syncs it. It calls inherit with the
+	// directories that the layer implies but does not describe, to get the attributes of those that are known.
+	// dependent says that there are such directories. What a failure leaves at path is for the caller to remove.
+	write func(ctx context.Context, path string, open opener, inherit inheriter) (dependent bool, err error)
+}
+
+type (
+	// opener starts reading a layer's tar.
+	opener func() (io.ReadCloser, error)
+	// inheriter finds the attributes of directories in the layers below.
+	inheriter func(dirs []string) (map[string]*entry, error)
 )
+
+func (f form) suffix() string { return f.version + f.extension }
 
 // layerSource gives out the content of layers, as image.Service does: what it returns verifies itself, and fails
 // instead of ending when it is not what the layer's DiffID says.
@@ -34,8 +53,9 @@ type layerSource interface {
 	OpenLayer(ctx context.Context, layer image.Layer) (io.ReadCloser, error)
 }
 
-// Layers are the ext4 images of layers in one directory.
+// Layers are layers of images in one form, in one directory.
 type Layers struct {
+	form   form
 	root   string
 	source layerSource
 	lock   *os.File
@@ -46,11 +66,11 @@ type Layers struct {
 	wg     sync.WaitGroup
 
 	collecting sync.Mutex // one Collect at a time
-	templates  sync.Mutex // one new scratch template at a time
 
 	mu      sync.Mutex                 // guards the fields below and the names in root
 	flights map[digest.Digest]*flight  // by DiffID
 	touched map[digest.Digest]struct{} // layers asked for since the running Collect began; nil when none runs
+	sizes   map[string]size            // of layers, by name: they do not change
 }
 
 // flight is a conversion, for all that wait for it.
@@ -70,23 +90,26 @@ type stacked struct {
 	below string        // tells the stacks below apart
 }
 
-// Open opens the directory root, which it owns until Close, and removes what a process that died left unfinished.
+// open opens the directory root, which it owns until Close, and removes what a process that died left unfinished.
 // FailedPrecondition when another process has it open.
-func Open(root string, source layerSource) (*Layers, error) {
+func open(root string, source layerSource, form form) (*Layers, error) {
 	if err := os.MkdirAll(root, 0o700); err != nil {
-		return nil, fmt.Errorf("layer disks: %w", classify(err))
+		return nil, fmt.Errorf("%s: %w", form.what, classify(err))
 	}
 	lock, err := os.OpenFile(filepath.Join(root, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("layer disks: %w", classify(err))
+		return nil, fmt.Errorf("%s: %w", form.what, classify(err))
 	}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("layer disks %s: in use by another process: %w", root, errdefs.ErrFailedPrecondition), lock.Close())
+		return nil, errors.Join(fmt.Errorf("%s %s: in use by another process: %w", form.what, root, errdefs.ErrFailedPrecondition), lock.Close())
 	}
-	l := &Layers{root: root, source: source, lock: lock, slots: make(chan struct{}, max(2, runtime.NumCPU()/2)), flights: map[digest.Digest]*flight{}}
+	l := &Layers{
+		form: form, root: root, source: source, lock: lock, slots: make(chan struct{}, max(2, runtime.NumCPU()/2)),
+		flights: map[digest.Digest]*flight{}, sizes: map[string]size{},
+	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	if err := l.sweep(); err != nil {
-		return nil, errors.Join(fmt.Errorf("layer disks %s: %w", root, classify(err)), lock.Close())
+		return nil, errors.Join(fmt.Errorf("%s %s: %w", form.what, root, classify(err)), lock.Close())
 	}
 	return l, nil
 }
@@ -99,7 +122,7 @@ func (l *Layers) sweep() error {
 	}
 	for _, e := range entries {
 		name := e.Name()
-		old := strings.HasSuffix(name, ".ext4") && !strings.HasSuffix(name, suffix)
+		old := strings.HasSuffix(name, l.form.extension) && !strings.HasSuffix(name, l.form.suffix())
 		if !strings.HasPrefix(name, tempPrefix) && !old {
 			continue
 		}
@@ -117,17 +140,17 @@ func (l *Layers) Close() error {
 	return l.lock.Close()
 }
 
-// path of a layer's disk.
+// path of a layer.
 func (l *Layers) path(id digest.Digest) string {
-	return filepath.Join(l.root, id.Algorithm().String()+"-"+id.Encoded()+suffix)
+	return filepath.Join(l.root, id.Algorithm().String()+"-"+id.Encoded()+l.form.suffix())
 }
 
-// stackedPath is of a disk that has taken over attributes of directories from the layers below.
+// stackedPath is of a layer that has taken over attributes of directories from the layers below.
 func (l *Layers) stackedPath(s stacked) string {
-	return filepath.Join(l.root, s.id.Algorithm().String()+"-"+s.id.Encoded()+"-"+s.below+suffix)
+	return filepath.Join(l.root, s.id.Algorithm().String()+"-"+s.id.Encoded()+"-"+s.below+l.form.suffix())
 }
 
-// Ensure returns the disks of an image's layers, the lowest first, making those that do not exist yet. The image must
+// Ensure returns the paths of an image's layers, the lowest first, making those that do not exist yet. The image must
 // be in use (image.Service.Use), or a Collect may take them away again. A layer that occurs twice may have one path.
 //
 // Errors: InvalidArgument for a layer with entries that cannot be honoured, naming the entry, DataLoss for content that
@@ -136,7 +159,7 @@ func (l *Layers) Ensure(ctx context.Context, img image.Image) ([]string, error) 
 	paths := make([]string, len(img.Layers))
 	for i, layer := range img.Layers {
 		if err := layer.DiffID.Validate(); err != nil {
-			return nil, fmt.Errorf("disks of image %s: layer %d: %w: %w", img.ID, i, err, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("%s of image %s: layer %d: %w: %w", l.form.what, img.ID, i, err, errdefs.ErrInvalidArgument)
 		}
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -147,18 +170,18 @@ func (l *Layers) Ensure(ctx context.Context, img image.Image) ([]string, error) 
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return nil, fmt.Errorf("disks of image %s: %w", img.ID, err)
+		return nil, fmt.Errorf("%s of image %s: %w", l.form.what, img.ID, err)
 	}
 	return paths, nil
 }
 
-// Prepare makes the disks of an image ahead of their use.
+// Prepare makes the layers of an image ahead of their use.
 func (l *Layers) Prepare(ctx context.Context, img image.Image) error {
 	_, err := l.Ensure(ctx, img)
 	return err
 }
 
-// ensure returns the disk of the last layer of a stack.
+// ensure returns the path of the last layer of a stack.
 func (l *Layers) ensure(ctx context.Context, stack []image.Layer) (string, error) {
 	below := digest.Canonical.Digester()
 	for _, lower := range stack[:len(stack)-1] {
@@ -188,7 +211,7 @@ func (l *Layers) wait(ctx context.Context, f *flight) (string, error) {
 	}
 }
 
-// join enters the conversion of a layer, starting it where none runs, or returns the path of a disk that exists.
+// join enters the conversion of a layer, starting it where none runs, or returns the path of one that exists.
 func (l *Layers) join(key stacked, stack []image.Layer) (*flight, string, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -207,7 +230,7 @@ func (l *Layers) join(key stacked, stack []image.Layer) (*flight, string, error)
 		}
 	}
 	if l.ctx.Err() != nil {
-		return nil, "", fmt.Errorf("layer %s: the layer disks are being closed: %w", key.id, errdefs.ErrUnavailable)
+		return nil, "", fmt.Errorf("layer %s: the %s are being closed: %w", key.id, l.form.what, errdefs.ErrUnavailable)
 	}
 	ctx, cancel := context.WithCancel(l.ctx)
 	f := &flight{key: key, waiters: 1, cancel: cancel, done: make(chan struct{})}
@@ -246,7 +269,7 @@ func (l *Layers) fly(ctx context.Context, stack []image.Layer, f *flight) {
 	close(f.done)
 }
 
-// make converts a layer and gives the result its name.
+// make converts the last layer of a stack and gives the result its name.
 func (l *Layers) make(ctx context.Context, key stacked, stack []image.Layer) (path string, err error) {
 	select {
 	case l.slots <- struct{}{}:
@@ -254,24 +277,27 @@ func (l *Layers) make(ctx context.Context, key stacked, stack []image.Layer) (pa
 	case <-ctx.Done():
 		return "", ctx.Err()
 	}
-	temp, err := os.CreateTemp(l.root, tempPrefix+"*")
+	temp := filepath.Join(l.root, tempPrefix+rand.Text())
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(temp))
+		}
+	}()
+	var lower []opener
+	for _, layer := range slices.Backward(stack[:len(stack)-1]) {
+		lower = append(lower, l.opener(ctx, layer))
+	}
+	dependent, err := l.form.write(ctx, temp, l.opener(ctx, stack[len(stack)-1]),
+		func(dirs []string) (map[string]*entry, error) { return inherit(ctx, dirs, lower) })
 	if err != nil {
 		return "", err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(temp.Name()))
-		}
-	}()
-	path, err = l.convert(ctx, key, stack, temp)
-	if err == nil {
-		err = temp.Sync()
-	}
-	if err = errors.Join(err, temp.Close()); err != nil {
-		return "", err
+	path = l.path(key.id)
+	if dependent {
+		path = l.stackedPath(key)
 	}
 	l.mu.Lock()
-	err = os.Rename(temp.Name(), path)
+	err = os.Rename(temp, path)
 	l.mu.Unlock()
 	if err != nil {
 		return "", err
@@ -279,39 +305,12 @@ func (l *Layers) make(ctx context.Context, key stacked, stack []image.Layer) (pa
 	return path, syncDir(l.root)
 }
 
-// convert writes the disk of the last layer of a stack, and says what it is to be called.
-func (l *Layers) convert(ctx context.Context, key stacked, stack []image.Layer, disk *os.File) (string, error) {
-	opener := func(layer image.Layer) func() (io.ReadCloser, error) {
-		return func() (io.ReadCloser, error) { return l.source.OpenLayer(ctx, layer) }
-	}
-	top := opener(stack[len(stack)-1])
-	implied, err := convert(ctx, top, disk, nil)
-	if err != nil {
-		return "", err
-	}
-	if len(implied) == 0 || len(stack) == 1 {
-		return l.pathOf(key, len(implied) > 0), nil
-	}
-	var lower []func() (io.ReadCloser, error)
-	for _, layer := range slices.Backward(stack[:len(stack)-1]) {
-		lower = append(lower, opener(layer))
-	}
-	inherited, err := inherit(ctx, implied, lower)
-	if err == nil && len(inherited) > 0 {
-		_, err = convert(ctx, top, disk, inherited)
-	}
-	return l.stackedPath(key), err
+func (l *Layers) opener(ctx context.Context, layer image.Layer) opener {
+	return func() (io.ReadCloser, error) { return l.source.OpenLayer(ctx, layer) }
 }
 
-func (l *Layers) pathOf(key stacked, dependent bool) string {
-	if dependent {
-		return l.stackedPath(key)
-	}
-	return l.path(key.id)
-}
-
-// Collect removes the disks of all layers that inUse does not name by their DiffID. inUse is called once, after the
-// collection began; disks that are asked for after that stay.
+// Collect removes all layers that inUse does not name by their DiffID. inUse is called once, after the collection
+// began; layers that are asked for after that stay.
 func (l *Layers) Collect(ctx context.Context, inUse func() (map[digest.Digest]struct{}, error)) error {
 	l.collecting.Lock()
 	defer l.collecting.Unlock()
@@ -325,28 +324,28 @@ func (l *Layers) Collect(ctx context.Context, inUse func() (map[digest.Digest]st
 	}()
 	used, err := inUse()
 	if err != nil {
-		return fmt.Errorf("collect layer disks: what is in use: %w", err)
+		return fmt.Errorf("collect %s: what is in use: %w", l.form.what, err)
 	}
 	entries, err := os.ReadDir(l.root)
 	if err != nil {
-		return fmt.Errorf("collect layer disks: %w", classify(err))
+		return fmt.Errorf("collect %s: %w", l.form.what, classify(err))
 	}
 	for _, e := range entries {
 		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("collect layer disks: %w", err)
+			return fmt.Errorf("collect %s: %w", l.form.what, err)
 		}
-		id, ok := parseName(e.Name())
+		id, ok := l.parseName(e.Name())
 		if _, keep := used[id]; !ok || keep {
 			continue
 		}
 		if err := l.drop(id, e.Name()); err != nil {
-			return fmt.Errorf("collect layer disks: %w", classify(err))
+			return fmt.Errorf("collect %s: %w", l.form.what, classify(err))
 		}
 	}
 	return nil
 }
 
-// drop removes a disk, unless somebody asked for it meanwhile. Freeing a large file takes time: it loses its name first.
+// drop removes a layer, unless somebody asked for it meanwhile. Removing takes time: it loses its name first.
 func (l *Layers) drop(id digest.Digest, name string) error {
 	doomed := filepath.Join(l.root, tempPrefix+"gone-"+name)
 	l.mu.Lock()
@@ -355,16 +354,17 @@ func (l *Layers) drop(id digest.Digest, name string) error {
 		return nil
 	}
 	err := os.Rename(filepath.Join(l.root, name), doomed)
+	delete(l.sizes, name)
 	l.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	return os.Remove(doomed)
+	return os.RemoveAll(doomed)
 }
 
-// parseName finds the DiffID in the name of a disk.
-func parseName(name string) (digest.Digest, bool) {
-	base, ok := strings.CutSuffix(name, suffix)
+// parseName finds the DiffID in the name of a layer.
+func (l *Layers) parseName(name string) (digest.Digest, bool) {
+	base, ok := strings.CutSuffix(name, l.form.suffix())
 	if !ok {
 		return "", false
 	}
@@ -372,30 +372,6 @@ func parseName(name string) (digest.Digest, bool) {
 	hex, _, _ := strings.Cut(rest, "-")
 	id := digest.Digest(alg + ":" + hex)
 	return id, ok && id.Validate() == nil
-}
-
-// Usage is what the disks occupy: bytes that are allocated, and files.
-func (l *Layers) Usage(ctx context.Context) (bytes, inodes uint64, err error) {
-	entries, err := os.ReadDir(l.root)
-	if err != nil {
-		return 0, 0, fmt.Errorf("usage of layer disks: %w", classify(err))
-	}
-	for _, e := range entries {
-		if err := ctx.Err(); err != nil {
-			return 0, 0, err
-		}
-		info, err := e.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		} else if err != nil {
-			return 0, 0, fmt.Errorf("usage of layer disks: %w", classify(err))
-		}
-		if st, ok := info.Sys().(*syscall.Stat_t); ok {
-			bytes += uint64(st.Blocks) * 512
-			inodes++
-		}
-	}
-	return bytes, inodes, nil
 }
 
 func syncDir(path string) error {
@@ -412,7 +388,7 @@ func classify(err error) error {
 	case err == nil, !errors.Is(errdefs.Resolve(err), errdefs.ErrUnknown):
 		return err
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fmt.Errorf("the file system of the layer disks is full, remove images or enlarge it: %w: %w", err, errdefs.ErrResourceExhausted)
+		return fmt.Errorf("the file system of the layers is full, remove images or enlarge it: %w: %w", err, errdefs.ErrResourceExhausted)
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
 	default:

@@ -149,6 +149,10 @@ func (s *sanitizer) emit(e *entry) error {
 		// Only this format carries them. It costs two more blocks for each entry.
 		hdr.Format, hdr.PAXRecords = tar.FormatPAX, map[string]string{}
 		for k, v := range e.xattrs {
+			v, err := diskXattr(k, v)
+			if err != nil {
+				return err
+			}
 			hdr.PAXRecords[xattrRecord+k] = v
 		}
 	}
@@ -272,8 +276,8 @@ func quote(name string) string {
 }
 
 // scan reads a layer once to find out which entries others replace.
-func scan(ctx context.Context, open func() (io.ReadCloser, error)) (plan, error) {
+func scan(ctx context.Context, open opener) (plan, error) {
 	t := newTree()
-	err := eachEntry(ctx, open, t.add)
+	err := eachEntry(ctx, open, func(i int, e *entry, _ io.Reader) error { return t.add(i, e) })
 	return t.plan, err
 }

@@ -23,7 +23,7 @@ const (
 // NewScratch makes the file path: a sparse ext4 file system of sizeBytes for what a virtual machine writes. It has no
 // journal, as it does not outlive its machine. sizeBytes is rounded up to whole blocks. The file must not exist;
 // it belongs to the caller, who removes it.
-func (l *Layers) NewScratch(ctx context.Context, path string, sizeBytes int64) (err error) {
+func (l *Disks) NewScratch(ctx context.Context, path string, sizeBytes int64) (err error) {
 	if sizeBytes < minScratch || sizeBytes > maxScratch {
 		return fmt.Errorf("scratch disk of %d bytes: between %d MiB and %d TiB are possible: %w", sizeBytes, minScratch>>20, maxScratch>>40, errdefs.ErrInvalidArgument)
 	}
@@ -46,7 +46,7 @@ func (l *Layers) NewScratch(ctx context.Context, path string, sizeBytes int64) (
 }
 
 // template opens an empty file system of a size, which is made once.
-func (l *Layers) template(ctx context.Context, size int64) (*os.File, error) {
+func (l *Disks) template(ctx context.Context, size int64) (*os.File, error) {
 	l.templates.Lock()
 	defer l.templates.Unlock()
 	name := filepath.Join(l.root, fmt.Sprintf("scratch-%d", size))

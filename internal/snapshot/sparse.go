@@ -16,24 +16,50 @@ const (
 	checkInterval = 64 << 20
 )
 
-// sparseFile writes no blocks of zeros at the end of a file, and stops before the file system is full.
-type sparseFile struct {
-	ctx     context.Context
-	file    *os.File
-	offset  int64
-	end     int64 // of what was written or skipped; beyond it all is zero
-	written int64 // bytes since the free space was looked at
-	reserve uint64
-	err     error
+// freeSpace keeps a part of a file system free.
+type freeSpace struct {
+	fd      int    // of something on the file system
+	reserve uint64 // bytes
+	written int64  // bytes since it was looked at
 }
 
-func newSparseFile(ctx context.Context, file *os.File) (*sparseFile, error) {
+func newFreeSpace(fd int) (*freeSpace, error) {
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(file.Fd()), &st); err != nil {
+	if err := unix.Fstatfs(fd, &st); err != nil {
 		return nil, fmt.Errorf("free space: %w", err)
 	}
-	s := &sparseFile{ctx: ctx, file: file, reserve: st.Blocks / minFreeDivide * uint64(st.Bsize), written: checkInterval}
-	return s, nil
+	return &freeSpace{fd: fd, reserve: st.Blocks / minFreeDivide * uint64(st.Bsize), written: checkInterval}, nil
+}
+
+// use is ENOSPC where writing n bytes more would leave too little.
+func (f *freeSpace) use(n int) error {
+	if f.written += int64(n); f.written < checkInterval {
+		return nil
+	}
+	f.written = 0
+	return f.check()
+}
+
+func (f *freeSpace) check() error {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(f.fd, &st); err != nil {
+		return fmt.Errorf("free space: %w", err)
+	}
+	if st.Bavail*uint64(st.Bsize) < f.reserve {
+		return fmt.Errorf("less than %d MiB are left free: %w", f.reserve>>20, syscall.ENOSPC)
+	}
+	return nil
+}
+
+// sparseFile writes no blocks of zeros at the end of a file, and stops before the file system is full.
+type sparseFile struct {
+	ctx    context.Context
+	file   *os.File
+	space  *freeSpace
+	offset int64
+	end    int64 // of what was written or skipped; beyond it all is zero
+	hole   bool  // the end was skipped
+	err    error
 }
 
 func (s *sparseFile) Seek(offset int64, whence int) (int64, error) {
@@ -65,13 +91,16 @@ func (s *sparseFile) Write(p []byte) (int, error) {
 	for done := 0; done < len(p); {
 		n := s.run(p[done:])
 		chunk := p[done : done+n]
-		if !isZero(chunk) || s.offset < s.end {
+		hole := isZero(chunk) && s.offset >= s.end
+		if !hole {
 			if s.err = s.writeAt(chunk); s.err != nil {
 				return done, s.err
 			}
 		}
 		s.offset += int64(n)
-		s.end = max(s.end, s.offset)
+		if s.offset > s.end {
+			s.end, s.hole = s.offset, hole
+		}
 		done += n
 	}
 	return len(p), nil
@@ -93,15 +122,8 @@ func (s *sparseFile) run(p []byte) int {
 }
 
 func (s *sparseFile) writeAt(p []byte) error {
-	if s.written += int64(len(p)); s.written >= checkInterval {
-		s.written = 0
-		var st unix.Statfs_t
-		if err := unix.Fstatfs(int(s.file.Fd()), &st); err != nil {
-			return fmt.Errorf("free space: %w", err)
-		}
-		if st.Bavail*uint64(st.Bsize) < s.reserve {
-			return fmt.Errorf("less than %d MiB are left free: %w", s.reserve>>20, syscall.ENOSPC)
-		}
+	if err := s.space.use(len(p)); err != nil {
+		return err
 	}
 	_, err := s.file.WriteAt(p, s.offset)
 	return err

@@ -96,6 +96,7 @@ type tree struct {
 	again    map[string][]int // further entries of a directory: repeated ones, and its opaque markers
 	plan     plan
 	replaced bool // some directory by a file
+	relinks  bool // whoever writes the layer can replace one of several hard links
 	subtrees int
 	lastDir  string   // that is known to be a directory
 	implied  []string // directories that the last entry implied, the uppermost first
@@ -265,7 +266,7 @@ func (t *tree) placeFile(i int, e *entry, at string, old node) error {
 
 // replace drops the entry of a file.
 func (t *tree) replace(old node) error {
-	if old.linked {
+	if old.linked && !t.relinks {
 		return fmt.Errorf("it replaces a file that other names are linked to: %w", errdefs.ErrNotImplemented)
 	}
 	t.plan.skip[old.index] = true
@@ -283,7 +284,7 @@ func (t *tree) replaceDir(at string) error {
 		if name != at && !strings.HasPrefix(name, below) {
 			continue
 		}
-		if n.linked {
+		if n.linked && !t.relinks {
 			return fmt.Errorf("it replaces a directory with files that other names are linked to: %w", errdefs.ErrNotImplemented)
 		}
 		if n.index >= 0 {

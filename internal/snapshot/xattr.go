@@ -35,7 +35,7 @@ func (e *entry) fillXattrs(records map[string]string) error {
 	return nil
 }
 
-// xattr gives an attribute the value that ext4 stores.
+// xattr says whether an attribute is kept, and with what value.
 func xattr(name, value string) (_ string, keep bool, err error) {
 	if len(name) > maxComponent {
 		return "", false, errors.New("its name is too long")
@@ -45,7 +45,7 @@ func xattr(name, value string) (_ string, keep bool, err error) {
 	case strings.HasPrefix(name, overlayPrefix):
 		return overlayXattr(name, value)
 	case strings.HasPrefix(name, aclPrefix):
-		value, err := diskACL(value)
+		_, err := diskACL(value)
 		return value, true, err
 	case rest == "":
 		return "", false, errors.New("it has no name after its class")
@@ -56,7 +56,7 @@ func xattr(name, value string) (_ string, keep bool, err error) {
 }
 
 // overlayXattr: a layer that was taken from an overlay may carry that overlay's notes. Some mean nothing elsewhere;
-// those that would make the guest's overlay look elsewhere for content are refused.
+// those that would make a container's overlay look elsewhere for content are refused.
 func overlayXattr(name, value string) (string, bool, error) {
 	switch strings.TrimPrefix(name, overlayPrefix) {
 	case "opaque":
@@ -65,6 +65,14 @@ func overlayXattr(name, value string) (string, bool, error) {
 		return "", false, nil
 	}
 	return "", false, errors.New("it would redirect the overlay")
+}
+
+// diskXattr is the value that ext4 stores of an attribute that xattr has let pass.
+func diskXattr(name, value string) (string, error) {
+	if strings.HasPrefix(name, aclPrefix) {
+		return diskACL(value)
+	}
+	return value, nil
 }
 
 // diskACL turns an access control list from the form in which it is read and set, version 2, into the one that ext4

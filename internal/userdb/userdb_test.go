@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/task"
 )
 
 const (
@@ -31,25 +33,29 @@ func image(t *testing.T) string {
 	return root
 }
 
+func identity(uid, gid uint32, groups []uint32, home string) Identity {
+	return Identity{User: task.User{UID: uid, GID: gid, AdditionalGIDs: groups}, Home: home}
+}
+
 func TestResolve(t *testing.T) {
 	root := image(t)
 	gid := func(n uint32) *uint32 { return &n }
 	for _, tt := range []struct {
 		name string
-		req  Request
+		req  task.UserRequest
 		want Identity
 	}{
-		{"none", Request{}, Identity{0, 0, []uint32{0, 50}, "/root"}},
-		{"strict root", Request{Strict: true}, Identity{0, 0, []uint32{0}, "/root"}},
-		{"name", Request{User: "web"}, Identity{1000, 1001, []uint32{1001, 33, 4}, "/srv/web"}},
-		{"known uid", Request{User: "1000"}, Identity{1000, 1001, []uint32{1001, 33, 4}, "/srv/web"}},
-		{"unknown uid", Request{User: "4242"}, Identity{4242, 0, []uint32{0}, "/"}},
-		{"uid and gid", Request{User: "4242:17"}, Identity{4242, 17, []uint32{17}, "/"}},
-		{"name and group", Request{User: "web:adm"}, Identity{1000, 4, []uint32{4, 33}, "/srv/web"}},
-		{"gid wins", Request{User: "web:adm", GID: gid(5)}, Identity{1000, 5, []uint32{5, 33, 4}, "/srv/web"}},
-		{"supplemental", Request{User: "web", Supplemental: []uint32{9, 33}, Strict: true}, Identity{1000, 1001, []uint32{1001, 9, 33}, "/srv/web"}},
-		{"no home", Request{User: "nohome"}, Identity{1002, 1002, []uint32{1002}, "/"}},
-		{"a name of digits", Request{User: "77"}, Identity{78, 79, []uint32{79}, "/seven"}},
+		{"none", task.UserRequest{}, identity(0, 0, []uint32{0, 50}, "/root")},
+		{"strict root", task.UserRequest{Strict: true}, identity(0, 0, []uint32{0}, "/root")},
+		{"name", task.UserRequest{User: "web"}, identity(1000, 1001, []uint32{1001, 33, 4}, "/srv/web")},
+		{"known uid", task.UserRequest{User: "1000"}, identity(1000, 1001, []uint32{1001, 33, 4}, "/srv/web")},
+		{"unknown uid", task.UserRequest{User: "4242"}, identity(4242, 0, []uint32{0}, "/")},
+		{"uid and gid", task.UserRequest{User: "4242:17"}, identity(4242, 17, []uint32{17}, "/")},
+		{"name and group", task.UserRequest{User: "web:adm"}, identity(1000, 4, []uint32{4, 33}, "/srv/web")},
+		{"gid wins", task.UserRequest{User: "web:adm", GID: gid(5)}, identity(1000, 5, []uint32{5, 33, 4}, "/srv/web")},
+		{"supplemental", task.UserRequest{User: "web", SupplementalGroups: []uint32{9, 33}, Strict: true}, identity(1000, 1001, []uint32{1001, 9, 33}, "/srv/web")},
+		{"no home", task.UserRequest{User: "nohome"}, identity(1002, 1002, []uint32{1002}, "/")},
+		{"a name of digits", task.UserRequest{User: "77"}, identity(78, 79, []uint32{79}, "/seven")},
 	} {
 		got, err := Resolve(root, tt.req)
 		if err != nil || !reflect.DeepEqual(got, tt.want) {
@@ -57,19 +63,19 @@ func TestResolve(t *testing.T) {
 		}
 	}
 	for _, user := range []string{"nobody-here", "web:nogroup", "big", "web:"} {
-		if got, err := Resolve(root, Request{User: user}); !errdefs.IsNotFound(err) {
+		if got, err := Resolve(root, task.UserRequest{User: user}); !errdefs.IsNotFound(err) {
 			t.Errorf("%q: got %+v, %v; want NotFound", user, got, err)
 		}
 	}
 	for _, user := range []string{"2147483648", "0:4294967295"} {
-		if got, err := Resolve(root, Request{User: user}); !errdefs.IsInvalidArgument(err) {
+		if got, err := Resolve(root, task.UserRequest{User: user}); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: got %+v, %v; want InvalidArgument", user, got, err)
 		}
 	}
 }
 
 func TestResolveWithoutFiles(t *testing.T) {
-	got, err := Resolve(t.TempDir(), Request{User: "7:8"})
+	got, err := Resolve(t.TempDir(), task.UserRequest{User: "7:8"})
 	if err != nil || got.UID != 7 || got.GID != 8 || got.Home != "/" {
 		t.Errorf("got %+v, %v", got, err)
 	}
@@ -93,19 +99,19 @@ func TestHostileFiles(t *testing.T) {
 		}
 	}
 	replace(func() error { return os.Symlink(outside, passwd) })
-	if _, err := Resolve(root, Request{User: "evil"}); !errdefs.IsNotFound(err) {
+	if _, err := Resolve(root, task.UserRequest{User: "evil"}); !errdefs.IsNotFound(err) {
 		t.Errorf("a link out of the root: %v", err)
 	}
 	replace(func() error { return os.Symlink("/etc/../../../etc/group", passwd) })
-	if _, err := Resolve(root, Request{User: "evil"}); !errdefs.IsNotFound(err) {
+	if _, err := Resolve(root, task.UserRequest{User: "evil"}); !errdefs.IsNotFound(err) {
 		t.Errorf("a link inside the root: %v", err)
 	}
 	replace(func() error { return unix.Mkfifo(passwd, 0o644) })
-	if _, err := Resolve(root, Request{User: "0"}); !errdefs.IsInvalidArgument(err) {
+	if _, err := Resolve(root, task.UserRequest{User: "0"}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a fifo: %v", err)
 	}
 	replace(func() error { return os.WriteFile(passwd, []byte(strings.Repeat("a", maxLine+1)), 0o644) })
-	if _, err := Resolve(root, Request{User: "0"}); !errdefs.IsInvalidArgument(err) {
+	if _, err := Resolve(root, task.UserRequest{User: "0"}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("an endless line: %v", err)
 	}
 	replace(func() error {
@@ -116,7 +122,7 @@ func TestHostileFiles(t *testing.T) {
 		}
 		return err
 	})
-	if _, err := Resolve(root, Request{User: "0"}); !errdefs.IsInvalidArgument(err) {
+	if _, err := Resolve(root, task.UserRequest{User: "0"}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a huge file: %v", err)
 	}
 }
@@ -135,14 +141,14 @@ func FuzzResolve(f *testing.F) {
 		if err != nil {
 			return
 		}
-		id, err := resolve(users, groups, Request{User: user})
+		id, err := resolve(users, groups, task.UserRequest{User: user})
 		if err != nil {
 			if !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
 				t.Errorf("an error without a class: %v", err)
 			}
 			return
 		}
-		if id.UID > maxID || id.GID > maxID || id.Home == "" || len(id.Groups) == 0 || id.Groups[0] != id.GID {
+		if id.UID > maxID || id.GID > maxID || id.Home == "" || len(id.AdditionalGIDs) == 0 || id.AdditionalGIDs[0] != id.GID {
 			t.Errorf("impossible identity %+v", id)
 		}
 	})

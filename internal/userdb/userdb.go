@@ -13,6 +13,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/task"
 )
 
 const (
@@ -25,23 +27,10 @@ const (
 	maxGroups = 65536
 )
 
-// Request is how an image or a user names an identity.
-type Request struct {
-	// User is "", "uid", "name", "uid:gid", "name:group" and so on.
-	User string
-	// GID, where set, wins over every other primary group.
-	GID *uint32
-	// Supplemental groups are added.
-	Supplemental []uint32
-	// Strict: the group file adds nothing.
-	Strict bool
-}
-
-// Identity is what a Request resolved to.
+// Identity is what a request resolved to.
 type Identity struct {
-	UID, GID uint32
-	// Groups are the supplementary groups; the primary one comes first.
-	Groups []uint32
+	// User has all groups in AdditionalGIDs, the primary one first.
+	task.User
 	// Home is the home directory, / where the passwd file knows none.
 	Home string
 }
@@ -61,7 +50,7 @@ type group struct {
 
 // Resolve looks a request up in the root file system at root. An unknown name is NotFound; numbers need not be
 // known.
-func Resolve(root string, req Request) (Identity, error) {
+func Resolve(root string, req task.UserRequest) (Identity, error) {
 	users, err := read(root, "etc/passwd", parsePasswd)
 	if err != nil {
 		return Identity{}, err
@@ -73,13 +62,13 @@ func Resolve(root string, req Request) (Identity, error) {
 	return resolve(users, groups, req)
 }
 
-func resolve(users []passwd, groups []group, req Request) (Identity, error) {
+func resolve(users []passwd, groups []group, req task.UserRequest) (Identity, error) {
 	userName, groupName, hasGroup := strings.Cut(req.User, ":")
 	user, err := findUser(users, userName)
 	if err != nil {
 		return Identity{}, err
 	}
-	id := Identity{UID: user.uid, GID: user.gid, Home: user.home}
+	id := Identity{User: task.User{UID: user.uid, GID: user.gid}, Home: user.home}
 	if id.Home == "" {
 		id.Home = "/"
 	}
@@ -94,13 +83,13 @@ func resolve(users []passwd, groups []group, req Request) (Identity, error) {
 			return Identity{}, err
 		}
 	}
-	id.Groups = append(id.Groups, id.GID)
+	id.AdditionalGIDs = append(id.AdditionalGIDs, id.GID)
 	add := func(gid uint32) {
-		if !slices.Contains(id.Groups, gid) {
-			id.Groups = append(id.Groups, gid)
+		if !slices.Contains(id.AdditionalGIDs, gid) {
+			id.AdditionalGIDs = append(id.AdditionalGIDs, gid)
 		}
 	}
-	for _, gid := range req.Supplemental {
+	for _, gid := range req.SupplementalGroups {
 		if gid > maxID {
 			return Identity{}, fmt.Errorf("supplemental group %d: must not exceed %d: %w", gid, maxID, errdefs.ErrInvalidArgument)
 		}
@@ -113,8 +102,8 @@ func resolve(users []passwd, groups []group, req Request) (Identity, error) {
 			}
 		}
 	}
-	if len(id.Groups) > maxGroups {
-		return Identity{}, fmt.Errorf("user %q: %d groups, at most %d are possible: %w", req.User, len(id.Groups), maxGroups, errdefs.ErrInvalidArgument)
+	if len(id.AdditionalGIDs) > maxGroups {
+		return Identity{}, fmt.Errorf("user %q: %d groups, at most %d are possible: %w", req.User, len(id.AdditionalGIDs), maxGroups, errdefs.ErrInvalidArgument)
 	}
 	return id, nil
 }
