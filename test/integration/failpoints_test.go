@@ -46,7 +46,7 @@ func (d *daemon) restart(point, mode string) {
 
 // tryPod runs a pod whose call may fail.
 func (d *daemon) tryPod(name string) (string, error) {
-	resp, err := d.RunPodSandbox(d.call(), &runtime.RunPodSandboxRequest{Config: d.podConfig(name), RuntimeHandler: "vm"})
+	resp, err := d.RunPodSandbox(d.call(), &runtime.RunPodSandboxRequest{Config: d.podConfig(name), RuntimeHandler: d.handler})
 	return resp.GetPodSandboxId(), err
 }
 

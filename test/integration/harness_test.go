@@ -58,6 +58,8 @@ type daemon struct {
 	conn *grpc.ClientConn
 	runtime.RuntimeServiceClient
 	images runtime.ImageServiceClient
+	// handler is that of the pods that runPod runs.
+	handler string
 }
 
 // startDaemon starts a pistisd of the test's own; extra is TOML that is added to its configuration, where it
@@ -79,7 +81,7 @@ func startPrepared(t *testing.T, extra string, prepare func(*daemon)) *daemon {
 	d := &daemon{
 		t:      t,
 		scope:  leak.Scope{Root: filepath.Join(t.TempDir(), "root"), State: state, Bridge: fmt.Sprintf("pt%08x", id), Cgroup: fmt.Sprintf("pt%08x", id)},
-		socket: filepath.Join(state, "cri.sock"),
+		socket: filepath.Join(state, "cri.sock"), handler: "vm",
 	}
 	for _, dir := range []string{d.scope.Root, state} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -106,6 +108,7 @@ func (d *daemon) toml(id uint32) string {
 	return fmt.Sprintf(`root = %q
 state = %q
 socket = %q
+default_handler = "vm"
 cgroup_parent = %q
 [log]
 level = "debug"

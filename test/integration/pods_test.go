@@ -49,7 +49,7 @@ func (d *daemon) runPod(name string, adjust func(*runtime.PodSandboxConfig)) (st
 	if adjust != nil {
 		adjust(config)
 	}
-	resp, err := d.RunPodSandbox(d.call(), &runtime.RunPodSandboxRequest{Config: config, RuntimeHandler: "vm"})
+	resp, err := d.RunPodSandbox(d.call(), &runtime.RunPodSandboxRequest{Config: config, RuntimeHandler: d.handler})
 	if err != nil {
 		d.t.Fatalf("run pod %s: %v\n%s", name, err, d.logs())
 	}
