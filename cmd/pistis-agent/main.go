@@ -14,9 +14,9 @@ import (
 	"github.com/pistis-run/pistis/internal/agent"
 	"github.com/pistis-run/pistis/internal/agent/boot"
 	"github.com/pistis-run/pistis/internal/agent/guestport"
-	"github.com/pistis-run/pistis/internal/agent/reaper"
 	"github.com/pistis-run/pistis/internal/agent/rootfs"
-	"github.com/pistis-run/pistis/internal/agent/runc"
+	"github.com/pistis-run/pistis/internal/reaper"
+	"github.com/pistis-run/pistis/internal/runc"
 )
 
 // Where things are in the guest.

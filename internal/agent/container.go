@@ -18,8 +18,8 @@ import (
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agent/cgroup"
-	"github.com/pistis-run/pistis/internal/agent/runc"
 	"github.com/pistis-run/pistis/internal/agent/stdio"
+	"github.com/pistis-run/pistis/internal/runc"
 )
 
 // undoTimeout bounds what a failed call does to leave nothing.

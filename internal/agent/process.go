@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/pistis-run/pistis/internal/agent/runc"
 	"github.com/pistis-run/pistis/internal/agent/stdio"
+	"github.com/pistis-run/pistis/internal/runc"
 )
 
 // state of a process. creating, starting and deleting are passing: one call has claimed the process.

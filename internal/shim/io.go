@@ -13,7 +13,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
-	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
 	"github.com/pistis-run/pistis/internal/agentclient"
 	"github.com/pistis-run/pistis/internal/stdio"
 	"github.com/pistis-run/pistis/internal/task"
@@ -75,9 +74,9 @@ func openIO(ctx context.Context, agent *agentclient.Client, id task.ID, terminal
 			}
 		}
 	}
-	outputs := []output{{agentv1.StdioStream_STDOUT, shimv1.FrameKind_STDOUT, "stdout", paths.out}}
+	outputs := []output{{agentv1.StdioStream_STDOUT, stdio.KindStdout, "stdout", paths.out}}
 	if !terminal {
-		outputs = append(outputs, output{agentv1.StdioStream_STDERR, shimv1.FrameKind_STDERR, "stderr", paths.err})
+		outputs = append(outputs, output{agentv1.StdioStream_STDERR, stdio.KindStderr, "stderr", paths.err})
 	}
 	var sinks []io.Writer
 	for _, o := range outputs {
@@ -99,7 +98,7 @@ func openIO(ctx context.Context, agent *agentclient.Client, id task.ID, terminal
 // output is one of a process's output descriptors.
 type output struct {
 	fd   agentv1.StdioStream_FD
-	kind shimv1.FrameKind
+	kind stdio.FrameKind
 	name string
 	path string
 }
@@ -129,7 +128,7 @@ func (p *processIO) sink(o output, log *stdio.Log) (io.Writer, error) {
 type tee struct {
 	log    *stdio.LogStream
 	fanout *stdio.Fanout
-	kind   shimv1.FrameKind
+	kind   stdio.FrameKind
 }
 
 func (t tee) Write(b []byte) (int, error) {
@@ -308,7 +307,7 @@ func (c *execClient) end() {
 	select {
 	case <-c.joined:
 		c.mu.Lock()
-		stdio.WriteFrames(c.w, shimv1.FrameKind_EOF, nil)
+		stdio.WriteFrames(c.w, stdio.KindEOF, nil)
 		c.mu.Unlock()
 	default:
 	}

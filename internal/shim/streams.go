@@ -222,12 +222,12 @@ func readInput(client io.Reader, p *processIO, stdin, closing bool) {
 			return
 		}
 		switch {
-		case kind == shimv1.FrameKind_STDIN && stdin:
+		case kind == stdio.KindStdin && stdin:
 			// A process that does not read any more is no reason to end its output.
 			_ = p.writeStdin(payload)
-		case kind == shimv1.FrameKind_CLOSE_STDIN && stdin && closing:
+		case kind == stdio.KindCloseStdin && stdin && closing:
 			p.closeStdin()
-		case kind == shimv1.FrameKind_STDIN, kind == shimv1.FrameKind_CLOSE_STDIN:
+		case kind == stdio.KindStdin, kind == stdio.KindCloseStdin:
 		default:
 			return // only the shim sends those
 		}

@@ -96,9 +96,9 @@ func (c *Client) Attach(ctx context.Context, id task.ID, streams task.Stdio) err
 // sendInput sends input as frames until it ends. What goes wrong shows on the output side too.
 func sendInput(conn net.Conn, stdin io.Reader) {
 	if _, err := io.CopyBuffer(
-		stdio.FrameWriter{W: conn, Kind: shimv1.FrameKind_STDIN},
+		stdio.FrameWriter{W: conn, Kind: stdio.KindStdin},
 		struct{ io.Reader }{stdin}, make([]byte, stdinBuffer)); err == nil {
-		stdio.WriteFrames(conn, shimv1.FrameKind_CLOSE_STDIN, nil)
+		stdio.WriteFrames(conn, stdio.KindCloseStdin, nil)
 	}
 }
 
@@ -114,16 +114,16 @@ func receiveOutput(conn net.Conn, streams task.Stdio) error {
 		}
 		var w io.Writer
 		switch kind {
-		case shimv1.FrameKind_STDOUT:
+		case stdio.KindStdout:
 			w = streams.Stdout
-		case shimv1.FrameKind_STDERR:
+		case stdio.KindStderr:
 			w = streams.Stderr
-		case shimv1.FrameKind_EOF:
+		case stdio.KindEOF:
 			return nil
-		case shimv1.FrameKind_ERROR:
+		case stdio.KindError:
 			return fmt.Errorf("%.1000s: %w", payload, errdefs.ErrAborted)
 		default:
-			return fmt.Errorf("the shim sent a frame of kind %s: %w", kind, errdefs.ErrInternal)
+			return fmt.Errorf("the shim sent a frame of kind %d: %w", kind, errdefs.ErrInternal)
 		}
 		if w == nil {
 			continue

@@ -17,7 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/pistis-run/pistis/internal/agent/reaper"
+	"github.com/pistis-run/pistis/internal/reaper"
 )
 
 const (
