@@ -63,7 +63,7 @@ func run(params boot.Params, log *slog.Logger) error {
 		}()
 	}
 	a := agent.New(agent.Config{
-		Runtime: runc.New(runcPath, runcState, reap), Reaper: reap, Roots: rootfs.New(stateDir + "/fs"),
+		Runtime: runc.New(runcPath, []string{"--root", runcState}, "/run", reap), Reaper: reap, Roots: rootfs.New(stateDir + "/fs"),
 		Dir: stateDir, Log: log, Uptime: boot.Uptime(),
 	})
 	control, err := carrier.Listen(agentv1.ControlPort)

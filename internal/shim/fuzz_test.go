@@ -53,7 +53,7 @@ func FuzzInput(f *testing.F) {
 		defer guest.Close()
 		go io.Copy(io.Discard, guest)
 		p := &processIO{in: host.(*net.UnixConn), drained: make(chan struct{})}
-		readInput(bytes.NewReader(data), p, true, true)
+		stdio.ReadInput(bytes.NewReader(data), p, true, true)
 		p.close()
 	})
 }

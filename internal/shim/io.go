@@ -147,7 +147,7 @@ func (p *processIO) start(sinks []io.Writer, spawn func(func())) {
 		// It ends with the FIFO, which the end of the process closes.
 		spawn(func() {
 			io.Copy(stdinWriter{p}, p.fifoIn)
-			p.closeStdin()
+			p.CloseStdin()
 		})
 	}
 	spawn(func() {
@@ -220,8 +220,8 @@ func (p *processIO) close() {
 	}
 }
 
-// writeStdin gives input to the process.
-func (p *processIO) writeStdin(b []byte) error {
+// WriteStdin gives input to the process.
+func (p *processIO) WriteStdin(b []byte) error {
 	if p.in == nil {
 		return fmt.Errorf("stdin: the process was created without it: %w", errdefs.ErrFailedPrecondition)
 	}
@@ -232,8 +232,8 @@ func (p *processIO) writeStdin(b []byte) error {
 	return err
 }
 
-// closeStdin ends the input. It is idempotent.
-func (p *processIO) closeStdin() {
+// CloseStdin ends the input. It is idempotent.
+func (p *processIO) CloseStdin() {
 	if p.in != nil {
 		p.inOnce.Do(func() { p.in.CloseWrite() })
 	}
@@ -245,13 +245,13 @@ func (p *processIO) closeInput() {
 		p.fifoIn.CloseInput()
 		return
 	}
-	p.closeStdin()
+	p.CloseStdin()
 }
 
 type stdinWriter struct{ p *processIO }
 
 func (w stdinWriter) Write(b []byte) (int, error) {
-	if err := w.p.writeStdin(b); err != nil {
+	if err := w.p.WriteStdin(b); err != nil {
 		return 0, err
 	}
 	return len(b), nil
