@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/.cache/go/bin:$(PATH)
 export CGO_ENABLED := 0
 LDFLAGS := -s -w -X github.com/pistis-run/pistis/internal/version.Version=$(VERSION)
 
-COMMANDS := pistisd pistis containerd-shim-pistis-v2
+COMMANDS := pistisd pistis pistis-monitor containerd-shim-pistis-v2
 
 .PHONY: all build guest tools run test fuzz bench conformance generate install setup clean
 all: build

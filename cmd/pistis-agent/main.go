@@ -14,9 +14,9 @@ import (
 	"github.com/pistis-run/pistis/internal/agent"
 	"github.com/pistis-run/pistis/internal/agent/boot"
 	"github.com/pistis-run/pistis/internal/agent/guestport"
-	"github.com/pistis-run/pistis/internal/agent/reaper"
 	"github.com/pistis-run/pistis/internal/agent/rootfs"
-	"github.com/pistis-run/pistis/internal/agent/runc"
+	"github.com/pistis-run/pistis/internal/reaper"
+	"github.com/pistis-run/pistis/internal/runc"
 )
 
 // Where things are in the guest.
@@ -63,7 +63,7 @@ func run(params boot.Params, log *slog.Logger) error {
 		}()
 	}
 	a := agent.New(agent.Config{
-		Runtime: runc.New(runcPath, runcState, reap), Reaper: reap, Roots: rootfs.New(stateDir + "/fs"),
+		Runtime: runc.New(runcPath, []string{"--root", runcState}, "/run", reap), Reaper: reap, Roots: rootfs.New(stateDir + "/fs"),
 		Dir: stateDir, Log: log, Uptime: boot.Uptime(),
 	})
 	control, err := carrier.Listen(agentv1.ControlPort)

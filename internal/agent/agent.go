@@ -15,9 +15,9 @@ import (
 	"github.com/containerd/ttrpc"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
-	"github.com/pistis-run/pistis/internal/agent/reaper"
 	"github.com/pistis-run/pistis/internal/agent/rootfs"
-	"github.com/pistis-run/pistis/internal/agent/runc"
+	"github.com/pistis-run/pistis/internal/reaper"
+	"github.com/pistis-run/pistis/internal/runc"
 	"github.com/pistis-run/pistis/internal/version"
 )
 

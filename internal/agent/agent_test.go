@@ -20,8 +20,8 @@ import (
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agent/cgroup"
-	"github.com/pistis-run/pistis/internal/agent/reaper"
-	"github.com/pistis-run/pistis/internal/agent/runc"
+	"github.com/pistis-run/pistis/internal/reaper"
+	"github.com/pistis-run/pistis/internal/runc"
 )
 
 // hostRuntime runs programs on this machine without any container around them.

@@ -18,8 +18,8 @@ import (
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agent/cgroup"
-	"github.com/pistis-run/pistis/internal/agent/runc"
 	"github.com/pistis-run/pistis/internal/agent/stdio"
+	"github.com/pistis-run/pistis/internal/runc"
 )
 
 // undoTimeout bounds what a failed call does to leave nothing.
@@ -191,7 +191,7 @@ func (a *Agent) follow(c *container, p *process, proc *runc.Process, ooms uint64
 			a.Log.Warn("processes of an ended container not killed", "container", c.id, "error", err)
 		}
 	}
-	p.stdio.CloseStdin()
+	p.stdio.CloseInput()
 	p.finish(e)
 }
 
@@ -235,7 +235,7 @@ func (p *process) fail(err error) {
 	if refused := new(runc.ProgramError); errors.As(err, &refused) {
 		e.code = refused.Code
 	}
-	p.stdio.CloseStdin()
+	p.stdio.CloseInput()
 	p.finish(e)
 	p.settle(stopped)
 }

@@ -12,7 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
-	"github.com/pistis-run/pistis/internal/agent/runc"
+	"github.com/pistis-run/pistis/internal/runc"
 )
 
 // Exec implements agentv1.AgentService.

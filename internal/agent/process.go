@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"sync"
@@ -9,8 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/pistis-run/pistis/internal/agent/runc"
 	"github.com/pistis-run/pistis/internal/agent/stdio"
+	"github.com/pistis-run/pistis/internal/runc"
 )
 
 // state of a process. creating, starting and deleting are passing: one call has claimed the process.
@@ -114,9 +115,17 @@ func (p *process) adopt(proc *runc.Process) {
 	p.mu.Lock()
 	p.proc = proc
 	p.mu.Unlock()
+	usualTimers(proc.PID())
 	if proc.Console != nil {
 		p.stdio.SetConsole(proc.Console)
 	}
+}
+
+// usualTimers gives a process the kernel's usual timer slack instead of ours, which it has inherited. One that has
+// ended meanwhile needs none, and nobody refuses it to the first process of a guest.
+func usualTimers(pid int) {
+	const nanoseconds = "50000"
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/timerslack_ns", pid), []byte(nanoseconds), 0)
 }
 
 // signal sends to the process alone.

@@ -15,7 +15,7 @@ import (
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agent/guestnet"
-	"github.com/pistis-run/pistis/internal/agent/reaper"
+	"github.com/pistis-run/pistis/internal/reaper"
 )
 
 const (

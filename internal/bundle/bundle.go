@@ -83,16 +83,17 @@ type Shim struct {
 }
 
 // WriteShim and WriteVMM replace the records.
-func (d Dir) WriteShim(s Shim) error   { return writeRecord(d.ShimFile(), s) }
-func (d Dir) WriteVMM(p Process) error { return writeRecord(d.VMMFile(), p) }
+func (d Dir) WriteShim(s Shim) error   { return WriteRecord(d.ShimFile(), s) }
+func (d Dir) WriteVMM(p Process) error { return WriteRecord(d.VMMFile(), p) }
 
 // ReadShim and ReadVMM read them. NotFound when there is none.
-func (d Dir) ReadShim() (s Shim, err error) { return s, readRecord(d.ShimFile(), &s) }
+func (d Dir) ReadShim() (s Shim, err error) { return s, ReadRecord(d.ShimFile(), &s) }
 
 // ReadVMM reads the VMM's record.
-func (d Dir) ReadVMM() (p Process, err error) { return p, readRecord(d.VMMFile(), &p) }
+func (d Dir) ReadVMM() (p Process, err error) { return p, ReadRecord(d.VMMFile(), &p) }
 
-func writeRecord(path string, v any) error {
+// WriteRecord replaces a small JSON file, so that it is never seen half written.
+func WriteRecord(path string, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -107,7 +108,8 @@ func writeRecord(path string, v any) error {
 	return nil
 }
 
-func readRecord(path string, v any) error {
+// ReadRecord reads what WriteRecord wrote. NotFound when there is no such file, DataLoss when it cannot be understood.
+func ReadRecord(path string, v any) error {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read %s: %w", path, errdefs.ErrNotFound)

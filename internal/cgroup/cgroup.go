@@ -25,6 +25,8 @@ const (
 	// removeInterval is how often the removal of a group is tried again: the kernel tells nobody when the last
 	// dead process has left a v1 group.
 	removeInterval = 10 * time.Millisecond
+	// maxHandles bounds the descriptors that killing takes at a time.
+	maxHandles = 256
 )
 
 // controllers are the v1 hierarchies that a pod's group is made on. name=systemd and the unified hierarchy of a
@@ -156,28 +158,74 @@ func (g *Group) Add(pid int) error {
 	return nil
 }
 
-// Pids lists the processes of the group on any hierarchy. A group that is not there has none.
+// Pids lists the processes of the group, and of the groups below it, on any hierarchy. A group that is not there has none.
 func (g *Group) Pids() ([]int, error) {
 	var pids []int
 	for _, dir := range g.dirs {
-		data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-			continue
-		} else if err != nil {
+		if err := addPids(&pids, dir); err != nil {
 			return nil, fmt.Errorf("list cgroup %s: %w", g.path, err)
-		}
-		for field := range bytes.FieldsSeq(data) {
-			if pid, err := strconv.Atoi(string(field)); err == nil && pid > 0 {
-				pids = append(pids, pid)
-			}
 		}
 	}
 	slices.Sort(pids)
 	return slices.Compact(pids), nil
 }
 
-// Kill ends every process in the group, except for those given, and waits until they have gone or ctx ends.
+func addPids(pids *[]int, dir string) error {
+	data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV):
+		return nil
+	case errors.Is(err, unix.EOPNOTSUPP): // a threaded group, whose processes are listed above it
+	case err != nil:
+		return err
+	}
+	for field := range bytes.FieldsSeq(data) {
+		if pid, err := strconv.Atoi(string(field)); err == nil && pid > 0 {
+			*pids = append(*pids, pid)
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, entry := range entries {
+		if !entry.IsDir() {
+			continue
+		}
+		if err := addPids(pids, filepath.Join(dir, entry.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Signal sends a signal to every process in the group and below it. It is nil for a group that has none.
+func (g *Group) Signal(sig unix.Signal) error {
+	pids, err := g.Pids()
+	if err != nil {
+		return err
+	}
+	for part := range slices.Chunk(pids, maxHandles) {
+		handles, err := g.open(part)
+		if err == nil {
+			err = signalAll(handles, sig)
+		}
+		closeAll(handles)
+		if err != nil {
+			return fmt.Errorf("signal cgroup %s: %w", g.path, err)
+		}
+	}
+	return nil
+}
+
+// Kill ends every process in the group and below it, except for those given, and waits until they have gone or ctx ends.
 func (g *Group) Kill(ctx context.Context, except ...int) error {
+	if len(except) == 0 {
+		// At once and for good, where the kernel can (v2, 5.14 and later); the loop then only waits.
+		for _, dir := range g.dirs {
+			_ = writeExisting(filepath.Join(dir, "cgroup.kill"), "1")
+		}
+	}
 	for {
 		pids, err := g.Pids()
 		if err != nil {
@@ -197,15 +245,23 @@ func (g *Group) Kill(ctx context.Context, except ...int) error {
 	}
 }
 
-// open opens those of the processes that live and are in the group still, now that their pids are held.
+// open opens those of the processes that live and are in the group still, now that their pids are held; not more than
+// maxHandles of them.
 func (g *Group) open(pids []int) ([]unix.PollFd, error) {
 	var fds []unix.PollFd
 	for _, pid := range pids {
 		fd, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
+		if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
 			continue // it has ended
+		} else if err != nil {
+			closeAll(fds)
+			return nil, fmt.Errorf("open process %d of cgroup %s: %w", pid, g.path, err)
 		}
-		fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+		if handle := (unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}); ended(handle) {
+			unix.Close(fd)
+		} else if fds = append(fds, handle); len(fds) == maxHandles {
+			break
+		}
 	}
 	still, err := g.Pids()
 	living := fds[:0]
@@ -241,15 +297,9 @@ func ended(fd unix.PollFd) bool {
 
 // killAll kills and waits; it closes the descriptors.
 func killAll(ctx context.Context, fds []unix.PollFd) error {
-	defer func() {
-		for _, fd := range fds {
-			unix.Close(int(fd.Fd))
-		}
-	}()
-	for _, fd := range fds {
-		if err := unix.PidfdSendSignal(int(fd.Fd), unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-			return err
-		}
+	defer closeAll(fds)
+	if err := signalAll(fds, unix.SIGKILL); err != nil {
+		return err
 	}
 	for _, fd := range fds {
 		for !ended(fd) {
@@ -262,6 +312,31 @@ func killAll(ctx context.Context, fds []unix.PollFd) error {
 		}
 	}
 	return nil
+}
+
+func signalAll(fds []unix.PollFd, sig unix.Signal) error {
+	for _, fd := range fds {
+		if err := unix.PidfdSendSignal(int(fd.Fd), sig, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	return nil
+}
+
+func closeAll(fds []unix.PollFd) {
+	for _, fd := range fds {
+		unix.Close(int(fd.Fd))
+	}
+}
+
+// writeExisting writes to a file of the kernel's, and makes none.
+func writeExisting(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
 }
 
 // Remove removes the group, which must be empty. It tries until ctx ends: dead processes leave a group a moment

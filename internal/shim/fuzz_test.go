@@ -43,7 +43,7 @@ func FuzzStream(f *testing.F) {
 
 // FuzzInput gives frames to a process's input.
 func FuzzInput(f *testing.F) {
-	f.Add(stdio.AppendFrame(stdio.AppendFrame(nil, shimv1.FrameKind_STDIN, []byte("in")), shimv1.FrameKind_CLOSE_STDIN, nil))
+	f.Add(stdio.AppendFrame(stdio.AppendFrame(nil, stdio.KindStdin, []byte("in")), stdio.KindCloseStdin, nil))
 	f.Add([]byte{4, 0, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		guest, host, err := vmtest.Pair()
@@ -53,7 +53,7 @@ func FuzzInput(f *testing.F) {
 		defer guest.Close()
 		go io.Copy(io.Discard, guest)
 		p := &processIO{in: host.(*net.UnixConn), drained: make(chan struct{})}
-		readInput(bytes.NewReader(data), p, true, true)
+		stdio.ReadInput(bytes.NewReader(data), p, true, true)
 		p.close()
 	})
 }

@@ -13,7 +13,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
-	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
 	"github.com/pistis-run/pistis/internal/agentclient"
 	"github.com/pistis-run/pistis/internal/stdio"
 	"github.com/pistis-run/pistis/internal/task"
@@ -75,9 +74,9 @@ func openIO(ctx context.Context, agent *agentclient.Client, id task.ID, terminal
 			}
 		}
 	}
-	outputs := []output{{agentv1.StdioStream_STDOUT, shimv1.FrameKind_STDOUT, "stdout", paths.out}}
+	outputs := []output{{agentv1.StdioStream_STDOUT, stdio.KindStdout, "stdout", paths.out}}
 	if !terminal {
-		outputs = append(outputs, output{agentv1.StdioStream_STDERR, shimv1.FrameKind_STDERR, "stderr", paths.err})
+		outputs = append(outputs, output{agentv1.StdioStream_STDERR, stdio.KindStderr, "stderr", paths.err})
 	}
 	var sinks []io.Writer
 	for _, o := range outputs {
@@ -99,7 +98,7 @@ func openIO(ctx context.Context, agent *agentclient.Client, id task.ID, terminal
 // output is one of a process's output descriptors.
 type output struct {
 	fd   agentv1.StdioStream_FD
-	kind shimv1.FrameKind
+	kind stdio.FrameKind
 	name string
 	path string
 }
@@ -129,7 +128,7 @@ func (p *processIO) sink(o output, log *stdio.Log) (io.Writer, error) {
 type tee struct {
 	log    *stdio.LogStream
 	fanout *stdio.Fanout
-	kind   shimv1.FrameKind
+	kind   stdio.FrameKind
 }
 
 func (t tee) Write(b []byte) (int, error) {
@@ -148,7 +147,7 @@ func (p *processIO) start(sinks []io.Writer, spawn func(func())) {
 		// It ends with the FIFO, which the end of the process closes.
 		spawn(func() {
 			io.Copy(stdinWriter{p}, p.fifoIn)
-			p.closeStdin()
+			p.CloseStdin()
 		})
 	}
 	spawn(func() {
@@ -221,8 +220,8 @@ func (p *processIO) close() {
 	}
 }
 
-// writeStdin gives input to the process.
-func (p *processIO) writeStdin(b []byte) error {
+// WriteStdin gives input to the process.
+func (p *processIO) WriteStdin(b []byte) error {
 	if p.in == nil {
 		return fmt.Errorf("stdin: the process was created without it: %w", errdefs.ErrFailedPrecondition)
 	}
@@ -233,8 +232,8 @@ func (p *processIO) writeStdin(b []byte) error {
 	return err
 }
 
-// closeStdin ends the input. It is idempotent.
-func (p *processIO) closeStdin() {
+// CloseStdin ends the input. It is idempotent.
+func (p *processIO) CloseStdin() {
 	if p.in != nil {
 		p.inOnce.Do(func() { p.in.CloseWrite() })
 	}
@@ -246,13 +245,13 @@ func (p *processIO) closeInput() {
 		p.fifoIn.CloseInput()
 		return
 	}
-	p.closeStdin()
+	p.CloseStdin()
 }
 
 type stdinWriter struct{ p *processIO }
 
 func (w stdinWriter) Write(b []byte) (int, error) {
-	if err := w.p.writeStdin(b); err != nil {
+	if err := w.p.WriteStdin(b); err != nil {
 		return 0, err
 	}
 	return len(b), nil
@@ -308,7 +307,7 @@ func (c *execClient) end() {
 	select {
 	case <-c.joined:
 		c.mu.Lock()
-		stdio.WriteFrames(c.w, shimv1.FrameKind_EOF, nil)
+		stdio.WriteFrames(c.w, stdio.KindEOF, nil)
 		c.mu.Unlock()
 	default:
 	}

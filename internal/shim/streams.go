@@ -182,9 +182,9 @@ func (s *Service) attachContainer(client duplex, c *container, r *shimv1.AttachS
 	var input sync.WaitGroup
 	defer input.Wait()
 	input.Go(func() {
-		readInput(client, c.io, r.Stdin, c.stdinOnce)
+		stdio.ReadInput(client, c.io, r.Stdin, c.stdinOnce)
 		if r.Stdin && c.stdinOnce {
-			c.io.closeStdin()
+			c.io.CloseStdin()
 		}
 		viewer.Leave() // the client has gone
 	})
@@ -205,31 +205,10 @@ func (s *Service) attachExec(client duplex, p *process, r *shimv1.AttachStream) 
 		return
 	}
 	p.io.client.join(client)
-	readInput(client, p.io, r.Stdin, true)
+	stdio.ReadInput(client, p.io, r.Stdin, true)
 	if r.Stdin {
-		p.io.closeStdin()
+		p.io.CloseStdin()
 	}
 	// The client has gone, or all was sent to it: what comes now is for nobody.
 	p.io.client.cut()
-}
-
-// readInput reads the client's frames until it has gone. closing: the client may end the input of the process.
-func readInput(client io.Reader, p *processIO, stdin, closing bool) {
-	frames := stdio.NewFrameReader(client)
-	for {
-		kind, payload, err := frames.Next()
-		if err != nil {
-			return
-		}
-		switch {
-		case kind == shimv1.FrameKind_STDIN && stdin:
-			// A process that does not read any more is no reason to end its output.
-			_ = p.writeStdin(payload)
-		case kind == shimv1.FrameKind_CLOSE_STDIN && stdin && closing:
-			p.closeStdin()
-		case kind == shimv1.FrameKind_STDIN, kind == shimv1.FrameKind_CLOSE_STDIN:
-		default:
-			return // only the shim sends those
-		}
-	}
 }

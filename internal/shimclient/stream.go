@@ -1,13 +1,10 @@
 package shimclient
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
-	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -19,9 +16,6 @@ import (
 	"github.com/pistis-run/pistis/internal/stdio"
 	"github.com/pistis-run/pistis/internal/task"
 )
-
-// stdinBuffer is the size of one read of a client's input.
-const stdinBuffer = 32 << 10
 
 // open opens a stream to the shim and exchanges header and reply.
 func (c *Client) open(ctx context.Context, header *shimv1.StreamHeader) (_ *net.UnixConn, err error) {
@@ -75,61 +69,8 @@ func (c *Client) Attach(ctx context.Context, id task.ID, streams task.Stdio) err
 	if err != nil {
 		return err
 	}
-	var once sync.Once
-	shut := func() { once.Do(func() { conn.Close() }) }
-	defer shut()
-	stop := context.AfterFunc(ctx, shut)
-	defer stop()
-	if streams.Stdin != nil {
-		go sendInput(conn, streams.Stdin) // ends with its reader or, at the next read, with the connection
-	}
-	err = receiveOutput(conn, streams)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if err != nil {
+	if err := stdio.Join(ctx, conn, stdio.Streams(streams)); err != nil {
 		return fmt.Errorf("sandbox %s: attach: %w", c.id, err)
 	}
 	return nil
-}
-
-// sendInput sends input as frames until it ends. What goes wrong shows on the output side too.
-func sendInput(conn net.Conn, stdin io.Reader) {
-	if _, err := io.CopyBuffer(
-		stdio.FrameWriter{W: conn, Kind: shimv1.FrameKind_STDIN},
-		struct{ io.Reader }{stdin}, make([]byte, stdinBuffer)); err == nil {
-		stdio.WriteFrames(conn, shimv1.FrameKind_CLOSE_STDIN, nil)
-	}
-}
-
-// receiveOutput writes output to the client's ends until the shim says that it has ended.
-func receiveOutput(conn net.Conn, streams task.Stdio) error {
-	frames := stdio.NewFrameReader(bufio.NewReaderSize(conn, stdinBuffer))
-	for {
-		kind, payload, err := frames.Next()
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return fmt.Errorf("the shim has gone: %w", errdefs.ErrUnavailable)
-		} else if err != nil {
-			return err
-		}
-		var w io.Writer
-		switch kind {
-		case shimv1.FrameKind_STDOUT:
-			w = streams.Stdout
-		case shimv1.FrameKind_STDERR:
-			w = streams.Stderr
-		case shimv1.FrameKind_EOF:
-			return nil
-		case shimv1.FrameKind_ERROR:
-			return fmt.Errorf("%.1000s: %w", payload, errdefs.ErrAborted)
-		default:
-			return fmt.Errorf("the shim sent a frame of kind %s: %w", kind, errdefs.ErrInternal)
-		}
-		if w == nil {
-			continue
-		}
-		if _, err := w.Write(payload); err != nil {
-			return fmt.Errorf("write output: %w", err)
-		}
-	}
 }

@@ -5,8 +5,6 @@ import (
 	"io"
 	"slices"
 	"sync"
-
-	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
 )
 
 // viewerBuffer is how much output waits for a viewer before it is dropped, in bytes.
@@ -48,7 +46,7 @@ func (f *Fanout) Join(stdout, stderr bool) *Viewer {
 }
 
 // Write gives output to the viewers.
-func (f *Fanout) Write(kind shimv1.FrameKind, p []byte) {
+func (f *Fanout) Write(kind FrameKind, p []byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.viewers = slices.DeleteFunc(f.viewers, func(v *Viewer) bool { return !v.push(kind, p) })
@@ -66,8 +64,8 @@ func (f *Fanout) Close() {
 }
 
 // push queues output; false when the viewer is to be dropped.
-func (v *Viewer) push(kind shimv1.FrameKind, p []byte) bool {
-	if kind == shimv1.FrameKind_STDOUT && !v.stdout || kind == shimv1.FrameKind_STDERR && !v.stderr {
+func (v *Viewer) push(kind FrameKind, p []byte) bool {
+	if kind == KindStdout && !v.stdout || kind == KindStderr && !v.stderr {
 		return true
 	}
 	v.mu.Lock()
@@ -139,9 +137,9 @@ func (v *Viewer) Run(w io.Writer) error {
 		}
 		switch {
 		case errors.Is(err, io.EOF):
-			return WriteFrames(w, shimv1.FrameKind_EOF, nil)
+			return WriteFrames(w, KindEOF, nil)
 		case err != nil:
-			return WriteFrames(w, shimv1.FrameKind_ERROR, []byte(err.Error()))
+			return WriteFrames(w, KindError, []byte(err.Error()))
 		}
 	}
 	return nil

@@ -7,8 +7,22 @@ import (
 	"io"
 
 	"github.com/containerd/errdefs"
+)
 
-	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
+// FrameKind says what a frame carries. The values are those of api/shim/v1.
+type FrameKind byte
+
+// Kinds of frames.
+const (
+	KindStdin FrameKind = iota
+	KindStdout
+	KindStderr
+	// KindCloseStdin has no payload: the client will send no more input.
+	KindCloseStdin
+	// KindEOF has no payload: all output was sent.
+	KindEOF
+	// KindError has a message as payload and is the last frame.
+	KindError
 )
 
 const (
@@ -29,15 +43,15 @@ type FrameReader struct {
 func NewFrameReader(r io.Reader) *FrameReader { return &FrameReader{r: r} }
 
 // Next returns the next frame; the payload is valid until the call after it. io.EOF only between frames.
-func (f *FrameReader) Next() (shimv1.FrameKind, []byte, error) {
+func (f *FrameReader) Next() (FrameKind, []byte, error) {
 	if _, err := io.ReadFull(f.r, f.hdr[:1]); err != nil {
 		return 0, nil, err
 	}
 	if _, err := io.ReadFull(f.r, f.hdr[1:]); err != nil {
 		return 0, nil, unexpected(err)
 	}
-	kind, n := shimv1.FrameKind(f.hdr[0]), binary.BigEndian.Uint32(f.hdr[1:])
-	if _, known := shimv1.FrameKind_name[int32(kind)]; !known {
+	kind, n := FrameKind(f.hdr[0]), binary.BigEndian.Uint32(f.hdr[1:])
+	if kind > KindError {
 		return 0, nil, fmt.Errorf("attach stream: frame of unknown kind %d: %w", kind, errdefs.ErrInvalidArgument)
 	}
 	if n > MaxFrame {
@@ -61,14 +75,14 @@ func unexpected(err error) error {
 }
 
 // AppendFrame appends one frame. payload must not exceed MaxFrame.
-func AppendFrame(b []byte, kind shimv1.FrameKind, payload []byte) []byte {
+func AppendFrame(b []byte, kind FrameKind, payload []byte) []byte {
 	b = append(b, byte(kind))
 	b = binary.BigEndian.AppendUint32(b, uint32(len(payload)))
 	return append(b, payload...)
 }
 
 // WriteFrames writes payload as one or more frames, each with one Write.
-func WriteFrames(w io.Writer, kind shimv1.FrameKind, payload []byte) error {
+func WriteFrames(w io.Writer, kind FrameKind, payload []byte) error {
 	for {
 		part := payload[:min(len(payload), MaxFrame)]
 		payload = payload[len(part):]
@@ -84,7 +98,7 @@ func WriteFrames(w io.Writer, kind shimv1.FrameKind, payload []byte) error {
 // FrameWriter writes everything as frames of one kind.
 type FrameWriter struct {
 	W    io.Writer
-	Kind shimv1.FrameKind
+	Kind FrameKind
 }
 
 // Write writes p as frames.

@@ -27,6 +27,8 @@ type Log struct {
 	mu     sync.Mutex
 	file   *os.File
 	closed bool
+	// out has the records of one Write of a stream.
+	out []byte
 	// torn: the last write failed in the middle of a record.
 	torn bool
 	// lost counts bytes of records that could not be written; failure is the first reason.
@@ -81,10 +83,16 @@ func (l *Log) Close() error {
 	return err
 }
 
-// write appends whole records. A failure must not stop the container, so that it is kept for Close.
-func (l *Log) write(records []byte) {
+// Trim gives back memory that a burst of output has taken.
+func (l *Log) Trim() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.out = nil
+}
+
+// write appends whole records; the caller holds the lock. A failure must not stop the container, so that it is kept for
+// Close.
+func (l *Log) write(records []byte) {
 	if l.torn {
 		if _, err := l.file.Write([]byte{'\n'}); err != nil {
 			l.fail(len(records), err)
@@ -120,7 +128,6 @@ type LogStream struct {
 
 	// line is the beginning of a line whose end has not come yet; always shorter than maxLine.
 	line []byte
-	out  []byte
 	// second is the formatted time without its fraction, of the second unix.
 	second []byte
 	unix   int64
@@ -131,8 +138,10 @@ type LogStream struct {
 // Write takes output as it comes. All complete lines in p are in the file when it returns; it never fails.
 func (s *LogStream) Write(p []byte) (int, error) {
 	n := len(p)
+	s.log.mu.Lock()
+	defer s.log.mu.Unlock()
 	s.setStamp(s.now())
-	s.out = s.out[:0]
+	s.log.out = s.log.out[:0]
 	for len(p) > 0 {
 		i := bytes.IndexByte(p, '\n')
 		switch room := maxLine - len(s.line); {
@@ -147,11 +156,11 @@ func (s *LogStream) Write(p []byte) (int, error) {
 			p = p[room:]
 		}
 	}
-	if len(s.out) > 0 {
-		s.log.write(s.out)
+	if len(s.log.out) > 0 {
+		s.log.write(s.log.out)
 	}
-	if cap(s.out) > 256<<10 {
-		s.out = nil
+	if cap(s.log.out) > 256<<10 {
+		s.log.out = nil
 	}
 	return n, nil
 }
@@ -161,19 +170,21 @@ func (s *LogStream) Close() error {
 	if len(s.line) == 0 {
 		return nil
 	}
+	s.log.mu.Lock()
+	defer s.log.mu.Unlock()
 	s.setStamp(s.now())
-	s.out = s.out[:0]
+	s.log.out = s.log.out[:0]
 	s.record('P', nil)
-	s.log.write(s.out)
+	s.log.write(s.log.out)
 	return nil
 }
 
 func (s *LogStream) record(tag byte, end []byte) {
-	s.out = append(s.out, s.stamp...)
-	s.out = append(s.out, tag, ' ')
-	s.out = append(s.out, s.line...)
-	s.out = append(s.out, end...)
-	s.out = append(s.out, '\n')
+	out := append(s.log.out, s.stamp...)
+	out = append(out, tag, ' ')
+	out = append(out, s.line...)
+	out = append(out, end...)
+	s.log.out = append(out, '\n')
 	s.line = s.line[:0]
 }
 

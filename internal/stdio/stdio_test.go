@@ -16,8 +16,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
-
-	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
 )
 
 func newLog(t testing.TB) *Log {
@@ -166,10 +164,10 @@ func TestLogOutOfSpace(t *testing.T) {
 func TestFrames(t *testing.T) {
 	var b bytes.Buffer
 	big := bytes.Repeat([]byte("b"), MaxFrame+1)
-	if _, err := (FrameWriter{&b, shimv1.FrameKind_STDOUT}).Write(big); err != nil {
+	if _, err := (FrameWriter{&b, KindStdout}).Write(big); err != nil {
 		t.Fatal(err)
 	}
-	WriteFrames(&b, shimv1.FrameKind_EOF, nil)
+	WriteFrames(&b, KindEOF, nil)
 	r := NewFrameReader(&b)
 	var got []byte
 	for {
@@ -177,7 +175,7 @@ func TestFrames(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if kind == shimv1.FrameKind_EOF {
+		if kind == KindEOF {
 			break
 		}
 		got = append(got, p...)
@@ -202,8 +200,8 @@ func TestFanout(t *testing.T) {
 	var f Fanout
 	var both, out bytes.Buffer
 	v1, v2 := f.Join(true, true), f.Join(true, false)
-	f.Write(shimv1.FrameKind_STDOUT, []byte("o"))
-	f.Write(shimv1.FrameKind_STDERR, []byte("e"))
+	f.Write(KindStdout, []byte("o"))
+	f.Write(KindStderr, []byte("e"))
 	f.Close()
 	if err := v1.Run(&both); err != nil {
 		t.Fatal(err)
@@ -211,20 +209,20 @@ func TestFanout(t *testing.T) {
 	if err := v2.Run(&out); err != nil {
 		t.Fatal(err)
 	}
-	if kinds := frameKinds(t, &both); !slices.Equal(kinds, []shimv1.FrameKind{1, 2, 4}) {
+	if kinds := frameKinds(t, &both); !slices.Equal(kinds, []FrameKind{1, 2, 4}) {
 		t.Errorf("frames of both = %v", kinds)
 	}
-	if kinds := frameKinds(t, &out); !slices.Equal(kinds, []shimv1.FrameKind{1, 4}) {
+	if kinds := frameKinds(t, &out); !slices.Equal(kinds, []FrameKind{1, 4}) {
 		t.Errorf("frames of stdout = %v", kinds)
 	}
 	var late bytes.Buffer
 	f.Join(true, true).Run(&late)
-	if kinds := frameKinds(t, &late); !slices.Equal(kinds, []shimv1.FrameKind{4}) {
+	if kinds := frameKinds(t, &late); !slices.Equal(kinds, []FrameKind{4}) {
 		t.Errorf("frames after the end = %v", kinds)
 	}
 }
 
-func frameKinds(t *testing.T, r io.Reader) (kinds []shimv1.FrameKind) {
+func frameKinds(t *testing.T, r io.Reader) (kinds []FrameKind) {
 	t.Helper()
 	for fr := NewFrameReader(r); ; {
 		kind, _, err := fr.Next()
@@ -243,7 +241,7 @@ func TestFanoutDropsSlowViewer(t *testing.T) {
 	v := f.Join(true, true)
 	chunk := make([]byte, 32<<10)
 	for range viewerBuffer/len(chunk) + 2 {
-		f.Write(shimv1.FrameKind_STDOUT, chunk)
+		f.Write(KindStdout, chunk)
 	}
 	if len(f.viewers) != 0 {
 		t.Fatal("the viewer was not dropped")
@@ -253,7 +251,7 @@ func TestFanoutDropsSlowViewer(t *testing.T) {
 		t.Fatal(err)
 	}
 	kinds := frameKinds(t, &b)
-	if kinds[len(kinds)-1] != shimv1.FrameKind_ERROR {
+	if kinds[len(kinds)-1] != KindError {
 		t.Errorf("last frame = %v, want ERROR", kinds[len(kinds)-1])
 	}
 }
@@ -295,8 +293,8 @@ func TestFIFO(t *testing.T) {
 }
 
 func FuzzFrameReader(f *testing.F) {
-	f.Add(AppendFrame(nil, shimv1.FrameKind_STDIN, []byte("hello")))
-	f.Add(AppendFrame(AppendFrame(nil, shimv1.FrameKind_STDOUT, nil), shimv1.FrameKind_EOF, nil))
+	f.Add(AppendFrame(nil, KindStdin, []byte("hello")))
+	f.Add(AppendFrame(AppendFrame(nil, KindStdout, nil), KindEOF, nil))
 	f.Add([]byte{1, 0xff, 0xff, 0xff, 0xff})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r := NewFrameReader(bytes.NewReader(data))

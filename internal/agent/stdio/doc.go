@@ -5,5 +5,5 @@
 // nobody listens to is held back. Each descriptor is served to one stream at most, by one call of
 // [Set.Serve], which may run before the process is started and after it has ended.
 //
-// The package imports nothing of ours.
+// Of ours the package imports internal/stdio only.
 package stdio

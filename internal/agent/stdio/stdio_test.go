@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/stdio"
 )
 
 // pair is a stream with its two ends, each of which can be half-closed.
@@ -40,10 +42,10 @@ func start(t *testing.T, s *Set, script string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/bin/sh", "-c", script)
 	child := s.Child()
-	if child[Stdin] != nil {
-		cmd.Stdin = child[Stdin]
+	if child[stdio.Stdin] != nil {
+		cmd.Stdin = child[stdio.Stdin]
 	}
-	cmd.Stdout, cmd.Stderr = child[Stdout], child[Stderr]
+	cmd.Stdout, cmd.Stderr = child[stdio.Stdout], child[stdio.Stderr]
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +76,7 @@ func serve(t *testing.T, s *Set, fd int, wg *sync.WaitGroup) *net.UnixConn {
 func TestPipes(t *testing.T) {
 	s := newSet(t, true)
 	var wg sync.WaitGroup
-	in, out, stderr := serve(t, s, Stdin, &wg), serve(t, s, Stdout, &wg), serve(t, s, Stderr, &wg)
+	in, out, stderr := serve(t, s, stdio.Stdin, &wg), serve(t, s, stdio.Stdout, &wg), serve(t, s, stdio.Stderr, &wg)
 	cmd := start(t, s, "echo problem >&2; cat; echo end")
 	big := bytes.Repeat([]byte("0123456789"), 100_000)
 	wg.Go(func() {
@@ -105,7 +107,7 @@ func TestOutputWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
-	if got, err := io.ReadAll(serve(t, s, Stdout, &wg)); err != nil || string(got) != "early\n" {
+	if got, err := io.ReadAll(serve(t, s, stdio.Stdout, &wg)); err != nil || string(got) != "early\n" {
 		t.Errorf("got %q, %v", got, err)
 	}
 	wg.Wait()
@@ -115,7 +117,7 @@ func TestOutputWaits(t *testing.T) {
 func TestHostGone(t *testing.T) {
 	s := newSet(t, false)
 	var wg sync.WaitGroup
-	out := serve(t, s, Stdout, &wg)
+	out := serve(t, s, stdio.Stdout, &wg)
 	cmd := start(t, s, "head -c 10000000 /dev/zero; exit 7")
 	if _, err := io.ReadFull(out, make([]byte, 1000)); err != nil {
 		t.Fatal(err)
@@ -132,11 +134,11 @@ func TestHostGone(t *testing.T) {
 func TestProcessDoesNotRead(t *testing.T) {
 	s := newSet(t, true)
 	var wg sync.WaitGroup
-	in := serve(t, s, Stdin, &wg)
+	in := serve(t, s, stdio.Stdin, &wg)
 	if err := start(t, s, "exit 0").Wait(); err != nil {
 		t.Fatal(err)
 	}
-	s.CloseStdin()
+	s.CloseInput()
 	if _, err := in.Write(make([]byte, 10_000_000)); err == nil {
 		t.Error("10 MB were taken by nobody")
 	}
@@ -147,8 +149,8 @@ func TestTerminal(t *testing.T) {
 	s := NewTerminal(true)
 	defer s.Close()
 	var wg sync.WaitGroup
-	in, out := serve(t, s, Stdin, &wg), serve(t, s, Stdout, &wg)
-	if err := s.Claim(Stderr); !errdefs.IsFailedPrecondition(err) {
+	in, out := serve(t, s, stdio.Stdin, &wg), serve(t, s, stdio.Stdout, &wg)
+	if err := s.Claim(stdio.Stderr); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("stderr of a terminal: %v", err)
 	}
 	// A size that comes before the terminal is the terminal's first.
@@ -195,20 +197,20 @@ func openTerminal(t *testing.T) (master, slave *os.File) {
 
 func TestClaim(t *testing.T) {
 	s := newSet(t, false)
-	if err := s.Claim(Stdin); !errdefs.IsFailedPrecondition(err) {
+	if err := s.Claim(stdio.Stdin); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("stdin that there is not: %v", err)
 	}
 	if err := s.Claim(3); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("descriptor 3: %v", err)
 	}
-	if err := s.Claim(Stdout); err != nil {
+	if err := s.Claim(stdio.Stdout); err != nil {
 		t.Error(err)
 	}
-	if err := s.Claim(Stdout); !errdefs.IsAlreadyExists(err) {
+	if err := s.Claim(stdio.Stdout); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("a second stream: %v", err)
 	}
 	s.Close()
-	if err := s.Claim(Stderr); !errdefs.IsFailedPrecondition(err) {
+	if err := s.Claim(stdio.Stderr); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("after the end: %v", err)
 	}
 }
@@ -218,7 +220,7 @@ func TestCloseEndsStreams(t *testing.T) {
 	pipes, terminal := newSet(t, true), NewTerminal(true)
 	var wg sync.WaitGroup
 	streams := []*net.UnixConn{
-		serve(t, pipes, Stdout, &wg), serve(t, pipes, Stderr, &wg), serve(t, terminal, Stdout, &wg),
+		serve(t, pipes, stdio.Stdout, &wg), serve(t, pipes, stdio.Stderr, &wg), serve(t, terminal, stdio.Stdout, &wg),
 	}
 	pipes.Close()
 	terminal.Close()

@@ -2,14 +2,13 @@ package runc
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -17,7 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/pistis-run/pistis/internal/agent/reaper"
+	"github.com/pistis-run/pistis/internal/reaper"
 )
 
 const (
@@ -27,7 +26,7 @@ const (
 
 	maxLog = 64 << 10
 
-	// undoTimeout bounds what a failed Create does to leave nothing.
+	// undoTimeout bounds what a failed call does to leave nothing.
 	undoTimeout = 30 * time.Second
 )
 
@@ -43,6 +42,9 @@ func (e *ProgramError) Error() string { return e.Message }
 // Unwrap gives the error its class.
 func (e *ProgramError) Unwrap() error { return errdefs.ErrInvalidArgument }
 
+// ErrNoReason is the program's failure without a word in its log.
+var ErrNoReason = errors.New("it gave no reason")
+
 // Stdio is what a new process gets: three descriptors (nil: /dev/null) or a terminal.
 type Stdio struct {
 	Files    []*os.File
@@ -55,26 +57,41 @@ type Process struct {
 	Console *os.File
 }
 
-// Runc is a runc program with its state directory.
+// Runc is a program with runc's command line.
 type Runc struct {
-	path, root string
-	reaper     *reaper.Reaper
+	path   string
+	global []string
+	dir    string
+	reaper *reaper.Reaper
 }
 
-// New uses the program at path; its state is kept in root.
-func New(path, root string, r *reaper.Reaper) *Runc {
-	return &Runc{path: path, root: root, reaper: r}
+// New uses the program at path. global are arguments before every command, as --root; dir, which must exist, is for logs
+// and sockets, and at most 80 bytes long.
+func New(path string, global []string, dir string, r *reaper.Reaper) *Runc {
+	return &Runc{path: path, global: global, dir: dir, reaper: r}
+}
+
+// Run makes a container from the bundle and starts its program; dir is for temporary files. On error nothing is left
+// of it.
+func (r *Runc) Run(ctx context.Context, id, bundle, dir string, stdio Stdio) (*Process, error) {
+	p, err := r.spawn(ctx, dir, stdio, "run", "--detach", "--bundle", bundle, id)
+	return p, r.undo(ctx, id, err)
 }
 
 // Create makes a container from the bundle without starting its program. On error nothing is left of it.
 func (r *Runc) Create(ctx context.Context, id, bundle string, stdio Stdio) (*Process, error) {
 	p, err := r.spawn(ctx, bundle, stdio, "create", "--bundle", bundle, id)
-	if err != nil {
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-		defer cancel()
-		return nil, errors.Join(err, r.run(undo, nil, "delete", "--force", id))
+	return p, r.undo(ctx, id, err)
+}
+
+// undo removes what a failed call has left, also when that was cut short.
+func (r *Runc) undo(ctx context.Context, id string, err error) error {
+	if err == nil {
+		return nil
 	}
-	return p, nil
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	return errors.Join(err, r.Destroy(ctx, id))
 }
 
 // Start starts the program of a created container.
@@ -107,7 +124,12 @@ func (r *Runc) Delete(ctx context.Context, id string) error {
 	return err
 }
 
-// spawn runs a runc command that leaves a process behind. dir takes its pid file and console socket.
+// Destroy removes a container in whatever state it is, and kills its processes. It is idempotent.
+func (r *Runc) Destroy(ctx context.Context, id string) error {
+	return r.run(ctx, nil, "delete", "--force", id)
+}
+
+// spawn runs a command that leaves a process behind. dir takes its pid file.
 func (r *Runc) spawn(ctx context.Context, dir string, stdio Stdio, command string, args ...string) (*Process, error) {
 	pidFile, err := os.CreateTemp(dir, "pid-")
 	if err != nil {
@@ -120,7 +142,7 @@ func (r *Runc) spawn(ctx context.Context, dir string, stdio Stdio, command strin
 	var console *consoleSocket
 	files := stdio.Files
 	if stdio.Terminal {
-		if console, err = newConsoleSocket(filepath.Dir(r.root)); err != nil {
+		if console, err = newConsoleSocket(r.dir); err != nil {
 			return nil, err
 		}
 		defer console.Close()
@@ -137,7 +159,6 @@ func (r *Runc) spawn(ctx context.Context, dir string, stdio Stdio, command strin
 		return nil, fmt.Errorf("runc %s: pid file: %w", command, err)
 	}
 	p := &Process{Process: recording.Adopt(pid)}
-	usualTimers(pid)
 	if console != nil {
 		if p.Console, err = console.receive(); err != nil {
 			_ = p.Signal(unix.SIGKILL)
@@ -146,13 +167,6 @@ func (r *Runc) spawn(ctx context.Context, dir string, stdio Stdio, command strin
 		}
 	}
 	return p, nil
-}
-
-// usualTimers gives a process the kernel's usual timer slack instead of ours, which it has inherited. One that has
-// ended meanwhile needs none, and nobody refuses it to the first process of a guest.
-func usualTimers(pid int) {
-	const nanoseconds = "50000"
-	_ = os.WriteFile(fmt.Sprintf("/proc/%d/timerslack_ns", pid), []byte(nanoseconds), 0)
 }
 
 func readPID(path string) (int, error) {
@@ -169,42 +183,65 @@ func readPID(path string) (int, error) {
 
 // run runs a runc command to its end.
 func (r *Runc) run(ctx context.Context, files []*os.File, args ...string) error {
-	if err := os.MkdirAll(r.root, 0o700); err != nil {
-		return err
-	}
-	log, err := os.CreateTemp(filepath.Dir(r.root), "runc-log-")
+	log, err := os.CreateTemp(r.dir, "log-")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(log.Name())
 	defer log.Close()
-	argv := append([]string{r.path, "--root", r.root, "--log", log.Name(), "--log-format", "json"}, args...)
-	exit, err := r.reaper.RunProgram(ctx, argv, files...)
+	// What it says before it has opened its log comes there too, without overwriting it.
+	if _, err := unix.FcntlInt(log.Fd(), unix.F_SETFL, unix.O_APPEND); err != nil {
+		return err
+	}
+	argv := append(append([]string{r.path}, r.global...), "--log", log.Name(), "--log-format", "json")
+	if files == nil {
+		files = []*os.File{nil, nil, log}
+	}
+	exit, err := r.reaper.RunProgram(ctx, append(argv, args...), files...)
 	if err != nil {
 		return fmt.Errorf("runc %s: %w", args[0], err)
 	}
 	if exit.Code == 0 {
 		return nil
 	}
-	text, err := io.ReadAll(io.LimitReader(log, maxLog))
+	text, err := io.ReadAll(io.NewSectionReader(log, 0, maxLog))
 	if err != nil {
 		return fmt.Errorf("runc %s: its log: %w", args[0], err)
 	}
 	return failure(args[0], exit.Code, text)
 }
 
-// programFailure matches what runc says where the container's own program is the problem.
-var programFailure = regexp.MustCompile(`exec: "(?:[^"\\]|\\.)*": (.*)$`)
+// programFailure finds what runc says where the container's own program is the problem, as exec: "x": not found, and
+// says what crun says in the same words.
+func programFailure(message string) (text, cause string, ok bool) {
+	if _, name, ok := strings.Cut(message, "executable file `"); ok {
+		if name, _, ok := strings.Cut(name, "` not found"); ok {
+			cause = "executable file not found in $PATH"
+			return fmt.Sprintf("exec: %q: %s", name, cause), cause, true
+		}
+	}
+	i := strings.Index(message, `exec: "`)
+	if i < 0 {
+		return "", "", false
+	}
+	text = message[i:]
+	name, err := strconv.QuotedPrefix(text[len("exec: "):])
+	if err != nil {
+		return "", "", false
+	}
+	cause, ok = strings.CutPrefix(text[len("exec: ")+len(name):], ": ")
+	return text, cause, ok
+}
 
 // failure makes an error of runc's log, which has a JSON object per line.
 func failure(command string, code uint32, log []byte) error {
 	message := lastError(log)
 	if message == "" {
-		return fmt.Errorf("runc %s: exit code %d without a message: %w", command, code, errdefs.ErrInternal)
+		return fmt.Errorf("runc %s: exit code %d: %w: %w", command, code, ErrNoReason, errdefs.ErrInternal)
 	}
-	if m := programFailure.FindStringSubmatch(message); m != nil {
-		e := &ProgramError{Code: codeNotExecutable, Message: m[0]}
-		if strings.Contains(m[1], "not found") || strings.Contains(m[1], "no such file") {
+	if text, cause, ok := programFailure(message); ok {
+		e := &ProgramError{Code: codeNotExecutable, Message: text}
+		if strings.Contains(cause, "not found") || strings.Contains(cause, "no such file") {
 			e.Code = codeNotFound
 		}
 		return e
@@ -221,13 +258,17 @@ func failure(command string, code uint32, log []byte) error {
 	return fmt.Errorf("runc %s: %s: %w", command, message, class)
 }
 
+// lastError is the last entry that is an error, or else the last line that is no entry at all.
 func lastError(log []byte) string {
-	var message string
+	var message, text string
 	for line := range bytes.Lines(log) {
 		var entry struct{ Level, Msg string }
-		if json.Unmarshal(line, &entry) == nil && (entry.Level == "error" || entry.Level == "fatal") {
+		switch line = bytes.TrimSpace(line); {
+		case json.Unmarshal(line, &entry) != nil:
+			text = string(line)
+		case entry.Level == "error" || entry.Level == "fatal":
 			message = entry.Msg
 		}
 	}
-	return message
+	return cmp.Or(message, text)
 }

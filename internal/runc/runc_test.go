@@ -18,6 +18,7 @@ func TestFailure(t *testing.T) {
 		text string
 	}{
 		{`runc create failed: unable to start container process: error during container init: exec: \"nosuch\": executable file not found in $PATH`, 127, `exec: "nosuch": executable file not found in $PATH`},
+		{"executable file `nosuch` not found in $PATH: No such file or directory", 127, `exec: "nosuch": executable file not found in $PATH`},
 		{`exec failed: unable to start container process: exec: \"/a b\": stat /a b: no such file or directory`, 127, `exec: "/a b": stat /a b: no such file or directory`},
 		{`unable to start container process: exec: \"/etc/passwd\": permission denied`, 126, `exec: "/etc/passwd": permission denied`},
 		{`unable to start container process: exec: \"/etc\": is a directory`, 126, `exec: "/etc": is a directory`},
@@ -37,8 +38,11 @@ func TestFailure(t *testing.T) {
 			t.Errorf("%s: got %v", msg, err)
 		}
 	}
-	if err := failure("start", 2, []byte("garbage\n{")); !errdefs.IsInternal(err) {
+	if err := failure("start", 2, nil); !errdefs.IsInternal(err) {
 		t.Errorf("no message: %v", err)
+	}
+	if err := failure("start", 2, []byte("cannot open shared object file\n")); !errdefs.IsInternal(err) || !strings.Contains(err.Error(), "cannot open shared") {
+		t.Errorf("a message outside of the log: %v", err)
 	}
 }
 

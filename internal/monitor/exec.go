@@ -1,0 +1,228 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/stdio"
+	"github.com/pistis-run/pistis/internal/task"
+)
+
+const (
+	// copyBuffer is the size of one read of an exec's streams.
+	copyBuffer = 32 << 10
+	// drainIdle is how long the output of an exec that has ended may stay silent before it is cut: somebody who outlived
+	// the process holds it open.
+	drainIdle = 10 * time.Second
+)
+
+// execution is an exec of this client, with its stdio. The monitor learns of it when it starts.
+type execution struct {
+	req  task.ExecRequest
+	ends *stdio.Ends
+	// drained is closed when Attach has taken all output.
+	drained chan struct{}
+	exited  atomic.Bool
+
+	mu                sync.Mutex
+	started, attached bool
+}
+
+// Exec registers a further process. Its stdio is joined with Attach, and Start runs it; until then nobody but this client
+// knows it.
+func (c *Client) Exec(_ context.Context, req task.ExecRequest) (err error) {
+	if req.ID.Container == "" || req.ID.Exec == "" {
+		return fmt.Errorf("exec: container and exec need an id: %w", errdefs.ErrInvalidArgument)
+	}
+	e := &execution{req: req, drained: make(chan struct{})}
+	if req.Terminal {
+		e.ends = stdio.NewTerminal()
+	} else if e.ends, err = stdio.NewPipes([3]bool{req.Stdin, req.Stdout, req.Stderr}); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.execs[req.ID] != nil {
+		e.ends.Close()
+		return fmt.Errorf("%s: %w", name(req.ID), errdefs.ErrAlreadyExists)
+	}
+	c.execs[req.ID] = e
+	return nil
+}
+
+// execution finds an exec of this client; nil when it has none.
+func (c *Client) execution(id task.ID) *execution {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.execs[id]
+}
+
+func (c *Client) forget(id task.ID) {
+	c.mu.Lock()
+	e := c.execs[id]
+	delete(c.execs, id)
+	c.mu.Unlock()
+	if e != nil {
+		e.ends.Close()
+	}
+}
+
+// startExec gives the process its descriptors and closes them here, so that the end of its output is seen.
+func (c *Client) startExec(ctx context.Context, id task.ID) (uint32, error) {
+	e := c.execution(id)
+	if e == nil {
+		return 0, fmt.Errorf("%s: %w", name(id), errdefs.ErrNotFound)
+	}
+	if err := e.claim(&e.started); err != nil {
+		return 0, err
+	}
+	args := ExecArgs{Process: e.req.Process, Terminal: e.req.Terminal}
+	var files []*os.File
+	for fd, f := range e.ends.Child() {
+		if f != nil {
+			*[]*bool{&args.Stdin, &args.Stdout, &args.Stderr}[fd] = true
+			files = append(files, f)
+		}
+	}
+	var result StartResult
+	conn, received, err := c.open(ctx, Request{Verb: VerbExec, ID: id}, args, &result, files...)
+	e.ends.CloseChild()
+	if err == nil {
+		err = conn.Close()
+	}
+	if err == nil && e.req.Terminal {
+		if len(received) != 1 {
+			err = fmt.Errorf("%s: the monitor sent %d terminals: %w", name(id), len(received), errdefs.ErrInternal)
+		} else {
+			e.ends.SetConsole(received[0])
+			received = nil
+		}
+	}
+	closeAll(received)
+	if err != nil {
+		e.ends.Close()
+		return 0, err
+	}
+	return result.PID, nil
+}
+
+// claim sets a flag of what can be done once.
+func (e *execution) claim(done *bool) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if *done {
+		return fmt.Errorf("%s: it was done before: %w", name(e.req.ID), errdefs.ErrFailedPrecondition)
+	}
+	*done = true
+	return nil
+}
+
+// flags tell whether the monitor may know the exec, and whether somebody takes its output.
+func (e *execution) flags() (started, attached bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.started, e.attached
+}
+
+// attach copies between the client's ends and the process's until the output has ended. Whatever ends it, the process's
+// ends are closed then: what comes after is for nobody.
+func (e *execution) attach(ctx context.Context, streams task.Stdio) error {
+	switch {
+	case streams.Stdin != nil && !e.req.Stdin, streams.Stdout != nil && !e.req.Stdout, streams.Stderr != nil && (!e.req.Stderr || e.req.Terminal):
+		return fmt.Errorf("attach: %s was made without that stream: %w", name(e.req.ID), errdefs.ErrFailedPrecondition)
+	}
+	if err := e.claim(&e.attached); err != nil {
+		return fmt.Errorf("attach: %w", err)
+	}
+	defer close(e.drained)
+	defer e.ends.Close()
+	stop := context.AfterFunc(ctx, e.ends.Close)
+	defer stop()
+	<-e.ends.Ready()
+	if f := e.ends.Ours(stdio.Stdin); f != nil && streams.Stdin != nil {
+		go func() { // ends with its reader or, at the next read, with the process's end
+			_, _ = copyBytes(f, streams.Stdin)
+			e.ends.CloseInput()
+		}()
+	}
+	var outputs sync.WaitGroup
+	var failures [3]error
+	for fd, w := range []io.Writer{stdio.Stdout: streams.Stdout, stdio.Stderr: streams.Stderr} {
+		f := e.ends.Ours(fd)
+		if fd == stdio.Stdin || f == nil {
+			continue
+		}
+		if w == nil {
+			w = io.Discard
+		}
+		outputs.Go(func() {
+			if failures[fd] = e.copyOutput(w, f); failures[fd] != nil {
+				e.ends.Close() // the client has gone, and so has the reason for the other output
+			}
+		})
+	}
+	outputs.Wait()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err := errors.Join(failures[:]...); err != nil {
+		return fmt.Errorf("attach to %s: write output: %w", name(e.req.ID), err)
+	}
+	return nil
+}
+
+// copyOutput returns what the client's end said; the end of the process's is none.
+func (e *execution) copyOutput(w io.Writer, f *os.File) error {
+	_, err := copyBytes(w, untilSilent{f, &e.exited})
+	if pathError := (*os.PathError)(nil); errors.As(err, &pathError) &&
+		(errors.Is(err, unix.EIO) || errors.Is(err, os.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded)) {
+		return nil // a terminal's end, one that was closed here, or somebody who holds it open
+	}
+	return err
+}
+
+// untilSilent reads output; once the process has ended, silence is the end of it.
+type untilSilent struct {
+	f      *os.File
+	exited *atomic.Bool
+}
+
+func (u untilSilent) Read(p []byte) (int, error) {
+	if u.exited.Load() {
+		_ = u.f.SetReadDeadline(time.Now().Add(drainIdle)) // Read tells where it is closed
+	}
+	return u.f.Read(p)
+}
+
+// copyBytes hides what else the two can do: io.Copy would splice, or take a buffer of another size.
+func copyBytes(w io.Writer, r io.Reader) (int64, error) {
+	return io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, make([]byte, copyBuffer))
+}
+
+// drain waits until the output of the process, which has ended, was taken.
+func (e *execution) drain(ctx context.Context) error {
+	if _, attached := e.flags(); !attached {
+		return nil
+	}
+	e.exited.Store(true)
+	for _, fd := range []int{stdio.Stdout, stdio.Stderr} {
+		if f := e.ends.Ours(fd); f != nil {
+			_ = f.SetReadDeadline(time.Now().Add(drainIdle)) // fails where it is closed, which ends the read too
+		}
+	}
+	select {
+	case <-e.drained:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

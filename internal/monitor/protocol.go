@@ -1,0 +1,124 @@
+package monitor
+
+import (
+	"encoding/json"
+
+	"github.com/pistis-run/pistis/internal/bundle"
+	"github.com/pistis-run/pistis/internal/task"
+)
+
+// Version is that of the protocol. A monitor answers its own version only: it may be older than the daemon, which then
+// says so instead of misunderstanding it.
+const Version = 1
+
+// Verb names a call.
+type Verb string
+
+// The calls of version 1, with their arguments and results.
+const (
+	VerbHello    Verb = "hello"  // result HelloResult
+	VerbCreate   Verb = "create" // CreateRequest
+	VerbStart    Verb = "start"  // result StartResult
+	VerbExec     Verb = "exec"   // ExecArgs and the process's descriptors, result StartResult and the terminal's
+	VerbSignal   Verb = "signal" // SignalArgs
+	VerbWait     Verb = "wait"   // result task.Exit
+	VerbDelete   Verb = "delete"
+	VerbAttach   Verb = "attach" // AttachArgs; frames of internal/stdio follow the reply
+	VerbResize   Verb = "resize" // ResizeArgs
+	VerbReopen   Verb = "reopen" // the log
+	VerbUpdate   Verb = "update" // linux.resources of the runtime specification
+	VerbPause    Verb = "pause"
+	VerbResume   Verb = "resume"
+	VerbShutdown Verb = "shutdown" // ShutdownArgs
+)
+
+// Request is a call. ID names the process that it is about.
+type Request struct {
+	Version int             `json:"version"`
+	Verb    Verb            `json:"verb"`
+	ID      task.ID         `json:"id,omitzero"`
+	Args    json.RawMessage `json:"args,omitempty"`
+}
+
+// Reply answers a Request.
+type Reply struct {
+	Error  *Error          `json:"error,omitempty"`
+	Result json.RawMessage `json:"result,omitempty"`
+}
+
+// HelloResult says who answers.
+type HelloResult struct {
+	PID     int    `json:"pid"`
+	Version string `json:"version"` // of the program
+}
+
+// CreateRequest describes a container. Its spec is the config.json of its bundle, which is read when it starts.
+type CreateRequest struct {
+	ID string `json:"id"`
+	// Bundle is the container's directory, absolute.
+	Bundle string `json:"bundle"`
+	// LogPath is the CRI log file; empty writes none.
+	LogPath   string `json:"log_path,omitempty"`
+	Terminal  bool   `json:"terminal,omitempty"`
+	Stdin     bool   `json:"stdin,omitempty"`
+	StdinOnce bool   `json:"stdin_once,omitempty"`
+}
+
+// ExecArgs describe a further process. The descriptors that it says are there follow in this order.
+type ExecArgs struct {
+	Process  json.RawMessage `json:"process"`
+	Terminal bool            `json:"terminal,omitempty"`
+	Stdin    bool            `json:"stdin,omitempty"`
+	Stdout   bool            `json:"stdout,omitempty"`
+	Stderr   bool            `json:"stderr,omitempty"`
+}
+
+// StartResult has the process's pid on the host.
+type StartResult struct {
+	PID uint32 `json:"pid"`
+}
+
+// SignalArgs say what is sent, and whether to all processes of the container.
+type SignalArgs struct {
+	Signal uint32 `json:"signal"`
+	All    bool   `json:"all,omitempty"`
+}
+
+// AttachArgs say which streams are wanted.
+type AttachArgs struct {
+	Stdin  bool `json:"stdin,omitempty"`
+	Stdout bool `json:"stdout,omitempty"`
+	Stderr bool `json:"stderr,omitempty"`
+}
+
+// ResizeArgs have the size of a terminal in characters.
+type ResizeArgs struct {
+	Width  uint16 `json:"width"`
+	Height uint16 `json:"height"`
+}
+
+// ShutdownArgs say whether containers that are there are killed and deleted first.
+type ShutdownArgs struct {
+	Force bool `json:"force,omitempty"`
+}
+
+// Settings are what a monitor is started with. They lie in its bundle, for Cleanup and for people to read.
+type Settings struct {
+	// Runtime is the OCI runtime's path, Args its arguments before every command.
+	Runtime string   `json:"runtime"`
+	Args    []string `json:"args,omitempty"`
+	Debug   bool     `json:"debug,omitempty"`
+}
+
+// Names in a monitor's bundle.
+const (
+	settingsFile = "monitor.json"
+	// containers has a directory for each container that was started and is not deleted, named by its id.
+	containers = "containers"
+)
+
+// SettingsFile is where a bundle has its Settings.
+func SettingsFile(d bundle.Dir) string { return string(d) + "/" + settingsFile }
+
+// ContainerDirs is the directory of the containers' directories.
+func ContainerDirs(d bundle.Dir) string { return string(d) + "/" + containers }

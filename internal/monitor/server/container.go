@@ -1,0 +1,363 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/cgroup"
+	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/monitor"
+	"github.com/pistis-run/pistis/internal/runc"
+	"github.com/pistis-run/pistis/internal/stdio"
+	"github.com/pistis-run/pistis/internal/task"
+)
+
+const (
+	// startTimeout bounds one call of the runtime that makes a process.
+	startTimeout = 2 * time.Minute
+	// callTimeout bounds every other call of the runtime.
+	callTimeout = time.Minute
+	// killTimeout is how long killed processes may take to end.
+	killTimeout = 10 * time.Second
+	// maxExecs bounds the execs of one container that were not deleted.
+	maxExecs = 1024
+	// maxSpec bounds a bundle's spec, in bytes.
+	maxSpec = 16 << 20
+
+	specFile = "config.json"
+)
+
+// container is one container of the pod.
+type container struct {
+	*process
+	request monitor.CreateRequest
+	// dir is for temporary files; it exists while the runtime may know the container.
+	dir string
+	// streams are there from the creation on, so that clients attach before the start.
+	streams *streams
+
+	// Set while the container starts, and not changed after it.
+	group *cgroup.Group // nil: the spec names none
+	user  json.RawMessage
+
+	execMu sync.Mutex
+	execs  map[string]*process
+}
+
+// ownSpec is what a monitor needs to know of a spec.
+type ownSpec struct {
+	Process struct {
+		Terminal bool            `json:"terminal"`
+		User     json.RawMessage `json:"user"`
+	} `json:"process"`
+	Linux struct {
+		CgroupsPath string `json:"cgroupsPath"`
+	} `json:"linux"`
+}
+
+func readSpec(bundle string, spec any) error {
+	f, err := os.Open(filepath.Join(bundle, specFile))
+	if err != nil {
+		return fmt.Errorf("spec: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	defer f.Close()
+	decoder := json.NewDecoder(io.LimitReader(f, maxSpec))
+	decoder.UseNumber()
+	if err := decoder.Decode(spec); err != nil {
+		return fmt.Errorf("spec: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// create registers a container.
+func (s *Server) create(req monitor.CreateRequest) error {
+	if !validID(req.ID) {
+		return fmt.Errorf("create container: id %q: letters, digits and _.+- are possible: %w", req.ID, errdefs.ErrInvalidArgument)
+	}
+	if !filepath.IsAbs(req.Bundle) {
+		return fmt.Errorf("create container %s: bundle %q is not absolute: %w", req.ID, req.Bundle, errdefs.ErrInvalidArgument)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.containers[req.ID] != nil {
+		return fmt.Errorf("container %s: %w", req.ID, errdefs.ErrAlreadyExists)
+	}
+	if s.ending {
+		return fmt.Errorf("create container %s: the monitor is shutting down: %w", req.ID, errdefs.ErrUnavailable)
+	}
+	streams, err := openStreams(req.Terminal, req.Stdin, req.LogPath, &s.buffers)
+	if err != nil {
+		return fmt.Errorf("create container %s: %w", req.ID, err)
+	}
+	c := &container{
+		process: newProcess(task.ID{Container: req.ID}, created), request: req, streams: streams,
+		dir: filepath.Join(monitor.ContainerDirs(s.dir), req.ID), execs: map[string]*process{},
+	}
+	s.containers[req.ID] = c
+	return nil
+}
+
+// validID is what runtimes take too; it becomes the name of a directory.
+func validID(id string) bool {
+	const maxID = 128
+	if id == "" || len(id) > maxID || id[0] == '.' || id[0] == '-' {
+		return false
+	}
+	return !slices.ContainsFunc([]byte(id), func(b byte) bool {
+		return (b < '0' || b > '9') && (b < 'A' || b > 'Z') && (b < 'a' || b > 'z') && b != '_' && b != '.' && b != '+' && b != '-'
+	})
+}
+
+// start runs a container. It goes on when the caller has given up, as a daemon that dies is no reason to end a container:
+// SIGKILL ends it.
+func (s *Server) start(c *container) (pid int, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	if err := c.claim(cancel); err != nil {
+		return 0, err
+	}
+	proc, err := s.run(ctx, c)
+	if err != nil {
+		if errors.Is(ctx.Err(), context.Canceled) {
+			err = fmt.Errorf("killed while it was started: %w: %w", err, errdefs.ErrAborted)
+		}
+		err = fmt.Errorf("start container %s: %w", c.id.Container, err)
+		c.streams.close()
+		c.fail(task.Exit{Code: exitUnknown, At: time.Now(), Reason: err.Error()})
+		return 0, err
+	}
+	c.streams.start(proc.Console)
+	c.adopt(proc)
+	s.work.Go(func() { s.follow(c, proc) })
+	return proc.PID(), nil
+}
+
+// run calls the runtime; on error it has nothing left.
+func (s *Server) run(ctx context.Context, c *container) (_ *runc.Process, err error) {
+	var spec ownSpec
+	if err := readSpec(c.request.Bundle, &spec); err != nil {
+		return nil, err
+	}
+	if spec.Process.Terminal != c.request.Terminal {
+		return nil, fmt.Errorf("the spec's terminal is %t, the request's %t: %w", spec.Process.Terminal, c.request.Terminal, errdefs.ErrInvalidArgument)
+	}
+	c.user = spec.Process.User
+	if path := spec.Linux.CgroupsPath; path != "" {
+		if c.group, err = cgroup.OfSpec(path, s.systemd); err != nil {
+			return nil, err
+		}
+	}
+	if err := os.Mkdir(c.dir, 0o700); err != nil {
+		return nil, err
+	}
+	stdio := runc.Stdio{Files: c.streams.ends.Child(), Terminal: c.request.Terminal}
+	proc, err := s.runtime.Run(ctx, c.id.Container, c.request.Bundle, c.dir, stdio)
+	if err == nil {
+		return proc, nil
+	}
+	if text := c.streams.leftover(); text != "" && errors.Is(err, runc.ErrNoReason) {
+		err = fmt.Errorf("%w: it said: %s", err, text)
+	}
+	// A runtime that was killed may have left more than it knows of itself.
+	return nil, errors.Join(err, s.sweep(c), os.RemoveAll(c.dir))
+}
+
+// sweep ends what is left in a container's cgroup, and removes that.
+func (s *Server) sweep(c *container) error {
+	if c.group == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	defer cancel()
+	if err := c.group.Kill(ctx); err != nil {
+		return err
+	}
+	return c.group.Remove(ctx)
+}
+
+// follow waits for the end of a container and makes it known.
+func (s *Server) follow(c *container, proc *runc.Process) {
+	select {
+	case <-proc.Done():
+	case <-s.ctx.Done():
+		return
+	}
+	exit := proc.Exit()
+	out := task.Exit{Code: exit.Code, At: exit.At}
+	if c.group != nil {
+		out.OOMKilled = c.group.OOMKills() > 0
+		// Where the process was not the first of a PID namespace, others have outlived it.
+		ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+		if err := c.group.Kill(ctx); err != nil {
+			s.log.Warn("processes of a container outlive it", logfields.Container, c.id.Container, logfields.Error, err)
+		}
+		cancel()
+	}
+	c.streams.drain()
+	c.finish(out)
+	s.quiet()
+}
+
+// signal sends to the container's first process, or to all.
+func (s *Server) signal(ctx context.Context, c *container, sig unix.Signal, all bool) error {
+	if sig == unix.SIGKILL {
+		if c.cancel(task.Exit{Code: exitKilled, At: time.Now(), Reason: "killed before it was started"}) {
+			c.streams.close()
+			return nil
+		}
+	}
+	if c.is(starting) {
+		select {
+		case <-c.settled:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if !all || c.group == nil {
+		err := c.process.signal(sig)
+		return errors.Join(err, s.thaw(c, sig))
+	}
+	if c.is(stopped) || c.is(deleting) {
+		return fmt.Errorf("signal: %s has ended: %w", c.name(), errdefs.ErrNotFound)
+	}
+	if sig == unix.SIGKILL {
+		// The first process first: where it has a PID namespace the others end with it.
+		if err := c.process.signal(sig); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+		return errors.Join(c.group.Signal(sig), s.thaw(c, sig))
+	}
+	return c.group.Signal(sig)
+}
+
+// thaw lets the processes of a paused container see that they were killed.
+func (s *Server) thaw(c *container, sig unix.Signal) error {
+	if sig != unix.SIGKILL || !c.is(paused) {
+		return nil
+	}
+	return s.resume(c)
+}
+
+func (s *Server) pause(c *container) error {
+	if err := c.check(opPause); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	if err := s.runtime.Pause(ctx, c.id.Container); err != nil {
+		return err
+	}
+	return c.step(opPause)
+}
+
+func (s *Server) resume(c *container) error {
+	if err := c.check(opResume); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	if err := s.runtime.Resume(ctx, c.id.Container); err != nil {
+		return err
+	}
+	return c.step(opResume)
+}
+
+// delete forgets a container that has ended or was never started, and what the runtime has of it.
+func (s *Server) delete(c *container) error {
+	if err := c.step(opDelete); err != nil {
+		return err
+	}
+	if _, err := os.Stat(c.dir); err == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+		defer cancel()
+		err := s.runtime.Destroy(ctx, c.id.Container)
+		if err == nil {
+			err = os.RemoveAll(c.dir)
+		}
+		if err != nil {
+			_ = c.step(opRestore)
+			return fmt.Errorf("delete container %s: %w", c.id.Container, err)
+		}
+	}
+	c.streams.close()
+	if err := c.streams.closeLog(); err != nil {
+		s.log.Warn("container log is not complete", logfields.Container, c.id.Container, logfields.Error, err)
+	}
+	c.discard()
+	s.mu.Lock()
+	delete(s.containers, c.id.Container)
+	s.mu.Unlock()
+	return nil
+}
+
+// update changes limits of a container that runs, or in the spec of one that is created.
+func (s *Server) update(c *container, resources json.RawMessage) error {
+	if err := json.Unmarshal(resources, new(specs.LinuxResources)); err != nil {
+		return fmt.Errorf("update container %s: %w: %w", c.id.Container, err, errdefs.ErrInvalidArgument)
+	}
+	if err := c.check(opUpdate); err != nil {
+		return err
+	}
+	if c.is(created) {
+		return mergeResources(c.request.Bundle, resources)
+	}
+	file, err := writeTemp(c.dir, "resources-", resources)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(file)
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	return s.runtime.Update(ctx, c.id.Container, file)
+}
+
+// writeTemp writes a temporary file and returns its path.
+func writeTemp(dir, prefix string, data []byte) (path string, err error) {
+	f, err := os.CreateTemp(dir, prefix)
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return "", errors.Join(err, os.Remove(f.Name()))
+	}
+	return f.Name(), nil
+}
+
+// attach shows a container's output from now on and gives it the client's input, until either ends.
+func (c *container) attach(client monitor.Conn, args monitor.AttachArgs, answer func(error) error) error {
+	if args.Stdin && !c.request.Stdin {
+		return answer(fmt.Errorf("attach: %s was created without stdin: %w", c.name(), errdefs.ErrFailedPrecondition))
+	}
+	if err := c.check(opAttach); err != nil {
+		return answer(err)
+	}
+	viewer := c.streams.fanout.Join(args.Stdout, args.Stderr)
+	if err := answer(nil); err != nil {
+		viewer.Leave()
+		return err
+	}
+	var input sync.WaitGroup
+	defer input.Wait()
+	input.Go(func() {
+		stdio.ReadInput(client, c.streams, args.Stdin, c.request.StdinOnce)
+		if args.Stdin && c.request.StdinOnce {
+			c.streams.CloseStdin()
+		}
+		viewer.Leave() // the client has gone
+	})
+	defer client.Close() // which ends the input
+	return viewer.Run(client)
+}

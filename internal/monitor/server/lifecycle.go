@@ -1,0 +1,43 @@
+package server
+
+import "github.com/pistis-run/pistis/internal/lifecycle"
+
+type (
+	state     string
+	operation string
+)
+
+// States of a process. An exec is starting when it becomes known.
+const (
+	created  state = "created"
+	starting state = "starting"
+	running  state = "running"
+	paused   state = "paused"
+	stopped  state = "stopped"
+	deleting state = "deleting"
+)
+
+const (
+	opStart   operation = "start"
+	opStarted operation = "finish start"
+	opAttach  operation = "attach"
+	opUpdate  operation = "update"
+	opExec    operation = "exec"
+	opPause   operation = "pause"
+	opResume  operation = "resume"
+	opExit    operation = "exit"
+	opDelete  operation = "delete"
+	opRestore operation = "restore after a failed deletion"
+)
+
+// table says what a state allows. What was only created ends when it is killed.
+func table() lifecycle.Table[state, operation] {
+	return lifecycle.Table[state, operation]{
+		created:  {opStart: starting, opAttach: created, opUpdate: created, opExit: stopped, opDelete: deleting},
+		starting: {opStarted: running, opAttach: starting, opExit: stopped},
+		running:  {opAttach: running, opUpdate: running, opExec: running, opPause: paused, opExit: stopped},
+		paused:   {opAttach: paused, opUpdate: paused, opResume: running, opExit: stopped},
+		stopped:  {opDelete: deleting},
+		deleting: {opRestore: stopped},
+	}
+}

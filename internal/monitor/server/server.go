@@ -1,0 +1,345 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/bundle"
+	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/monitor"
+	"github.com/pistis-run/pistis/internal/runc"
+	"github.com/pistis-run/pistis/internal/task"
+	"github.com/pistis-run/pistis/internal/version"
+)
+
+const (
+	// requestTimeout bounds how long a client may take to say what it wants.
+	requestTimeout = 10 * time.Second
+	// quietTime is after how long without work memory is given back.
+	quietTime = time.Second
+	// acceptPause is how long a monitor without a free descriptor waits before it accepts again.
+	acceptPause = 100 * time.Millisecond
+)
+
+// Server owns the containers of one pod.
+type Server struct {
+	dir     bundle.Dir
+	runtime *runc.Runc
+	systemd bool // how cgroupsPath is to be read
+	log     *slog.Logger
+	buffers buffers
+	idle    *time.Timer
+	// work are the goroutines that wait for processes; they end with the server's ctx, which stop ends.
+	work sync.WaitGroup
+	ctx  context.Context
+	stop context.CancelFunc
+
+	mu         sync.Mutex
+	containers map[string]*container
+	ending     bool
+}
+
+// New makes the server of a bundle. systemd says that the runtime asks systemd for cgroups.
+func New(dir bundle.Dir, runtime *runc.Runc, systemd bool, log *slog.Logger) *Server {
+	s := &Server{dir: dir, runtime: runtime, systemd: systemd, log: log, containers: map[string]*container{}}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.idle = time.AfterFunc(quietTime, s.trim)
+	return s
+}
+
+// quiet is called after work: when no more follows, memory is given back.
+func (s *Server) quiet() { s.idle.Reset(quietTime) }
+
+func (s *Server) trim() {
+	s.buffers.trim()
+	s.mu.Lock()
+	for _, c := range s.containers {
+		if c.streams.log != nil {
+			c.streams.log.Trim()
+		}
+	}
+	s.mu.Unlock()
+	debug.FreeOSMemory()
+}
+
+// Serve serves the socket until a client shuts the monitor down. It is called once.
+func (s *Server) Serve(l *net.UnixListener) error {
+	var calls sync.WaitGroup
+	defer s.work.Wait()
+	defer calls.Wait()
+	defer s.stop()
+	defer s.idle.Stop()
+	ctx := s.ctx
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	for {
+		conn, err := l.AcceptUnix()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.ECONNABORTED):
+			// Descriptors come back when calls end. The containers live on meanwhile.
+			s.log.Warn("connection not accepted", logfields.Error, err)
+			select {
+			case <-time.After(acceptPause):
+			case <-ctx.Done():
+			}
+			continue
+		case err != nil:
+			return fmt.Errorf("serve: %w", err)
+		}
+		calls.Go(func() {
+			defer s.quiet()
+			defer conn.Close()
+			stop := context.AfterFunc(ctx, func() { conn.Close() })
+			defer stop()
+			s.serve(ctx, monitor.Conn{UnixConn: conn})
+		})
+	}
+}
+
+// serve answers one call.
+func (s *Server) serve(ctx context.Context, conn monitor.Conn) {
+	if err := checkPeer(conn); err != nil {
+		s.log.Warn("connection refused", logfields.Error, err)
+		return
+	}
+	conn.SetDeadline(time.Now().Add(requestTimeout))
+	var req monitor.Request
+	files, err := conn.Receive(&req)
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	if err != nil {
+		if !errors.Is(err, io.EOF) {
+			reply(conn, nil, err)
+		}
+		return
+	}
+	conn.SetDeadline(time.Time{})
+	if req.Version != monitor.Version {
+		reply(conn, nil, fmt.Errorf("monitor protocol version %d: this monitor speaks %d; its pod must be made anew: %w", req.Version, monitor.Version, errdefs.ErrNotImplemented))
+		return
+	}
+	if req.Verb == monitor.VerbAttach {
+		s.serveAttach(conn, req)
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		// Nothing more is to come: this ends with the client, or with the call.
+		_, _ = conn.Read(make([]byte, 1))
+		cancel()
+	})
+	result, console, err := s.dispatch(ctx, req, files)
+	if console != nil {
+		reply(conn, result, err, console)
+		console.Close()
+	} else {
+		reply(conn, result, err)
+	}
+	conn.Close()
+	watch.Wait()
+	if err == nil && req.Verb == monitor.VerbShutdown {
+		s.stop()
+	}
+}
+
+// checkPeer lets in root only.
+func checkPeer(conn monitor.Conn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var peer *unix.Ucred
+	var failed error
+	if err := raw.Control(func(fd uintptr) { peer, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return err
+	}
+	if failed == nil && peer.Uid != 0 {
+		failed = fmt.Errorf("user %d is not root: %w", peer.Uid, errdefs.ErrPermissionDenied)
+	}
+	return failed
+}
+
+// reply answers. Where the client has gone, nobody is left to be told of it.
+func reply(conn monitor.Conn, result any, err error, files ...*os.File) error {
+	answer := monitor.Reply{Error: monitor.NewError(err)}
+	if err == nil && result != nil {
+		if answer.Result, err = json.Marshal(result); err != nil {
+			answer = monitor.Reply{Error: monitor.NewError(err)}
+		}
+	}
+	conn.SetWriteDeadline(time.Now().Add(requestTimeout))
+	defer conn.SetWriteDeadline(time.Time{})
+	return conn.Send(answer, files...)
+}
+
+func decode(args json.RawMessage, into any) error {
+	if err := json.Unmarshal(args, into); err != nil {
+		return fmt.Errorf("arguments: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// dispatch makes a call that has one answer.
+func (s *Server) dispatch(ctx context.Context, req monitor.Request, files []*os.File) (result any, console *os.File, err error) {
+	switch req.Verb {
+	case monitor.VerbHello:
+		return monitor.HelloResult{PID: os.Getpid(), Version: version.Version}, nil, nil
+	case monitor.VerbCreate:
+		var args monitor.CreateRequest
+		if err := decode(req.Args, &args); err != nil {
+			return nil, nil, err
+		}
+		return nil, nil, s.create(args)
+	case monitor.VerbShutdown:
+		var args monitor.ShutdownArgs
+		if err := decode(req.Args, &args); err != nil {
+			return nil, nil, err
+		}
+		return nil, nil, s.shutdown(ctx, args.Force)
+	}
+	c, err := s.container(req.ID.Container)
+	if err != nil {
+		return nil, nil, err
+	}
+	switch req.Verb {
+	case monitor.VerbStart:
+		pid, err := s.start(c)
+		return monitor.StartResult{PID: uint32(pid)}, nil, err
+	case monitor.VerbExec:
+		var args monitor.ExecArgs
+		if err := decode(req.Args, &args); err != nil {
+			return nil, nil, err
+		}
+		pid, console, err := s.exec(c, req.ID.Exec, args, files)
+		return monitor.StartResult{PID: uint32(pid)}, console, err
+	case monitor.VerbReopen:
+		if c.streams.log == nil {
+			return nil, nil, nil
+		}
+		return nil, nil, c.streams.log.Reopen()
+	case monitor.VerbUpdate:
+		return nil, nil, s.update(c, req.Args)
+	case monitor.VerbPause:
+		return nil, nil, s.pause(c)
+	case monitor.VerbResume:
+		return nil, nil, s.resume(c)
+	}
+	result, err = s.dispatchProcess(ctx, c, req)
+	return result, nil, err
+}
+
+// dispatchProcess makes a call that is about one process.
+func (s *Server) dispatchProcess(ctx context.Context, c *container, req monitor.Request) (any, error) {
+	p, err := c.lookup(req.ID.Exec)
+	if err != nil {
+		return nil, err
+	}
+	switch req.Verb {
+	case monitor.VerbSignal:
+		var args monitor.SignalArgs
+		if err := decode(req.Args, &args); err != nil {
+			return nil, err
+		}
+		if p != c.process {
+			return nil, signalExec(ctx, p, unix.Signal(args.Signal))
+		}
+		return nil, s.signal(ctx, c, unix.Signal(args.Signal), args.All)
+	case monitor.VerbWait:
+		select {
+		case <-p.exited:
+			return p.exit, nil
+		case <-ctx.Done():
+			return task.Exit{}, ctx.Err()
+		}
+	case monitor.VerbDelete:
+		if p != c.process {
+			return nil, c.deleteExec(p)
+		}
+		return nil, s.delete(c)
+	case monitor.VerbResize:
+		var args monitor.ResizeArgs
+		if err := decode(req.Args, &args); err != nil {
+			return nil, err
+		}
+		return nil, c.streams.ends.Resize(args.Width, args.Height)
+	}
+	return nil, fmt.Errorf("monitor protocol: unknown call %q: %w", req.Verb, errdefs.ErrNotImplemented)
+}
+
+func (s *Server) container(id string) (*container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.containers[id]; c != nil {
+		return c, nil
+	}
+	return nil, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
+}
+
+func (s *Server) serveAttach(conn monitor.Conn, req monitor.Request) {
+	answer := func(err error) error { return errors.Join(err, reply(conn, nil, err)) }
+	var args monitor.AttachArgs
+	c, err := s.container(req.ID.Container)
+	if err == nil {
+		err = decode(req.Args, &args)
+	}
+	if err == nil && req.ID.Exec != "" {
+		err = fmt.Errorf("attach: the stdio of an exec is its client's: %w", errdefs.ErrInvalidArgument)
+	}
+	if err != nil {
+		_ = answer(err)
+		return
+	}
+	_ = c.attach(conn, args, answer) // the client knows
+}
+
+// shutdown makes the monitor ready to end.
+func (s *Server) shutdown(ctx context.Context, force bool) error {
+	s.mu.Lock()
+	if len(s.containers) > 0 && !force {
+		defer s.mu.Unlock()
+		return fmt.Errorf("shut down: there are %d containers: %w", len(s.containers), errdefs.ErrFailedPrecondition)
+	}
+	s.ending = true
+	var all []*container
+	for _, c := range s.containers {
+		all = append(all, c)
+	}
+	s.mu.Unlock()
+	errs := make([]error, len(all))
+	var group sync.WaitGroup
+	for i, c := range all {
+		group.Go(func() { errs[i] = s.end(ctx, c) })
+	}
+	group.Wait()
+	return errors.Join(errs...)
+}
+
+// end kills and deletes a container.
+func (s *Server) end(ctx context.Context, c *container) error {
+	if err := s.signal(ctx, c, unix.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+		return err
+	}
+	select {
+	case <-c.exited:
+		return s.delete(c)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
