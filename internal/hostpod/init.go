@@ -30,9 +30,7 @@ func (t *tasks) startInit(ctx context.Context, program string) error {
 	}
 	spec := initSpec(program, root)
 	spec.Linux.CgroupsPath = t.p.cgroupsPath(id)
-	if err := t.p.setNamespaces(spec, task.PIDNamespace{}, 0); err != nil {
-		return fmt.Errorf("first process: %w", err)
-	}
+	t.p.setNamespaces(spec, id, task.PIDNamespace{})
 	if err := t.l.clamp.apply(spec); err != nil {
 		return fmt.Errorf("first process: %w", err)
 	}
@@ -45,7 +43,7 @@ func (t *tasks) startInit(ctx context.Context, program string) error {
 	if _, err := t.monitor.Start(ctx, task.ID{Container: id}); err != nil {
 		return fmt.Errorf("first process: %w", err)
 	}
-	return nil
+	return t.pinPIDOf(ctx, id, t.p.sharedPID())
 }
 
 func initSpec(program, root string) *specs.Spec {

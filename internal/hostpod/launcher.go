@@ -134,6 +134,10 @@ func (p pod) ipc() string             { return p.file("ipc") }
 func (p pod) uts() string             { return p.file("uts") }
 func (p pod) user() string            { return p.file("user") }
 
+// sharedPID is the PID namespace of the pod, targetPID the one of another container that a container joins.
+func (p pod) sharedPID() string          { return p.file("pid") }
+func (p pod) targetPID(id string) string { return p.file("pid-" + id) }
+
 // Launch makes what the pod's containers share and starts their monitor.
 func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (_ sandbox.Instance, err error) {
 	runtime, err := l.Runtime()

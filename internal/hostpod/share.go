@@ -133,9 +133,20 @@ func pin(namespace, path string) error {
 	return nil
 }
 
+// unpin is idempotent.
+func unpin(path string) error {
+	if err := unmount(path); err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("unpin namespace: %w", err)
+	}
+	return nil
+}
+
 // unshare takes back what share made, and the pod's directory.
 func (p pod) unshare() error {
-	for _, path := range []string{p.uts(), p.ipc(), p.user(), p.shm()} {
+	for _, path := range []string{p.sharedPID(), p.uts(), p.ipc(), p.user(), p.shm()} {
 		if err := unmount(path); err != nil {
 			return err
 		}

@@ -18,16 +18,16 @@ import (
 const specVersion = "1.1.0"
 
 // finish turns a container's spec into one for this pod: its namespaces, files and cgroup, the container's root and
-// user, and what the host does not have taken out or refused. initPID is the first process of the pod's PID namespace or
-// of the target container.
-func (p pod) finish(spec *specs.Spec, req task.CreateRequest, root string, user task.User, initPID uint32) error {
+// user.
+func (p pod) finish(spec *specs.Spec, req task.CreateRequest, root string, user task.User) error {
 	spec.Version = specVersion
 	spec.Root.Path = root
 	spec.Process.User = specs.User{UID: user.UID, GID: user.GID, AdditionalGids: user.AdditionalGIDs}
 	spec.Linux.CgroupsPath = p.cgroupsPath(req.ID)
-	if err := p.setNamespaces(spec, req.PID, initPID); err != nil {
-		return err
+	if req.PID.Mode == task.PIDPod && !p.cfg.SharedPID {
+		return fmt.Errorf("process namespace: the pod was not made with one for all of its containers: %w", errdefs.ErrFailedPrecondition)
 	}
+	p.setNamespaces(spec, req.ID, req.PID)
 	p.addFiles(spec)
 	return nil
 }
@@ -51,7 +51,7 @@ func (p pod) containerGroup(id string) string {
 }
 
 // setNamespaces makes the container join the pod's namespaces, or the host's.
-func (p pod) setNamespaces(spec *specs.Spec, pid task.PIDNamespace, initPID uint32) error {
+func (p pod) setNamespaces(spec *specs.Spec, id string, pid task.PIDNamespace) {
 	join := map[specs.LinuxNamespaceType]string{}
 	leave := map[specs.LinuxNamespaceType]bool{}
 	if p.cfg.HostNetwork {
@@ -68,11 +68,10 @@ func (p pod) setNamespaces(spec *specs.Spec, pid task.PIDNamespace, initPID uint
 	case task.PIDContainer:
 	case task.PIDHost:
 		leave[specs.PIDNamespace] = true
-	case task.PIDPod, task.PIDTarget:
-		if initPID == 0 {
-			return fmt.Errorf("process namespace: its first process does not run: %w", errdefs.ErrFailedPrecondition)
-		}
-		join[specs.PIDNamespace] = fmt.Sprintf("/proc/%d/ns/pid", initPID)
+	case task.PIDPod:
+		join[specs.PIDNamespace] = p.sharedPID()
+	case task.PIDTarget:
+		join[specs.PIDNamespace] = p.targetPID(id)
 	}
 	spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return leave[ns.Type] })
 	if user := p.cfg.User; user != nil {
@@ -84,7 +83,6 @@ func (p pod) setNamespaces(spec *specs.Spec, pid task.PIDNamespace, initPID uint
 			spec.Linux.Namespaces[i].Path = at
 		}
 	}
-	return nil
 }
 
 // addFiles mounts the pod's files and shared memory, unless the container has mounts of its own there.
@@ -124,4 +122,11 @@ func (p pod) containers() ([]string, error) {
 
 // remember notes a container before anything of it is made, so that Cleanup finds it; forget is the end.
 func (p pod) remember(id string) error { return note(filepath.Join(p.file("containers"), id)) }
-func (p pod) forget(id string) error   { return unnote(filepath.Join(p.file("containers"), id)) }
+
+// forget also lets go of the PID namespace that the container joined.
+func (p pod) forget(id string) error {
+	if err := unpin(p.targetPID(id)); err != nil {
+		return err
+	}
+	return unnote(filepath.Join(p.file("containers"), id))
+}

@@ -53,20 +53,19 @@ func TestNamespaces(t *testing.T) {
 		name string
 		cfg  sandbox.Config
 		pid  task.PIDNamespace
-		init uint32
 		want map[specs.LinuxNamespaceType]string
 	}{
 		{name: "of the pod", want: all},
 		{name: "host network", cfg: sandbox.Config{HostNetwork: true}, want: without(specs.NetworkNamespace, specs.UTSNamespace)},
 		{name: "host IPC", cfg: sandbox.Config{HostIPC: true}, want: without(specs.IPCNamespace)},
 		{name: "host PID", cfg: sandbox.Config{HostPID: true}, pid: task.PIDNamespace{Mode: task.PIDHost}, want: without(specs.PIDNamespace)},
-		{name: "shared PID", cfg: sandbox.Config{SharedPID: true}, pid: task.PIDNamespace{Mode: task.PIDPod}, init: 42, want: with(map[specs.LinuxNamespaceType]string{specs.PIDNamespace: "/proc/42/ns/pid"})},
-		{name: "target", pid: task.PIDNamespace{Mode: task.PIDTarget, Target: "c0"}, init: 43, want: with(map[specs.LinuxNamespaceType]string{specs.PIDNamespace: "/proc/43/ns/pid"})},
+		{name: "shared PID", cfg: sandbox.Config{SharedPID: true}, pid: task.PIDNamespace{Mode: task.PIDPod}, want: with(map[specs.LinuxNamespaceType]string{specs.PIDNamespace: "/run/pods/p1/pid"})},
+		{name: "target", pid: task.PIDNamespace{Mode: task.PIDTarget, Target: "c0"}, want: with(map[specs.LinuxNamespaceType]string{specs.PIDNamespace: "/run/pods/p1/pid-c1"})},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			spec := generated(t)
-			if err := testPod(test.cfg).finish(spec, task.CreateRequest{ID: "c1", PID: test.pid}, "/root", task.User{UID: 7}, test.init); err != nil {
+			if err := testPod(test.cfg).finish(spec, task.CreateRequest{ID: "c1", PID: test.pid}, "/root", task.User{UID: 7}); err != nil {
 				t.Fatal(err)
 			}
 			got := map[specs.LinuxNamespaceType]string{}
@@ -81,8 +80,8 @@ func TestNamespaces(t *testing.T) {
 			}
 		})
 	}
-	if err := testPod(sandbox.Config{}).finish(generated(t), task.CreateRequest{PID: task.PIDNamespace{Mode: task.PIDTarget}}, "/", task.User{}, 0); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("a target that does not run: %v", err)
+	if err := testPod(sandbox.Config{}).finish(generated(t), task.CreateRequest{PID: task.PIDNamespace{Mode: task.PIDPod}}, "/", task.User{}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a namespace that the pod does not share: %v", err)
 	}
 }
 

@@ -62,11 +62,10 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 	if err != nil {
 		return task.User{}, err
 	}
-	init, err := t.initOf(ctx, req.PID)
-	if err != nil {
+	if err := t.pinPID(ctx, req); err != nil {
 		return task.User{}, err
 	}
-	if err := t.p.finish(req.Spec, req, root, user.User, init); err != nil {
+	if err := t.p.finish(req.Spec, req, root, user.User); err != nil {
 		return task.User{}, err
 	}
 	if err := t.l.clamp.apply(req.Spec); err != nil {
@@ -88,15 +87,29 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 	return user.User, nil
 }
 
-// initOf is the first process of the PID namespace that is joined; 0 where none is.
-func (t *tasks) initOf(ctx context.Context, pid task.PIDNamespace) (uint32, error) {
-	switch pid.Mode {
-	case task.PIDPod:
-		return t.monitor.InitPID(ctx, t.p.initID())
-	case task.PIDTarget:
-		return t.monitor.InitPID(ctx, pid.Target)
+// pinPID keeps the PID namespace of another container that is to be joined: that one may have ended, and its pid be
+// another's, when this one is started.
+func (t *tasks) pinPID(ctx context.Context, req task.CreateRequest) error {
+	if req.PID.Mode != task.PIDTarget {
+		return nil
 	}
-	return 0, nil
+	return t.pinPIDOf(ctx, req.PID.Target, t.p.targetPID(req.ID))
+}
+
+// pinPIDOf pins the PID namespace of a running container at a path.
+func (t *tasks) pinPIDOf(ctx context.Context, container, path string) error {
+	pid, err := t.monitor.InitPID(ctx, container)
+	if err != nil {
+		return fmt.Errorf("process namespace: %w", err)
+	}
+	if err := pin(fmt.Sprintf("/proc/%d/ns/pid", pid), path); err != nil {
+		return err
+	}
+	// It was the container's if the container still runs: until it has ended, nobody else has its pid.
+	if _, err := t.monitor.InitPID(ctx, container); err != nil {
+		return fmt.Errorf("process namespace: %w", err)
+	}
+	return nil
 }
 
 func writeSpec(bundle string, spec *specs.Spec) error {

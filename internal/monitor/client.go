@@ -194,6 +194,13 @@ func (c *Client) Start(ctx context.Context, id task.ID) (pid uint32, err error) 
 	return result.PID, err
 }
 
+// InitPID is the pid, on the host, of a running container's first process. FailedPrecondition for one that does not run.
+func (c *Client) InitPID(ctx context.Context, container string) (uint32, error) {
+	var result StartResult
+	err := c.call(ctx, Request{Verb: VerbPID, ID: task.ID{Container: container}}, nil, &result)
+	return result.PID, err
+}
+
 // Signal sends to one process, or to all of its container. NotFound for one that has ended. SIGKILL also ends a container
 // whose start is under way or has not been asked for.
 func (c *Client) Signal(ctx context.Context, id task.ID, signal uint32, all bool) error {

@@ -19,6 +19,7 @@ const (
 	VerbHello    Verb = "hello"  // result HelloResult
 	VerbCreate   Verb = "create" // CreateRequest
 	VerbStart    Verb = "start"  // result StartResult
+	VerbPID      Verb = "pid"    // result StartResult, of a container that runs
 	VerbExec     Verb = "exec"   // ExecArgs and the process's descriptors, result StartResult and the terminal's
 	VerbSignal   Verb = "signal" // SignalArgs
 	VerbWait     Verb = "wait"   // result task.Exit

@@ -31,11 +31,15 @@ const (
 )
 
 // Main runs a monitor, which is started by monitor.Launch and by nobody else: args are the bundle, stdin, lock and socket
-// come as descriptors. It returns the exit code.
+// come as descriptors. With InitArg alone it is the first process of a PID namespace. It returns the exit code.
 func Main(args []string) int {
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
 	runtime.GOMAXPROCS(threads)
+	if len(args) == 1 && args[0] == InitArg {
+		initProcess()
+		return 0
+	}
 	if len(args) == 1 && args[0] == "-version" {
 		fmt.Println("pistis-monitor", version.Version)
 		return 0

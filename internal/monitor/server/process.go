@@ -47,6 +47,16 @@ func (p *process) name() string {
 	return "exec " + p.id.Exec + " in container " + p.id.Container
 }
 
+// pid of a process that runs.
+func (p *process) pid() (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state != running && p.state != paused {
+		return 0, fmt.Errorf("%s is %s: %w", p.name(), p.state, errdefs.ErrFailedPrecondition)
+	}
+	return p.proc.PID(), nil
+}
+
 // step changes the state.
 func (p *process) step(op operation) error {
 	p.mu.Lock()

@@ -222,6 +222,9 @@ func (s *Server) dispatch(ctx context.Context, req monitor.Request, files []*os.
 	case monitor.VerbStart:
 		pid, err := s.start(c)
 		return monitor.StartResult{PID: uint32(pid)}, nil, err
+	case monitor.VerbPID:
+		pid, err := c.pid()
+		return monitor.StartResult{PID: uint32(pid)}, nil, err
 	case monitor.VerbExec:
 		var args monitor.ExecArgs
 		if err := decode(req.Args, &args); err != nil {
