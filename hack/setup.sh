@@ -15,9 +15,10 @@ packages=(
 	e2fsprogs                               # mkfs.ext4: the pods' scratch disks
 	ca-certificates git                     # the Go modules' transport, version numbers
 	curl bsdextrautils                      # what hack/run.sh shows a pod with
+	crun                                    # an OCI runtime of pods on the host's kernel; runc is built
 	iptables                                # the CNI plugins of the tests masquerade and map ports with it
 )
-commands=(gcc pkg-config qemu-system-x86_64 mkfs.ext4 git curl column iptables)
+commands=(gcc pkg-config qemu-system-x86_64 mkfs.ext4 git curl column iptables crun)
 
 say() { echo "setup: $*" >&2; }
 die() { say "$*"; exit 1; }

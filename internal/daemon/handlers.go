@@ -58,8 +58,11 @@ func (h *handlers) ready(name string, handler config.Handler) error {
 		if _, err := h.cfg.FindMonitor(); err != nil {
 			return err
 		}
-		_, err := handler.FindRuntime(name)
-		return err
+		path, err := handler.FindRuntime(name)
+		if err != nil {
+			return err
+		}
+		return hostpod.CheckRuntime(path)
 	}
 	if _, _, err := h.guest.find(); err != nil {
 		return err

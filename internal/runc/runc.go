@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -156,14 +157,14 @@ func (r *Runc) spawn(ctx context.Context, dir string, stdio Stdio, command strin
 	}
 	pid, err := readPID(pidFile.Name())
 	if err != nil {
-		return nil, fmt.Errorf("runc %s: pid file: %w", command, err)
+		return nil, fmt.Errorf("%s: pid file: %w", r.call(command), err)
 	}
 	p := &Process{Process: recording.Adopt(pid)}
 	if console != nil {
 		if p.Console, err = console.receive(); err != nil {
 			_ = p.Signal(unix.SIGKILL)
 			<-p.Done()
-			return nil, fmt.Errorf("runc %s: terminal: %w", command, err)
+			return nil, fmt.Errorf("%s: terminal: %w", r.call(command), err)
 		}
 	}
 	return p, nil
@@ -199,16 +200,16 @@ func (r *Runc) run(ctx context.Context, files []*os.File, args ...string) error 
 	}
 	exit, err := r.reaper.RunProgram(ctx, append(argv, args...), files...)
 	if err != nil {
-		return fmt.Errorf("runc %s: %w", args[0], err)
+		return fmt.Errorf("%s: %w", r.call(args[0]), err)
 	}
 	if exit.Code == 0 {
 		return nil
 	}
 	text, err := io.ReadAll(io.NewSectionReader(log, 0, maxLog))
 	if err != nil {
-		return fmt.Errorf("runc %s: its log: %w", args[0], err)
+		return fmt.Errorf("%s: its log: %w", r.call(args[0]), err)
 	}
-	return failure(args[0], exit.Code, text)
+	return failure(r.call(args[0]), exit.Code, text)
 }
 
 // programFailure finds what runc says where the container's own program is the problem, as exec: "x": not found, and
@@ -233,11 +234,14 @@ func programFailure(message string) (text, cause string, ok bool) {
 	return text, cause, ok
 }
 
+// call names a command for errors, as "crun run".
+func (r *Runc) call(command string) string { return filepath.Base(r.path) + " " + command }
+
 // failure makes an error of runc's log, which has a JSON object per line.
-func failure(command string, code uint32, log []byte) error {
+func failure(call string, code uint32, log []byte) error {
 	message := lastError(log)
 	if message == "" {
-		return fmt.Errorf("runc %s: exit code %d: %w: %w", command, code, ErrNoReason, errdefs.ErrInternal)
+		return fmt.Errorf("%s: exit code %d: %w: %w", call, code, ErrNoReason, errdefs.ErrInternal)
 	}
 	if text, cause, ok := programFailure(message); ok {
 		e := &ProgramError{Code: codeNotExecutable, Message: text}
@@ -255,7 +259,7 @@ func failure(command string, code uint32, log []byte) error {
 		strings.Contains(message, "cannot pause"), strings.Contains(message, "container not paused"):
 		class = errdefs.ErrFailedPrecondition
 	}
-	return fmt.Errorf("runc %s: %s: %w", command, message, class)
+	return fmt.Errorf("%s: %s: %w", call, message, class)
 }
 
 // lastError is the last entry that is an error, or else the last line that is no entry at all.

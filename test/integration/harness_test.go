@@ -84,9 +84,13 @@ func startPrepared(t *testing.T, extra string, prepare func(*daemon)) *daemon {
 		socket: filepath.Join(state, "cri.sock"), handler: "vm",
 	}
 	for _, dir := range []string{d.scope.Root, state} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
 			t.Fatal(err)
 		}
+	}
+	// Root in a user namespace has to find its way to its root file system.
+	if err := os.Chmod(filepath.Dir(filepath.Dir(d.scope.Root)), 0o711); err != nil {
+		t.Fatal(err)
 	}
 	d.config = filepath.Join(state, "config.toml")
 	if err := os.WriteFile(d.config, []byte(d.toml(id)+extra), 0o600); err != nil {
