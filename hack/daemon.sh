@@ -2,7 +2,18 @@
 # start_registry and start_daemon, and stop_all from its exit trap.
 # shellcheck shell=bash
 
-daemon='' registry='' state='' root=''
+daemon='' registry='' state='' root='' hierarchies=()
+
+# one_hierarchy DIR: crun runs on no host that has cgroup controllers on v1 and on v2. Mounting those of v2 as v1, below DIR,
+# takes them from v2 if nobody uses them there.
+one_hierarchy() {
+	local controller
+	for controller in $(cat /sys/fs/cgroup/unified/cgroup.controllers 2>/dev/null || true); do
+		mkdir -p "$1/$controller"
+		mount -t cgroup -o "$controller" cgroup "$1/$controller"
+		hierarchies+=("$1/$controller")
+	done
+}
 
 # start_registry DIR [FLAGS...]: serves the test images on a loopback port; sets registry_address.
 start_registry() {
@@ -74,6 +85,7 @@ stop_all() {
 		kill "$registry" 2>/dev/null || failed=1
 		wait "$registry" 2>/dev/null || true
 	fi
+	[ ${#hierarchies[@]} -eq 0 ] || umount "${hierarchies[@]}" || failed=1
 	[ -z "$state" ] || rm -rf "$state"
 	return $failed
 }

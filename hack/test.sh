@@ -21,4 +21,6 @@ echo "== integration tests"
 go test -timeout 25m -v -count=1 ./test/integration/...
 
 echo "== named specs of the Kubernetes project's critest"
-test/conformance/run.sh vm --ci
+for handler in runc crun vm; do
+	test/conformance/run.sh $handler --ci
+done

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/containerd/errdefs"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // Annotations by which a pod without a RuntimeClass says that it is not trusted.
@@ -30,9 +31,20 @@ type Handler struct {
 	VM bool
 	// Ready says why the handler cannot run a pod, as FailedPrecondition, and what to do. Nil: it can.
 	Ready func() error
+	// UserNamespaces says whether its pods can have user namespaces of their own. Nil: no.
+	UserNamespaces func() bool
 }
 
 func (h Handlers) names() []string { return slices.Sorted(maps.Keys(h.ByName)) }
+
+// features are what the kubelet may ask of a handler's pods.
+func (h Handlers) features(name string) *runtime.RuntimeHandlerFeatures {
+	handler := h.ByName[name]
+	return &runtime.RuntimeHandlerFeatures{
+		RecursiveReadOnlyMounts: true,
+		UserNamespaces:          handler.UserNamespaces != nil && handler.UserNamespaces(),
+	}
+}
 
 // selectHandler picks the handler of a pod: the requested one, else by its annotations, else the default. It
 // fails closed: an untrusted pod runs in a VM or not at all.

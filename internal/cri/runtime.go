@@ -65,13 +65,12 @@ func (c *runtimeCalls) Status(_ context.Context, req *runtime.StatusRequest) (*r
 			condition(runtime.NetworkReady, "NetworkNotReady", c.networkReady()),
 		}},
 		Features: &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true},
-		// The empty name stands for the default handler. No handler has user namespaces, and requests for
-		// them are refused.
-		RuntimeHandlers: []*runtime.RuntimeHandler{{Features: &runtime.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}}},
+		// The empty name stands for the default handler.
+		RuntimeHandlers: []*runtime.RuntimeHandler{{Features: c.handlers.features(c.handlers.Default)}},
 	}
 	for _, name := range c.handlers.names() {
 		resp.RuntimeHandlers = append(resp.RuntimeHandlers,
-			&runtime.RuntimeHandler{Name: name, Features: &runtime.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}})
+			&runtime.RuntimeHandler{Name: name, Features: c.handlers.features(name)})
 		resp.Status.Conditions = append(resp.Status.Conditions,
 			condition("HandlerReady/"+name, "HandlerNotReady", c.handlers.ready(name)))
 	}

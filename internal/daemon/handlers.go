@@ -2,18 +2,23 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/pistis-run/pistis/internal/cleanup"
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/cri"
 	"github.com/pistis-run/pistis/internal/guestimage"
 	"github.com/pistis-run/pistis/internal/hostpod"
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/network/netns"
 	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/snapshot"
@@ -22,10 +27,12 @@ import (
 
 // handlers are the runtime handlers of the configuration with what runs their pods.
 type handlers struct {
-	cfg       config.Config
-	guest     guestFiles
-	accel     *accelerator
-	launchers map[string]sandbox.Launcher
+	cfg   config.Config
+	guest guestFiles
+	accel *accelerator
+	// userNamespaces tells, from a trial, whether this host can map the owners of pods' files.
+	userNamespaces func() bool
+	launchers      map[string]sandbox.Launcher
 }
 
 // guestFiles finds the guest's kernel and initrd: those of the configuration, else those that were built. They are
@@ -80,10 +87,14 @@ func (h *handlers) ready(name string, handler config.Handler) error {
 func (h *handlers) forCRI() cri.Handlers {
 	out := cri.Handlers{Default: h.cfg.DefaultHandler, Untrusted: h.cfg.UntrustedHandler, ByName: map[string]cri.Handler{}}
 	for name, handler := range h.cfg.Handlers {
-		out.ByName[name] = cri.Handler{
+		offered := cri.Handler{
 			VM:    handler.Type == config.HandlerVM,
 			Ready: func() error { return h.ready(name, handler) },
 		}
+		if !offered.VM {
+			offered.UserNamespaces = h.userNamespaces
+		}
+		out.ByName[name] = offered
 	}
 	return out
 }
@@ -96,6 +107,13 @@ func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *root
 		guest: guestFiles{kernel: cfg.VM.Kernel, initrd: cfg.VM.Initrd, built: p.guest()},
 	}
 	h.accel = newAccelerator(cfg.VM, h.guest, cfg.Root, log)
+	h.userNamespaces = sync.OnceValue(func() bool {
+		err := tryUserNamespace(p, roots)
+		if err != nil {
+			log.Info("pods have no user namespaces on this host", logfields.Error, err)
+		}
+		return err == nil
+	})
 	first, last, err := cfg.VM.UIDRange()
 	if err != nil {
 		return nil, fmt.Errorf("daemon: vm.uids: %w: %w", err, errdefs.ErrInvalidArgument)
@@ -131,6 +149,28 @@ func openHost(name string, handler config.Handler, cfg config.Config, p paths, r
 		Roots: roots, Dir: filepath.Join(p.hostPods(), name), RuntimeRoot: filepath.Join(p.runtimes(), name),
 		CgroupParent: cfg.CgroupParent, SystemdCgroups: systemdCgroups(cfg.CgroupDriver), Log: log,
 	})
+}
+
+// tryUserNamespace makes what a pod with a user namespace needs and removes it again.
+func tryUserNamespace(p paths, roots *rootfs.Roots) (err error) {
+	const id = "trial"
+	ctx, cancel := cleanup.Detach(context.Background())
+	defer cancel()
+	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 1 << 16, Size: 1 << 16}}
+	ns, err := createOwned(p.netns(), id, sandbox.UserNamespace{UIDs: ids, GIDs: ids})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, netns.Remove(ns)) }()
+	layer, err := os.MkdirTemp(p.root, "trial-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(layer)) }()
+	if _, err := roots.Mount(ctx, "trial", []string{layer}, rootfs.Options{UserNS: ns + netns.UserSuffix}); err != nil {
+		return err
+	}
+	return roots.Remove(ctx, "trial")
 }
 
 // warmUp finds out how guests run before the first pod has to wait for it. It ends with ctx.

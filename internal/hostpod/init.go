@@ -22,7 +22,7 @@ func (p pod) initID() string { return p.id + "-init" }
 func (t *tasks) startInit(ctx context.Context, program string) error {
 	id, bundle := t.p.initID(), t.p.file("init")
 	root := filepath.Join(bundle, "rootfs")
-	if err := os.MkdirAll(root, 0o755); err != nil {
+	if err := makeInitRoot(root); err != nil {
 		return fmt.Errorf("first process: %w", err)
 	}
 	if err := t.p.remember(id); err != nil {
@@ -46,19 +46,31 @@ func (t *tasks) startInit(ctx context.Context, program string) error {
 	return t.pinPIDOf(ctx, id, t.p.sharedPID())
 }
 
+// initPath is where the program is in its root.
+const initPath = "/init"
+
+// makeInitRoot makes a root with what is mounted over: root in a user namespace may not make it here.
+func makeInitRoot(root string) error {
+	for _, dir := range []string{"proc", "dev"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(filepath.Join(root, initPath), nil, 0o755)
+}
+
 func initSpec(program, root string) *specs.Spec {
-	const path = "/init"
 	score := -998 // the pod ends with it
 	return &specs.Spec{
 		Version: specVersion,
 		Process: &specs.Process{
-			Args: []string{path, "init"}, Cwd: "/", NoNewPrivileges: true, OOMScoreAdj: &score, Capabilities: &specs.LinuxCapabilities{},
+			Args: []string{initPath, "init"}, Cwd: "/", NoNewPrivileges: true, OOMScoreAdj: &score, Capabilities: &specs.LinuxCapabilities{},
 		},
 		Root: &specs.Root{Path: root, Readonly: true},
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=64k"}},
-			{Destination: path, Type: "bind", Source: program, Options: []string{"bind", "ro", "nosuid", "nodev"}},
+			{Destination: initPath, Type: "bind", Source: program, Options: []string{"bind", "ro", "nosuid", "nodev"}},
 		},
 		Linux: &specs.Linux{
 			Namespaces: []specs.LinuxNamespace{

@@ -30,6 +30,7 @@ fi
 
 trap 'code=$?; stop_all || code=1; exit $code' EXIT
 start_registry "$out" -cache "$top/.cache/images" -conformance
+[ "$handler" != crun ] || one_hierarchy "$out/hierarchies"
 mirror="[\"http://$registry_address\"]"
 start_daemon "$NAME" "$out" "[image.mirrors]
 \"registry.k8s.io\" = $mirror
