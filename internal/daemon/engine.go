@@ -37,8 +37,8 @@ func (p paths) netns() string   { return filepath.Join(p.state, "netns") }
 func (p paths) pods() string    { return filepath.Join(p.state, "pods") }
 func (p paths) bundles() string { return filepath.Join(p.state, "bundles") }
 
-// ofState are the directories below state, in the order in which wiping removes them.
-func (p paths) ofState() []string { return []string{p.bundles(), p.pods(), p.netns()} }
+// ofState are the directories below state that hold files alone.
+func (p paths) ofState() []string { return []string{p.bundles(), p.pods()} }
 
 // engine is what does the work below the CRI.
 type engine struct {
@@ -71,6 +71,9 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 	down.Add("close network", closing(e.network.Close))
 	if e.handlers, err = openHandlers(cfg, e.paths, e.layers, log); err != nil {
 		return nil, err
+	}
+	if err := netns.OpenDir(e.paths.netns()); err != nil {
+		return nil, fmt.Errorf("daemon: %w", err)
 	}
 	e.sandboxes, err = sandbox.New(sandbox.Options{
 		Dir: e.paths.sandboxRecords(), NetNSDir: e.paths.netns(),

@@ -14,6 +14,7 @@ import (
 	"github.com/pistis-run/pistis/internal/cleanup"
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/network/netns"
 )
 
 // cgroupTimeout is how long dead processes may take to leave their cgroup.
@@ -47,6 +48,9 @@ func Wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) 
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("wipe: %w", err)
 		}
+	}
+	if err := netns.RemoveDir(engine.paths.netns()); err != nil {
+		return fmt.Errorf("wipe: %w", err)
 	}
 	if err := removeCgroup(ctx, cfg.CgroupParent); errors.Is(err, unix.EBUSY) {
 		log.Warn("the cgroup stays: there are processes or groups in it that are not of this daemon's pods", logfields.Path, cfg.CgroupParent)

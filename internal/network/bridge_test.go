@@ -280,11 +280,11 @@ func TestBridgeLeavesNothing(t *testing.T) {
 		_, err := b.Setup(t.Context(), pod)
 		must(t, err)
 		if i%2 == 0 {
-			must(t, RemoveNetNS(pod.NetNS)) // as after a crash
+			must(t, netns.Remove(pod.NetNS)) // as after a crash
 		}
 		must(t, b.Teardown(t.Context(), pod))
 		must(t, b.Teardown(t.Context(), pod))
-		must(t, RemoveNetNS(pod.NetNS))
+		must(t, netns.Remove(pod.NetNS))
 	}
 	if len(b.ledger.Pods) != 0 {
 		t.Errorf("addresses of %d pods are still taken", len(b.ledger.Pods))
