@@ -73,7 +73,7 @@ tour() {
 	say "its log"
 	pistis logs $pod
 	say "where the time of its start went"
-	pistis inspect $pod | sed -n 's/.*"phase\.\([a-z-]*\)": *"\(.*\)".*/\1 \2/p' | column -t
+	pistis inspect $pod | sed -n 's/.*"phase\.\([^"]*\)": *"\(.*\)".*/\1 \2/p' | column -t
 }
 
 from=$(date +%s%3N)

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -105,6 +106,7 @@ func newAgent(t *testing.T, refuse error) (*Agent, *hostRuntime) {
 		t.Fatal(err)
 	}
 	c.init.settle(created)
+	close(c.init.made)
 	t.Cleanup(func() {
 		_ = c.init.signal(unix.SIGKILL)
 		a.work.Wait()
@@ -248,6 +250,30 @@ func TestDeleteOfUnstartedExec(t *testing.T) {
 	}
 	if left, err := filepath.Glob(filepath.Join(a.Dir, "bundle", "exec-*")); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// TestDeleteWaitsForCreation: the host may give a creation up and delete what comes of it, while the guest is still at it.
+func TestDeleteWaitsForCreation(t *testing.T) {
+	a, _ := newAgent(t, nil)
+	c := &container{id: "d", init: newProcess("d"), execs: map[string]*process{}}
+	if _, err := a.reserve(c); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if _, err := a.Delete(short, &agentv1.DeleteRequest{Container: "d"}); codeOf(err) != codes.DeadlineExceeded {
+		t.Errorf("delete during the creation: %v", err)
+	}
+	deleted := make(chan error, 1)
+	go func() {
+		_, err := a.Delete(t.Context(), &agentv1.DeleteRequest{Container: "d"})
+		deleted <- err
+	}()
+	a.forget(c) // the creation failed
+	close(c.init.made)
+	if err := <-deleted; codeOf(err) != codes.NotFound {
+		t.Errorf("delete after it: %v", err)
 	}
 }
 

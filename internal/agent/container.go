@@ -62,6 +62,7 @@ func (a *Agent) CreateContainer(ctx context.Context, req *agentv1.CreateContaine
 	if err != nil {
 		return nil, err
 	}
+	defer close(c.init.made)
 	user, err := a.create(ctx, c, placement, req)
 	if err != nil {
 		a.forget(c)
@@ -240,9 +241,18 @@ func (p *process) fail(err error) {
 	p.settle(stopped)
 }
 
-// Delete implements agentv1.AgentService.
+// Delete implements agentv1.AgentService. It waits for a creation that is under way: the host may have given that up.
 func (a *Agent) Delete(ctx context.Context, req *agentv1.DeleteRequest) (*agentv1.DeleteResponse, error) {
-	c, p, err := a.process(req.Container, req.Exec)
+	_, p, err := a.process(req.Container, req.Exec)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-p.made:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("delete %s: it is %s: %w", p.name, creating, ctx.Err())
+	}
+	c, p, err := a.process(req.Container, req.Exec) // one that was not created has gone
 	if err != nil {
 		return nil, err
 	}

@@ -31,6 +31,7 @@ func (a *Agent) Exec(_ context.Context, req *agentv1.ExecRequest) (*agentv1.Empt
 	if err := c.reserve(req.Id, p); err != nil {
 		return nil, err
 	}
+	defer close(p.made)
 	err = a.prepareExec(c, p, req)
 	if err != nil {
 		c.mu.Lock()

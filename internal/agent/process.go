@@ -38,6 +38,7 @@ type exit struct {
 type process struct {
 	name  string // for messages: the container's id, with the exec's behind a slash
 	stdio *stdio.Set
+	made  chan struct{} // closed when the creation has ended, well or not
 	done  chan struct{} // closed when exit is set
 
 	mu    sync.Mutex
@@ -49,7 +50,7 @@ type process struct {
 }
 
 func newProcess(name string) *process {
-	return &process{name: name, done: make(chan struct{}), state: creating}
+	return &process{name: name, made: make(chan struct{}), done: make(chan struct{}), state: creating}
 }
 
 // claim moves the process to a state if it is in one of those given, else it is a failed precondition.

@@ -47,9 +47,9 @@ func (p paths) bundles() string { return filepath.Join(p.state, "bundles") }
 func (p paths) hostPods() string { return filepath.Join(p.state, "host") }
 func (p paths) runtimes() string { return filepath.Join(p.state, "runtimes") }
 
-// ofState are the directories below state, in the order in which wiping removes them.
+// ofState are the directories below state that hold files alone.
 func (p paths) ofState() []string {
-	return []string{p.bundles(), p.pods(), p.hostPods(), p.runtimes(), p.netns()}
+	return []string{p.bundles(), p.pods(), p.hostPods(), p.runtimes()}
 }
 
 // engine is what does the work below the CRI.
@@ -97,6 +97,9 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 	down.Add("close network", closing(e.network.Close))
 	if e.handlers, err = openHandlers(cfg, e.paths, e.disks, e.roots, log); err != nil {
 		return nil, err
+	}
+	if err := netns.OpenDir(e.paths.netns()); err != nil {
+		return nil, fmt.Errorf("daemon: %w", err)
 	}
 	e.sandboxes, err = sandbox.New(sandbox.Options{
 		Dir: e.paths.sandboxRecords(), NetNSDir: e.paths.netns(),

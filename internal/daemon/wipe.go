@@ -8,9 +8,13 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/cleanup"
 	"github.com/pistis-run/pistis/internal/config"
+	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/network/netns"
 )
 
 // cgroupTimeout is how long dead processes may take to leave their cgroup.
@@ -45,7 +49,12 @@ func Wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) 
 			return fmt.Errorf("wipe: %w", err)
 		}
 	}
-	if err := removeCgroup(ctx, cfg.CgroupParent); err != nil {
+	if err := netns.RemoveDir(engine.paths.netns()); err != nil {
+		return fmt.Errorf("wipe: %w", err)
+	}
+	if err := removeCgroup(ctx, cfg.CgroupParent); errors.Is(err, unix.EBUSY) {
+		log.Warn("the cgroup stays: there are processes or groups in it that are not of this daemon's pods", logfields.Path, cfg.CgroupParent)
+	} else if err != nil {
 		return fmt.Errorf("wipe: %w", err)
 	}
 	if err := removeStale(cfg.Socket); err != nil {
@@ -55,7 +64,7 @@ func Wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) 
 	return nil
 }
 
-// removeCgroup removes the parent of the pods' cgroups, which is empty but for groups that are not ours.
+// removeCgroup removes the parent of the pods' cgroups. EBUSY where somebody else has something in it.
 func removeCgroup(ctx context.Context, path string) error {
 	group, err := cgroup.Open(path)
 	if err != nil {

@@ -40,6 +40,7 @@ type BridgeOptions struct {
 // Bridge is the network of pods without a CNI configuration. It makes nothing on the host before the first Setup.
 type Bridge struct {
 	opts    BridgeOptions
+	mark    bridgeMark
 	log     *slog.Logger
 	rules   ruleset
 	forward openForwarding
@@ -53,8 +54,9 @@ type Bridge struct {
 	dns  podDNS
 }
 
-// NewBridge opens the bridge's ledger. It fails with ErrInvalidArgument for bad options and with ErrUnavailable while
-// another process has the ledger open. The caller must Close the bridge.
+// NewBridge opens the bridge's ledger. It fails with ErrInvalidArgument for bad options, with ErrUnavailable while
+// another process has the ledger open, and with ErrFailedPrecondition where a bridge of that name is another daemon's. The
+// caller must Close the bridge.
 func NewBridge(opts BridgeOptions) (_ *Bridge, err error) {
 	if err := opts.check(); err != nil {
 		return nil, fmt.Errorf("bridge network: %w", err)
@@ -73,8 +75,15 @@ func NewBridge(opts BridgeOptions) (_ *Bridge, err error) {
 	if err := os.MkdirAll(opts.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("bridge network: %w", err)
 	}
+	mark, err := markOf(opts.StateDir)
+	if err == nil {
+		err = mark.checkName(opts.Name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bridge network: %w", err)
+	}
 	b := &Bridge{
-		opts: opts, log: log,
+		opts: opts, mark: mark, log: log,
 		rules:   ruleset{opts.Name, opts.IPv4, opts.IPv6},
 		forward: openForwarding{bridge: opts.Name, log: log},
 	}
@@ -261,7 +270,7 @@ func (b *Bridge) ensure() (netlink.Link, error) {
 	if err := switchForwarding(b.log, b.opts.IPv4.IsValid(), b.opts.IPv6.IsValid()); err != nil {
 		return nil, err
 	}
-	bridge, err := ensureBridge(b.opts.Name, b.opts.MTU, b.gateways())
+	bridge, err := ensureBridge(b.opts.Name, b.opts.MTU, b.gateways(), b.mark)
 	if err != nil {
 		return nil, err
 	}
@@ -421,8 +430,11 @@ func (b *Bridge) Status() error {
 	if b.ledger == nil {
 		return fmt.Errorf("bridge network: the bridge is closed: %w", errdefs.ErrUnavailable)
 	}
-	if !b.made && len(b.ledger.Pods) == 0 {
-		return nil // the first pod makes it
+	if !b.made && len(b.ledger.Pods) == 0 { // the first pod makes it
+		if err := b.mark.checkName(b.opts.Name); err != nil {
+			return fmt.Errorf("bridge network: %w", err)
+		}
+		return nil
 	}
 	if _, err := b.ensure(); err != nil {
 		return fmt.Errorf("bridge network: %w", err)

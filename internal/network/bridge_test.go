@@ -280,11 +280,11 @@ func TestBridgeLeavesNothing(t *testing.T) {
 		_, err := b.Setup(t.Context(), pod)
 		must(t, err)
 		if i%2 == 0 {
-			must(t, RemoveNetNS(pod.NetNS)) // as after a crash
+			must(t, netns.Remove(pod.NetNS)) // as after a crash
 		}
 		must(t, b.Teardown(t.Context(), pod))
 		must(t, b.Teardown(t.Context(), pod))
-		must(t, RemoveNetNS(pod.NetNS))
+		must(t, netns.Remove(pod.NetNS))
 	}
 	if len(b.ledger.Pods) != 0 {
 		t.Errorf("addresses of %d pods are still taken", len(b.ledger.Pods))
@@ -399,6 +399,47 @@ func TestBridgeNetworkInUse(t *testing.T) {
 	if _, err := b.Setup(t.Context(), pod); err != nil {
 		t.Errorf("once it is free: %v", err)
 	}
+}
+
+// TestBridgeOfAnotherDaemon: a daemon with other directories, as in another mount namespace, neither uses nor removes a
+// bridge that happens to have the name of its own.
+func TestBridgeOfAnotherDaemon(t *testing.T) {
+	opts := bridgeOptions(t)
+	opts.IPv6 = netip.Prefix{}
+	early := opts // opened before there is a bridge
+	early.StateDir = t.TempDir()
+	second, err := NewBridge(early)
+	must(t, err)
+	defer second.Close()
+	b := newBridge(t, opts)
+	pod, _ := setup(t, b, "pod")
+
+	refused := func(what string, err error) {
+		t.Helper()
+		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), opts.StateDir) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	refused("status", second.Status())
+	refused("reconcile", second.Reconcile(t.Context(), nil))
+	refused("wipe", second.Wipe(t.Context()))
+	_, err = second.Setup(t.Context(), Pod{ID: "other", NetNS: newNetNS(t, "other")})
+	refused("setup", err)
+	late := opts
+	late.StateDir = t.TempDir()
+	_, err = NewBridge(late)
+	refused("open", err)
+	if err := b.Check(t.Context(), pod); err != nil {
+		t.Errorf("the pod of the first daemon: %v", err)
+	}
+	// The first one's successor has its directory, and takes over.
+	must(t, b.Close())
+	b = newBridge(t, opts)
+	if err := b.Check(t.Context(), pod); err != nil {
+		t.Errorf("the pod after a restart: %v", err)
+	}
+	must(t, b.Wipe(t.Context()))
+	must(t, second.Status())
 }
 
 // strange is an interface that somebody else made.

@@ -33,7 +33,7 @@ func vethPrefix(bridge string) string {
 }
 
 // ensureBridge makes the bridge device as it should be and returns it.
-func ensureBridge(name string, mtu int, gateways []netip.Prefix) (netlink.Link, error) {
+func ensureBridge(name string, mtu int, gateways []netip.Prefix, mark bridgeMark) (netlink.Link, error) {
 	link, err := findLink(name)
 	if err != nil {
 		return nil, err
@@ -48,6 +48,9 @@ func ensureBridge(name string, mtu int, gateways []netip.Prefix) (netlink.Link, 
 	}
 	if link.Type() != "bridge" {
 		return nil, fmt.Errorf("interface %s is a %s and not a bridge (configure another bridge name): %w", name, link.Type(), errdefs.ErrFailedPrecondition)
+	}
+	if err := mark.take(link); err != nil {
+		return nil, err
 	}
 	settings := map[string]string{}
 	for _, g := range gateways {

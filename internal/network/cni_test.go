@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/network/netns"
 	"github.com/pistis-run/pistis/internal/rtnl"
@@ -194,7 +195,7 @@ func TestCNITeardownAfterCrash(t *testing.T) {
 	f.write(t, "10-test.conflist", f.list(t, "1.0.0"))
 	pod, _ := setup(t, f, "gone")
 	kept, _ := setup(t, f, "kept")
-	must(t, RemoveNetNS(pod.NetNS))
+	must(t, netns.Remove(pod.NetNS))
 	// A new process knows of both.
 	again, err := NewCNI(f.conf, []string{f.bin}, f.state)
 	must(t, err)
@@ -314,9 +315,9 @@ func TestRuntimeConf(t *testing.T) {
 func TestNetNS(t *testing.T) {
 	needsRoot(t)
 	dir := t.TempDir()
-	path, err := CreateNetNS(dir, "a")
+	path, err := netns.Create(dir, "a")
 	must(t, err)
-	if _, err := CreateNetNS(dir, "a"); !errdefs.IsAlreadyExists(err) {
+	if _, err := netns.Create(dir, "a"); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("twice: %v", err)
 	}
 	must(t, netns.Do(path, func() error {
@@ -329,14 +330,52 @@ func TestNetNS(t *testing.T) {
 	if ids, err := netns.List(dir); err != nil || len(ids) != 1 {
 		t.Errorf("list: %v, %v", ids, err)
 	}
-	must(t, RemoveNetNS(path))
-	must(t, RemoveNetNS(path))
+	must(t, netns.Remove(path))
+	must(t, netns.Remove(path))
 	if err := netns.Do(path, func() error { return nil }); !errdefs.IsNotFound(err) {
 		t.Errorf("enter a namespace that is gone: %v", err)
 	}
 	for _, id := range []string{"", ".", "..", "a/b"} {
-		if _, err := CreateNetNS(dir, id); !errdefs.IsInvalidArgument(err) {
+		if _, err := netns.Create(dir, id); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("ID %q: %v", id, err)
 		}
+	}
+}
+
+// TestNetNSBesideCopies: a bind mount of a directory above the pins, made before or after them, holds none of them.
+func TestNetNSBesideCopies(t *testing.T) {
+	needsRoot(t)
+	must(t, unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, "")) // as on hosts without systemd
+	above := t.TempDir()
+	dir := filepath.Join(above, "ns")
+	var copies []string
+	copyOf := func() string {
+		at := t.TempDir()
+		must(t, unix.Mount(above, at, "", unix.MS_BIND|unix.MS_REC, ""))
+		copies = append(copies, at)
+		return at
+	}
+	copyOf()
+	must(t, netns.OpenDir(dir))
+	must(t, netns.OpenDir(dir))
+	copyOf()
+	path, err := netns.Create(dir, "a")
+	must(t, err)
+	last := copyOf()
+	if err := netns.Do(filepath.Join(last, "ns", "a"), func() error { return nil }); err != nil {
+		t.Fatalf("the copy has no pin: %v", err)
+	}
+	must(t, netns.Remove(path))
+	// The directory itself cannot go before its copies.
+	if err := netns.RemoveDir(dir); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("remove the directory: %v", err)
+	}
+	for _, at := range copies {
+		must(t, unix.Unmount(at, unix.MNT_DETACH))
+	}
+	must(t, netns.RemoveDir(dir))
+	must(t, netns.RemoveDir(dir))
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left behind: %v", err)
 	}
 }

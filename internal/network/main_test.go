@@ -67,12 +67,12 @@ func needsRoot(t *testing.T) {
 // newNetNS makes a namespace that goes with the test.
 func newNetNS(t *testing.T, id string) string {
 	t.Helper()
-	path, err := CreateNetNS(filepath.Join(t.TempDir(), "ns"), id)
+	path, err := netns.Create(filepath.Join(t.TempDir(), "ns"), id)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := RemoveNetNS(path); err != nil {
+		if err := netns.Remove(path); err != nil {
 			t.Error(err)
 		}
 	})

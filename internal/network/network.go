@@ -7,8 +7,6 @@ import (
 	"slices"
 
 	"github.com/containerd/errdefs"
-
-	"github.com/pistis-run/pistis/internal/network/netns"
 )
 
 // interfaceName is what a pod's default interface is called.
@@ -17,7 +15,7 @@ const interfaceName = "eth0"
 // Pod is what a network is set up for.
 type Pod struct {
 	ID, Namespace, Name, UID string
-	// NetNS is the path of a network namespace that CreateNetNS made.
+	// NetNS is the path of a network namespace that package netns made.
 	NetNS       string
 	Ports       []Port
 	Annotations map[string]string
@@ -60,13 +58,6 @@ type Network interface {
 	// Close releases the process's own resources. Pods keep their network.
 	Close() error
 }
-
-// CreateNetNS makes a network namespace for the pod id with its loopback interface up, pinned in dir, and returns the
-// path of the pin. It fails with ErrAlreadyExists when the pin is there.
-func CreateNetNS(dir, id string) (path string, err error) { return netns.Create(dir, id) }
-
-// RemoveNetNS removes a pin; one that has gone is no error.
-func RemoveNetNS(path string) error { return netns.Remove(path) }
 
 // hostPort is a Port that has been checked.
 type hostPort struct {

@@ -14,6 +14,9 @@ import (
 
 // Reconcile implements Network. It also removes links to the bridge that no pod of the ledger has.
 func (b *Bridge) Reconcile(ctx context.Context, keep map[string]bool) error {
+	if err := b.mark.checkName(b.opts.Name); err != nil {
+		return fmt.Errorf("reconcile bridge network: %w", err)
+	}
 	b.mu.Lock()
 	var gone []string
 	names := map[string]bool{}
@@ -54,6 +57,9 @@ func (b *Bridge) removeStrays(keep map[string]bool) error {
 // Wipe tears all pods down, removes everything that the bridge made on the host but for the forwarding switches, and
 // closes it.
 func (b *Bridge) Wipe(ctx context.Context) error {
+	if err := b.mark.checkName(b.opts.Name); err != nil {
+		return fmt.Errorf("wipe bridge network: %w", err)
+	}
 	errs := []error{b.Reconcile(ctx, nil)}
 	b.mu.Lock()
 	errs = append(errs, b.rules.remove(), b.forward.remove(), b.removeBridge())

@@ -114,7 +114,7 @@ func BenchmarkBridge(b *testing.B) {
 	dir := b.TempDir()
 	for i := range b.N {
 		id := fmt.Sprint("pod", i)
-		path, err := CreateNetNS(dir, id)
+		path, err := netns.Create(dir, id)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -126,7 +126,7 @@ func BenchmarkBridge(b *testing.B) {
 		if err := bridge.Teardown(b.Context(), pod); err != nil {
 			b.Fatal(err)
 		}
-		if err := RemoveNetNS(path); err != nil {
+		if err := netns.Remove(path); err != nil {
 			b.Fatal(err)
 		}
 		b.StartTimer()

@@ -37,6 +37,7 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (_ *
 	if err != nil {
 		return nil, err
 	}
+	defer close(c.made)
 	var undo cleanup.Stack
 	defer undo.Unwind(ctx, &err)
 	undo.Add("forget container", func(context.Context) error { s.forget(r.ID); return nil })
@@ -241,6 +242,7 @@ func (s *Service) Exec(ctx context.Context, r *taskapi.ExecProcessRequest) (err 
 	if err := c.addExec(p); err != nil {
 		return err
 	}
+	defer close(p.made)
 	var undo cleanup.Stack
 	defer undo.Unwind(ctx, &err)
 	undo.Add("forget exec", func(context.Context) error { c.removeExec(r.ExecID); return nil })
@@ -278,12 +280,18 @@ func (s *Service) execInGuest(ctx context.Context, v *vm.VM, p *process, process
 	return err
 }
 
-// Delete forgets a process that has ended or was never started. In a VM that has gone there is nothing to undo but
+// Delete forgets a process that has ended or was never started, or is being created: then it waits for the end of that
+// and answers NotFound. In a VM that has gone there is nothing to undo but
 // what the host has.
 func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
 	c, p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
+	}
+	if abandoned, err := p.abandon(ctx); err != nil {
+		return nil, err
+	} else if abandoned {
+		return nil, fmt.Errorf("%s: it was not created: %w", p.name(), errdefs.ErrNotFound)
 	}
 	if err := p.step(opDelete); err != nil {
 		return nil, err

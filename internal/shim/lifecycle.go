@@ -27,11 +27,14 @@ const (
 	processPaused   processState = "paused"
 	processStopped  processState = "stopped"
 	processDeleting processState = "deleting"
+	// processAbandoned is one that was deleted while it was being created: the creation fails, and undoes itself.
+	processAbandoned processState = "abandoned"
 )
 
 const (
 	opCreate  operation = "create"
 	opCreated operation = "finish creation"
+	opAbandon operation = "abandon creation"
 	opStart   operation = "start"
 	opStarted operation = "finish start"
 	opSignal  operation = "signal"
@@ -59,12 +62,13 @@ func sandboxTable() lifecycle.Table[sandboxState, operation] {
 // processTable says what a process's state allows. A process that has not started can end too: with its VM.
 func processTable() lifecycle.Table[processState, operation] {
 	return lifecycle.Table[processState, operation]{
-		processCreating: {opCreated: processCreated},
-		processCreated:  {opStart: processStarting, opSignal: processCreated, opUse: processCreated, opExit: processStopped, opDelete: processDeleting},
-		processStarting: {opStarted: processRunning, opSignal: processStarting, opUse: processStarting, opExit: processStopped},
-		processRunning:  {opSignal: processRunning, opUse: processRunning, opPause: processPaused, opExit: processStopped},
-		processPaused:   {opSignal: processPaused, opUse: processPaused, opResume: processRunning, opExit: processStopped},
-		processStopped:  {opDelete: processDeleting},
-		processDeleting: {opRestore: processStopped, opExit: processDeleting},
+		processCreating:  {opCreated: processCreated, opAbandon: processAbandoned},
+		processCreated:   {opStart: processStarting, opSignal: processCreated, opUse: processCreated, opExit: processStopped, opDelete: processDeleting},
+		processStarting:  {opStarted: processRunning, opSignal: processStarting, opUse: processStarting, opExit: processStopped},
+		processRunning:   {opSignal: processRunning, opUse: processRunning, opPause: processPaused, opExit: processStopped},
+		processPaused:    {opSignal: processPaused, opUse: processPaused, opResume: processRunning, opExit: processStopped},
+		processStopped:   {opDelete: processDeleting},
+		processDeleting:  {opRestore: processStopped, opExit: processDeleting},
+		processAbandoned: {opAbandon: processAbandoned},
 	}
 }

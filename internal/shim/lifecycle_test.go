@@ -13,10 +13,10 @@ import (
 // TestTables compares every pair of state and operation with testdata/lifecycle.txt, so that a change of a table is
 // seen as what it is.
 func TestTables(t *testing.T) {
-	ops := []operation{opCreate, opCreated, opStart, opStarted, opSignal, opUse, opPause, opResume, opExit, opStop, opDelete, opRestore}
+	ops := []operation{opCreate, opCreated, opAbandon, opStart, opStarted, opSignal, opUse, opPause, opResume, opExit, opStop, opDelete, opRestore}
 	var b strings.Builder
 	dump(&b, "sandbox", sandboxTable(), []sandboxState{sandboxNew, sandboxCreated, sandboxStarting, sandboxReady, sandboxStopping, sandboxStopped}, ops)
-	dump(&b, "process", processTable(), []processState{processCreating, processCreated, processStarting, processRunning, processPaused, processStopped, processDeleting}, ops)
+	dump(&b, "process", processTable(), []processState{processCreating, processCreated, processStarting, processRunning, processPaused, processStopped, processDeleting, processAbandoned}, ops)
 	want, err := os.ReadFile("testdata/lifecycle.txt")
 	if err != nil || string(want) != b.String() {
 		t.Errorf("the tables differ from testdata/lifecycle.txt (%v); they are:\n%s", err, b.String())

@@ -22,6 +22,8 @@ type process struct {
 	paths    stdioPaths
 	// io is set before the process is created.
 	io *processIO
+	// made is closed when the creation has ended, well or not.
+	made chan struct{}
 	// settled is closed when the start was answered, or can no more be asked for: an exit is published after it.
 	settled     chan struct{}
 	settledOnce sync.Once
@@ -40,7 +42,7 @@ type process struct {
 func newProcess(id task.ID, terminal bool, paths stdioPaths) *process {
 	return &process{
 		id: id, terminal: terminal, paths: paths, state: processCreating,
-		settled: make(chan struct{}), exited: make(chan struct{}), forget: func() {},
+		made: make(chan struct{}), settled: make(chan struct{}), exited: make(chan struct{}), forget: func() {},
 	}
 }
 
@@ -63,6 +65,20 @@ func (p *process) step(op operation, change ...func()) error {
 }
 
 func (p *process) settle() { p.settledOnce.Do(func() { close(p.settled) }) }
+
+// abandon gives up a creation that is under way and waits for its end; it tells whether there was one. The caller of
+// such a creation has gone, which only the end of its call tells the shim.
+func (p *process) abandon(ctx context.Context) (bool, error) {
+	if p.step(opAbandon) != nil {
+		return false, nil
+	}
+	select {
+	case <-p.made:
+		return true, nil
+	case <-ctx.Done():
+		return true, fmt.Errorf("%s: its creation does not end, and is undone when it does: %w", p.name(), ctx.Err())
+	}
+}
 
 // finish makes the exit known, once: the first that is told counts. It tells whether this was it.
 func (p *process) finish(exit task.Exit) bool {
@@ -151,6 +167,8 @@ func (c *container) discardExecs() {
 	for id, p := range c.execs {
 		if p.step(opDelete) == nil {
 			p.discard()
+		} else {
+			_ = p.step(opAbandon) // others end with the container's processes
 		}
 		delete(c.execs, id)
 	}

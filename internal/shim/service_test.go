@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -305,6 +306,63 @@ func TestCreateFails(t *testing.T) {
 		})
 	}
 	p.run(t, "c1", "echo", "the id is free")
+}
+
+// TestCreateGivenUp: a caller that goes away while the guest does not answer leaves nothing once it does. No cancellation
+// crosses the shim's socket; what the caller does is delete what it may have made.
+func TestCreateGivenUp(t *testing.T) {
+	asked, answer := make(chan string, 2), make(chan struct{})
+	agent := &vmtest.Agent{Intercept: func(method string) error {
+		if method == "CreateContainer" || method == "Exec" {
+			asked <- method
+			<-answer
+		}
+		return nil
+	}}
+	p := ready(t, &vmtest.Driver{Agent: agent})
+	giveUp := func(id task.ID, call func(context.Context) error) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		given := make(chan error, 1)
+		go func() { given <- call(ctx) }()
+		<-asked
+		cancel()
+		if err := <-given; !errors.Is(err, context.Canceled) {
+			t.Errorf("the call that was given up: %v", err)
+		}
+		short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		if err := p.Delete(short, id); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("delete while the guest hangs: %v", err)
+		}
+		deleted := make(chan error, 1)
+		go func() { deleted <- p.Delete(t.Context(), id) }()
+		answer <- struct{}{}
+		if err := <-deleted; !errdefs.IsNotFound(err) {
+			t.Errorf("delete = %v", err)
+		}
+		if _, err := p.State(t.Context(), id); !errdefs.IsNotFound(err) {
+			t.Errorf("it is left in the shim: %v", err)
+		}
+		if gone := agent.Deleted(); !slices.Contains(gone, strings.TrimSuffix(id.Container+"/"+id.Exec, "/")) {
+			t.Errorf("it is left in the guest, which deleted %v", gone)
+		}
+	}
+	giveUp(task.ID{Container: "c1"}, func(ctx context.Context) error {
+		_, err := p.Create(ctx, p.request(t, "c1", "echo"))
+		return err
+	})
+	created := make(chan struct{})
+	go func() {
+		defer close(created)
+		<-asked
+		answer <- struct{}{}
+	}()
+	p.run(t, "c1", "sleep")
+	<-created
+	giveUp(task.ID{Container: "c1", Exec: "e1"}, func(ctx context.Context) error {
+		return p.Exec(ctx, task.ExecRequest{ID: task.ID{Container: "c1", Exec: "e1"}, Process: []byte(`{"args":["echo"],"cwd":"/"}`)})
+	})
 }
 
 func TestStartFails(t *testing.T) {

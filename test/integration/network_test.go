@@ -30,7 +30,8 @@ func httpGet(t *testing.T, address string) string {
 	return string(body)
 }
 
-// TestNetwork: host to pod, pod to pod, pod to host, by IPv4 and IPv6; host ports; names and hosts files.
+// TestNetwork: host to pod, container to container, pod to pod, both pods to the host, by IPv4 and IPv6; host ports; names
+// and hosts files.
 func TestNetwork(t *testing.T) {
 	d := startDaemon(t, "")
 	d.pull(testImage)
@@ -71,12 +72,16 @@ func TestNetwork(t *testing.T) {
 	if ip6 == "" {
 		t.Fatal("the pod has no IPv6 address")
 	}
+	askHost := "wget -q -O - http://" + listener.Addr().String() + "/"
 	out := d.run(client, clientConfig, shell("asks", script(
 		"wget -q -O - http://"+net.JoinHostPort(ip, "8080")+"/",
 		"wget -q -O - 'http://"+net.JoinHostPort(ip6, "8080")+"/'",
-		"wget -q -O - http://"+listener.Addr().String()+"/",
+		askHost,
 	)))
 	expect(t, "what the client pod got", out, "server\nserver\nthe host\n")
+	// The two containers of the first pod share its localhost.
+	out = d.run(server, config, shell("neighbour", script("wget -q -O - http://localhost:8080/", askHost)))
+	expect(t, "what the server's neighbour got", out, "server\nthe host\n")
 
 	files := d.run(server, config, shell("files", "cat /etc/resolv.conf; cat /etc/hosts; cat /etc/hostname"))
 	for _, want := range []string{"nameserver 192.0.2.53", "search pods.test", "options ndots:5", "127.0.0.1", ip + "\tserver", "\nserver\n"} {

@@ -120,7 +120,8 @@ func mounts(s Scope) ([]string, error) {
 		if len(fields) < 5 {
 			continue
 		}
-		if point := fields[4]; within(point, s.Root) || within(point, s.State) {
+		// The directory of network namespaces is a mount as long as the daemon's directories are there.
+		if point := fields[4]; within(point, s.Root) || within(point, s.State) && point != filepath.Join(s.State, "netns") {
 			found = append(found, "mount: "+point)
 		}
 	}

@@ -17,6 +17,49 @@ import (
 // self names the network namespace of the calling thread, which /proc/self (the main thread) does not.
 const self = "/proc/thread-self/ns/net"
 
+// OpenDir makes the directory of pins, and a mount of its own that is shared with its copies, as that of iproute2: a
+// bind mount of / or /run somewhere else copies the pins with it, and their removal must reach those copies, or the
+// pins cannot be deleted. It is idempotent; its end is [RemoveDir].
+func OpenDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return fmt.Errorf("directory of network namespaces: %w", err)
+	}
+	err := unix.Mount("", dir, "", unix.MS_SHARED|unix.MS_REC, "")
+	if errors.Is(err, unix.EINVAL) { // it is no mount yet
+		if err = unix.Mount(dir, dir, "", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = unix.Mount("", dir, "", unix.MS_SHARED|unix.MS_REC, "")
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("directory of network namespaces: shared mount at %s: %w", dir, err)
+	}
+	return nil
+}
+
+// RemoveDir removes the directory with its mount. There must be no pins in it. What is gone already is no error.
+func RemoveDir(dir string) error {
+	if err := unmountAll(dir); err != nil {
+		return fmt.Errorf("directory of network namespaces: %w", err)
+	}
+	if err := remove(dir); err != nil {
+		return fmt.Errorf("directory of network namespaces: %w", err)
+	}
+	return nil
+}
+
+// unmountAll removes all mounts that lie on path, on top of each other.
+func unmountAll(path string) error {
+	for {
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", path, err)
+		}
+	}
+}
+
 // Create makes a network namespace with its loopback interface up and pins it at dir/id. It fails with
 // ErrAlreadyExists when the pin is there; on any error nothing is left. The caller owns the pin: see Remove.
 func Create(dir, id string) (string, error) {
@@ -80,23 +123,24 @@ func Remove(path string) error {
 }
 
 func removePin(path string) error {
-	for {
-		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if err == nil {
-			continue // pins can lie on top of each other
-		}
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-			break
-		}
-		return fmt.Errorf("remove network namespace: %s: unmount: %w", path, err)
+	if err := unmountAll(path); err != nil {
+		return fmt.Errorf("remove network namespace: %w", err)
 	}
+	if err := remove(path); err != nil {
+		return fmt.Errorf("remove network namespace: %w", err)
+	}
+	return nil
+}
+
+// remove deletes a file or an empty directory on which nothing is mounted any more.
+func remove(path string) error {
 	err := os.Remove(path)
 	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("remove network namespace: %s is mounted a second time, in a recursive bind mount of a directory above it; "+
+		return fmt.Errorf("%s is mounted a second time, in a recursive bind mount of a directory above it; "+
 			"unmount it there (/proc/self/mountinfo has the place) and try again: %w", path, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove network namespace: %w", err)
+		return err
 	}
 	return nil
 }
