@@ -41,14 +41,17 @@ type Group struct {
 	dirs []string
 }
 
-// Open names a group; it need not exist. path is relative to the root of each hierarchy, as pistis/<id>.
-func Open(path string) (*Group, error) {
+// Open names a group of ours; it need not exist. path is relative to the root of each hierarchy, as pistis/<id>.
+func Open(path string) (*Group, error) { return openOn(path, controllers()) }
+
+// openOn names a group on the hierarchies of some controllers and on the unified one; without controllers on all.
+func openOn(path string, controllers []string) (*Group, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return nil, fmt.Errorf("open cgroup %s: %w", path, err)
 	}
 	defer f.Close()
-	roots, err := hierarchies(f)
+	roots, err := hierarchies(f, controllers)
 	if err != nil {
 		return nil, fmt.Errorf("open cgroup %s: %w", path, err)
 	}
@@ -71,7 +74,7 @@ func open(path string, roots []string) (*Group, error) {
 }
 
 // hierarchies finds the mount points to use in a mountinfo table.
-func hierarchies(r io.Reader) ([]string, error) {
+func hierarchies(r io.Reader, controllers []string) ([]string, error) {
 	var roots []string
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
@@ -80,8 +83,8 @@ func hierarchies(r io.Reader) ([]string, error) {
 		if !ok || len(mount) < 6 || len(super) < 3 {
 			continue
 		}
-		wanted := super[0] == unified || super[0] == legacy && slices.ContainsFunc(
-			strings.Split(super[2], ","), func(option string) bool { return slices.Contains(controllers(), option) })
+		wanted := super[0] == unified || super[0] == legacy && (controllers == nil || slices.ContainsFunc(
+			strings.Split(super[2], ","), func(option string) bool { return slices.Contains(controllers, option) }))
 		// A bind mount of some group inside a container is no root.
 		if wanted && mount[3] == "/" && !slices.Contains(roots, mount[4]) {
 			roots = append(roots, mount[4])

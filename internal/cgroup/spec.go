@@ -9,19 +9,19 @@ import (
 
 // OfSpec opens the group that a runtime makes for linux.cgroupsPath of a runtime-spec: a path, or with systemd a slice,
 // a prefix and a name with colons between, of which systemd makes a scope. A path must be absolute: what a relative one
-// means depends on the runtime.
+// means depends on the runtime. The group is on all hierarchies that there are.
 func OfSpec(cgroupsPath string, systemd bool) (*Group, error) {
 	if !systemd {
 		if !strings.HasPrefix(cgroupsPath, "/") {
 			return nil, fmt.Errorf("cgroupsPath %q: it must be absolute: %w", cgroupsPath, errdefs.ErrInvalidArgument)
 		}
-		return Open(cgroupsPath)
+		return openOn(cgroupsPath, nil)
 	}
 	path, err := scopePath(cgroupsPath)
 	if err != nil {
 		return nil, err
 	}
-	return Open(path)
+	return openOn(path, nil)
 }
 
 func scopePath(cgroupsPath string) (string, error) {
