@@ -45,11 +45,6 @@ type Group struct {
 // each hierarchy, as pistis/<id>.
 func Open(path string) (*Group, error) { return openOn(path, usual) }
 
-// OpenAll names a group on every hierarchy of the host, where an OCI runtime makes those of its containers.
-func OpenAll(path string) (*Group, error) {
-	return openOn(path, func([]string) bool { return true })
-}
-
 func openOn(path string, wanted func(options []string) bool) (*Group, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {

@@ -26,6 +26,44 @@ nonsense
 	if err != nil || !slices.Equal(got, want) {
 		t.Fatalf("hierarchies = %q, %v, want %q", got, err, want)
 	}
+	got = roots(found, func([]string) bool { return true })
+	want = slices.Insert(want, 1, "/sys/fs/cgroup/cpuset")
+	if err != nil || !slices.Equal(got, want) {
+		t.Fatalf("all hierarchies = %q, %v, want %q", got, err, want)
+	}
+}
+
+func TestScopePath(t *testing.T) {
+	for path, want := range map[string]string{
+		"kubepods-besteffort-pod1.slice:pistis:id": "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod1.slice/pistis-id.scope",
+		"system.slice:pistis:id":                   "/system.slice/pistis-id.scope",
+		"system.slice::id":                         "/system.slice/id.scope",
+		"-.slice:pistis:id":                        "pistis-id.scope",
+	} {
+		if got, err := scopePath(path); got != want || err != nil {
+			t.Errorf("scope of %s = %s, %v, want %s", path, got, err, want)
+		}
+	}
+	for _, path := range []string{"", "/a/b", "a.slice:b", "a.slice:b:", "a:b:c", "a--b.slice:c:d", ".slice:a:b", "a.slice:b:../c"} {
+		if got, err := scopePath(path); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("scope of %q = %s, %v, want InvalidArgument", path, got, err)
+		}
+	}
+	if _, err := OfSpec("relative", false); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("relative path: %v", err)
+	}
+}
+
+func TestParseOOMKills(t *testing.T) {
+	for text, want := range map[string]uint64{
+		"low 0\nhigh 0\nmax 9\noom 4\noom_kill 3\noom_group_kill 0\n": 3, // v2
+		"oom_kill_disable 0\nunder_oom 0\noom_kill 2\n":               2, // v1
+		"": 0, "oom_kill x\n": 0,
+	} {
+		if got := parseOOMKills([]byte(text)); got != want {
+			t.Errorf("%q: %d, want %d", text, got, want)
+		}
+	}
 }
 
 func TestOpenRefusesPathsOutside(t *testing.T) {

@@ -7,21 +7,27 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// OfSpec opens the group that a runtime makes for linux.cgroupsPath of a runtime-spec: a path, or with systemd a slice,
-// a prefix and a name with colons between, of which systemd makes a scope. A path must be absolute: what a relative one
-// means depends on the runtime.
+// OfSpec opens the group that a runtime makes for linux.cgroupsPath of a runtime-spec; see [SpecPath]. It is on all
+// hierarchies that there are.
 func OfSpec(cgroupsPath string, systemd bool) (*Group, error) {
-	if !systemd {
-		if !strings.HasPrefix(cgroupsPath, "/") {
-			return nil, fmt.Errorf("cgroupsPath %q: it must be absolute: %w", cgroupsPath, errdefs.ErrInvalidArgument)
-		}
-		return Open(cgroupsPath)
-	}
-	path, err := scopePath(cgroupsPath)
+	path, err := SpecPath(cgroupsPath, systemd)
 	if err != nil {
 		return nil, err
 	}
-	return Open(path)
+	return openOn(path, func([]string) bool { return true })
+}
+
+// SpecPath is where linux.cgroupsPath of a runtime-spec leads, relative to each hierarchy's root: a path, or with systemd
+// a slice, a prefix and a name with colons between, of which systemd makes a scope. A path must be absolute: what a
+// relative one means depends on the runtime.
+func SpecPath(cgroupsPath string, systemd bool) (string, error) {
+	if systemd {
+		return scopePath(cgroupsPath)
+	}
+	if !strings.HasPrefix(cgroupsPath, "/") {
+		return "", fmt.Errorf("cgroupsPath %q: it must be absolute: %w", cgroupsPath, errdefs.ErrInvalidArgument)
+	}
+	return cgroupsPath, nil
 }
 
 func scopePath(cgroupsPath string) (string, error) {

@@ -85,7 +85,11 @@ func newLauncher(o Options, m monitors) (*Launcher, error) {
 func (*Launcher) VM() bool { return false }
 
 // Validate refuses what contradicts itself.
-func (*Launcher) Validate(cfg sandbox.Config) error {
+func (l *Launcher) Validate(cfg sandbox.Config) error {
+	if l.SystemdCgroups && cfg.CgroupParent != "" && !strings.HasSuffix(cfg.CgroupParent, ".slice") {
+		return fmt.Errorf("cgroup parent %q is not a slice, and systemd makes this node's cgroups; set the kubelet's cgroupDriver to systemd, or cgroup_driver in pistisd's configuration to cgroupfs: %w",
+			cfg.CgroupParent, errdefs.ErrInvalidArgument)
+	}
 	if cfg.User != nil && (cfg.HostNetwork || cfg.HostPID || cfg.HostIPC) {
 		return fmt.Errorf("a pod with a user namespace of its own cannot have the host's network, PID or IPC namespace, in which its users have no rights: "+
 			"leave out hostUsers: false, or hostNetwork, hostPID and hostIPC: %w", errdefs.ErrInvalidArgument)
@@ -106,12 +110,14 @@ type pod struct {
 	// group is the pod's cgroup relative to each hierarchy's root; own: it is ours to make and to remove.
 	group string
 	own   bool
+	// systemd makes the groups of its containers.
+	systemd bool
 	// parent is the group in the form in which specs of this pod name it.
 	parent string
 }
 
 func (l *Launcher) pod(req sandbox.LaunchRequest) pod {
-	p := pod{id: req.ID, dir: l.dir(req.ID), cfg: req.Config, netns: req.NetNS, parent: req.Config.CgroupParent}
+	p := pod{id: req.ID, dir: l.dir(req.ID), cfg: req.Config, netns: req.NetNS, parent: req.Config.CgroupParent, systemd: l.SystemdCgroups}
 	if p.parent == "" {
 		p.own = !l.SystemdCgroups
 		p.parent = "/" + cgroup.Path(l.CgroupParent, "pod"+req.ID)
@@ -262,7 +268,11 @@ func (l *Launcher) remove(ctx context.Context, p pod) error {
 		return err
 	}
 	if p.own {
-		if err := removeGroup(ctx, p.group); err != nil {
+		group, err := cgroup.OfSpec("/"+p.group, false)
+		if err == nil {
+			err = removeGroup(ctx, group)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -271,7 +281,11 @@ func (l *Launcher) remove(ctx context.Context, p pod) error {
 
 // removeContainer removes what the monitor and the runtime have left of a container, and its root.
 func (l *Launcher) removeContainer(ctx context.Context, p pod, id string) error {
-	if err := removeGroup(ctx, p.containerGroup(id)); err != nil {
+	group, err := cgroup.OfSpec(p.cgroupsPath(id), p.systemd)
+	if err == nil {
+		err = removeGroup(ctx, group)
+	}
+	if err != nil {
 		return fmt.Errorf("container %s: %w", id, err)
 	}
 	if err := l.Roots.Remove(ctx, id); err != nil {
@@ -281,11 +295,7 @@ func (l *Launcher) removeContainer(ctx context.Context, p pod, id string) error 
 }
 
 // removeGroup kills all processes of a cgroup and removes it.
-func removeGroup(ctx context.Context, path string) error {
-	group, err := cgroup.OpenAll(path)
-	if err != nil {
-		return err
-	}
+func removeGroup(ctx context.Context, group *cgroup.Group) error {
 	if err := group.Kill(ctx); err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -34,20 +33,10 @@ func (p pod) finish(spec *specs.Spec, req task.CreateRequest, root string, user 
 
 // cgroupsPath is the container's group as the runtime wants it named: for systemd slice:prefix:name, else a path.
 func (p pod) cgroupsPath(id string) string {
-	if strings.HasSuffix(p.parent, ".slice") {
-		return path.Base(p.parent) + ":" + scopePrefix + ":" + id
+	if p.systemd {
+		return path.Base(p.parent) + ":pistis:" + id
 	}
 	return path.Join("/", p.parent, id)
-}
-
-const scopePrefix = "pistis"
-
-// containerGroup is where cgroupsPath leads to, relative to each hierarchy's root.
-func (p pod) containerGroup(id string) string {
-	if strings.HasSuffix(p.parent, ".slice") {
-		return path.Join(p.group, scopePrefix+"-"+id+".scope")
-	}
-	return path.Join(p.group, id)
 }
 
 // setNamespaces makes the container join the pod's namespaces, or the host's.

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/oci"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/task"
@@ -86,19 +87,32 @@ func TestNamespaces(t *testing.T) {
 }
 
 func TestCgroups(t *testing.T) {
-	for _, test := range []struct{ parent, path, group string }{
-		{"", "/pistis/podp1/c1", "pistis/podp1/c1"},
-		{"/kubepods/pod9", "/kubepods/pod9/c1", "kubepods/pod9/c1"},
-		{"kubepods-pod9.slice", "kubepods-pod9.slice:pistis:c1", "kubepods.slice/kubepods-pod9.slice/pistis-c1.scope"},
-		{"/kubepods.slice/kubepods-pod9.slice", "kubepods-pod9.slice:pistis:c1", "kubepods.slice/kubepods-pod9.slice/pistis-c1.scope"},
+	for _, test := range []struct {
+		systemd             bool
+		parent, path, group string
+	}{
+		{false, "", "/pistis/podp1/c1", "/pistis/podp1/c1"},
+		{false, "/kubepods/pod9", "/kubepods/pod9/c1", "/kubepods/pod9/c1"},
+		{true, "", "system.slice:pistis:c1", "/system.slice/pistis-c1.scope"},
+		{true, "kubepods-pod9.slice", "kubepods-pod9.slice:pistis:c1", "/kubepods.slice/kubepods-pod9.slice/pistis-c1.scope"},
+		{true, "/kubepods.slice/kubepods-pod9.slice", "kubepods-pod9.slice:pistis:c1", "/kubepods.slice/kubepods-pod9.slice/pistis-c1.scope"},
 	} {
-		p := testPod(sandbox.Config{CgroupParent: test.parent})
+		l := &Launcher{Options: Options{Dir: "/run/pods", CgroupParent: "pistis", SystemdCgroups: test.systemd}}
+		cfg := sandbox.Config{CgroupParent: test.parent}
+		if err := l.Validate(cfg); err != nil {
+			t.Errorf("%q: %v", test.parent, err)
+		}
+		p := l.pod(sandbox.LaunchRequest{ID: "p1", Config: cfg})
 		if got := p.cgroupsPath("c1"); got != test.path {
 			t.Errorf("%q: path %q, want %q", test.parent, got, test.path)
 		}
-		if got := p.containerGroup("c1"); got != test.group {
-			t.Errorf("%q: group %q, want %q", test.parent, got, test.group)
+		if got, err := cgroup.SpecPath(p.cgroupsPath("c1"), test.systemd); err != nil || got != test.group {
+			t.Errorf("%q: group %q, %v, want %q", test.parent, got, err, test.group)
 		}
+	}
+	l := &Launcher{Options: Options{SystemdCgroups: true}}
+	if err := l.Validate(sandbox.Config{CgroupParent: "/kubepods/pod9"}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a path for systemd: %v", err)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/vishvananda/netlink"
 
+	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/cleanup"
 	monitorclient "github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/network/netns"
@@ -158,7 +159,11 @@ func (t *tasks) Stats(ctx context.Context, containers ...string) (task.Stats, er
 		if id == t.p.initID() {
 			continue
 		}
-		usage, err := t.l.cgroups.Usage(t.p.containerGroup(id))
+		group, err := cgroup.SpecPath(t.p.cgroupsPath(id), t.p.systemd)
+		if err != nil {
+			return stats, err
+		}
+		usage, err := t.l.cgroups.Usage(group)
 		if errdefs.IsNotFound(err) {
 			continue // it does not run
 		} else if err != nil {

@@ -85,7 +85,8 @@ func (c *Client) Close() error {
 	for _, e := range execs {
 		e.ends.Close()
 	}
-	return c.process.Close()
+	c.process.Close() // a wait that was given up has closed it already
+	return nil
 }
 
 // WaitEnd blocks until the monitor's process has ended, and says what is known of the reason. The error is only ctx's, or

@@ -86,6 +86,8 @@ func (c *Client) startExec(ctx context.Context, id task.ID) (uint32, error) {
 		return 0, err
 	}
 	args := ExecArgs{Process: e.req.Process, Terminal: e.req.Terminal}
+	// The program may ask for its size at once, before there is a terminal here that could be resized.
+	args.Width, args.Height = e.ends.Size()
 	var files []*os.File
 	for fd, f := range e.ends.Child() {
 		if f != nil {

@@ -61,6 +61,11 @@ func Launch(ctx context.Context, cfg Config) (_ *Client, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("launch monitor: runtime: %w: install it, or say in the configuration where it is: %w", err, errdefs.ErrNotFound)
 	}
+	if cfg.Cgroup != "" {
+		if _, err := cgroup.Open(cfg.Cgroup); err != nil {
+			return nil, fmt.Errorf("launch monitor: %w", err)
+		}
+	}
 	dir, err := bundle.Create(cfg.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("launch monitor: %w", err)
@@ -74,7 +79,7 @@ func Launch(ctx context.Context, cfg Config) (_ *Client, err error) {
 	}
 	child, err := spawn(cfg, dir)
 	if err != nil {
-		return nil, fmt.Errorf("launch monitor: %w", err)
+		return nil, fmt.Errorf("launch monitor: %w", explain(err, dir))
 	}
 	c, err := connect(dir, child)
 	if err != nil {
@@ -122,6 +127,9 @@ func spawn(cfg Config, dir bundle.Dir) (_ *os.Process, err error) {
 	}
 	if err = record(cfg, dir, cmd.Process.Pid); err == nil {
 		_, err = recorded.Write([]byte{1})
+	}
+	if errdefs.IsNotFound(err) || errors.Is(err, unix.EPIPE) {
+		err = fmt.Errorf("it ended at once: %w: %w", err, errdefs.ErrUnavailable)
 	}
 	if err != nil {
 		return nil, errors.Join(err, cmd.Process.Kill(), wait(cmd.Process))

@@ -67,11 +67,13 @@ type CreateRequest struct {
 
 // ExecArgs describe a further process. The descriptors that it says are there follow in this order.
 type ExecArgs struct {
-	Process  json.RawMessage `json:"process"`
-	Terminal bool            `json:"terminal,omitempty"`
-	Stdin    bool            `json:"stdin,omitempty"`
-	Stdout   bool            `json:"stdout,omitempty"`
-	Stderr   bool            `json:"stderr,omitempty"`
+	Process json.RawMessage `json:"process"`
+	// Terminal of the size that ResizeArgs has, where that is known.
+	Terminal bool `json:"terminal,omitempty"`
+	ResizeArgs
+	Stdin  bool `json:"stdin,omitempty"`
+	Stdout bool `json:"stdout,omitempty"`
+	Stderr bool `json:"stderr,omitempty"`
 }
 
 // StartResult has the process's pid on the host.
@@ -94,8 +96,8 @@ type AttachArgs struct {
 
 // ResizeArgs have the size of a terminal in characters.
 type ResizeArgs struct {
-	Width  uint16 `json:"width"`
-	Height uint16 `json:"height"`
+	Width  uint16 `json:"width,omitempty"`
+	Height uint16 `json:"height,omitempty"`
 }
 
 // ShutdownArgs say whether containers that are there are killed and deleted first.

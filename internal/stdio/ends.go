@@ -140,6 +140,16 @@ func (e *Ends) Resize(width, height uint16) error {
 	return e.setSize()
 }
 
+// Size is what Resize was told last; zero before that.
+func (e *Ends) Size() (width, height uint16) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.size == nil {
+		return 0, 0
+	}
+	return e.size.Col, e.size.Row
+}
+
 // setSize applies the size; the caller holds the lock.
 func (e *Ends) setSize() error {
 	conn, err := e.ours[Stdout].SyscallConn()

@@ -159,6 +159,13 @@ func (s *Server) run(ctx context.Context, c *container) (_ *runc.Process, err er
 			return nil, err
 		}
 	}
+	if width, height := c.streams.ends.Size(); width > 0 {
+		// The program may ask at once, before there is a terminal here whose size could be set.
+		size := map[string]any{"width": width, "height": height}
+		if err := mergeSpec(c.request.Bundle, map[string]any{"process": map[string]any{"consoleSize": size}}); err != nil {
+			return nil, err
+		}
+	}
 	if err := os.Mkdir(c.dir, 0o700); err != nil {
 		return nil, err
 	}

@@ -28,7 +28,7 @@ func (s *Server) exec(c *container, id string, args monitor.ExecArgs, files []*o
 	if err := c.addExec(p); err != nil {
 		return 0, nil, err
 	}
-	proc, err := s.runExec(c, args.Process, stdio)
+	proc, err := s.runExec(c, args, stdio)
 	if err != nil {
 		err = fmt.Errorf("%s: %w", p.name(), err)
 		c.removeExec(id)
@@ -68,8 +68,8 @@ func execStdio(args monitor.ExecArgs, files []*os.File) (runc.Stdio, error) {
 	return stdio, nil
 }
 
-func (s *Server) runExec(c *container, process json.RawMessage, stdio runc.Stdio) (*runc.Process, error) {
-	process, err := withUser(process, c.user)
+func (s *Server) runExec(c *container, args monitor.ExecArgs, stdio runc.Stdio) (*runc.Process, error) {
+	process, err := complete(args, c.user)
 	if err != nil {
 		return nil, err
 	}
@@ -83,22 +83,28 @@ func (s *Server) runExec(c *container, process json.RawMessage, stdio runc.Stdio
 	return s.runtime.Exec(ctx, c.id.Container, c.dir, file, stdio)
 }
 
-// withUser gives a process that names no user the container's.
-func withUser(process, user json.RawMessage) (json.RawMessage, error) {
+// complete gives a process the container's user where it names none, and its terminal its size.
+func complete(args monitor.ExecArgs, user json.RawMessage) (json.RawMessage, error) {
 	var named struct {
 		User json.RawMessage `json:"user"`
 	}
-	if err := json.Unmarshal(process, &named); err != nil {
+	if err := json.Unmarshal(args.Process, &named); err != nil {
 		return nil, fmt.Errorf("process: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	if named.User != nil || user == nil {
-		return process, nil
+	sized := args.Terminal && args.Width > 0
+	if (named.User != nil || user == nil) && !sized {
+		return args.Process, nil
 	}
 	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(process, &fields); err != nil {
+	if err := json.Unmarshal(args.Process, &fields); err != nil {
 		return nil, fmt.Errorf("process: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	fields["user"] = user
+	if named.User == nil && user != nil {
+		fields["user"] = user
+	}
+	if sized {
+		fields["consoleSize"] = json.RawMessage(fmt.Sprintf(`{"width":%d,"height":%d}`, args.Width, args.Height))
+	}
 	return json.Marshal(fields)
 }
 

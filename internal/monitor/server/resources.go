@@ -12,18 +12,24 @@ import (
 )
 
 // mergeResources changes linux.resources in the spec of a container that has not been started: what is not in resources
-// stays as it is, and so do fields that are not known here.
+// stays as it is.
 func mergeResources(dir string, resources json.RawMessage) error {
-	var spec, change map[string]any
+	var change map[string]any
 	decoder := json.NewDecoder(bytes.NewReader(resources))
 	decoder.UseNumber()
 	if err := decoder.Decode(&change); err != nil {
 		return fmt.Errorf("resources: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
+	return mergeSpec(dir, map[string]any{"linux": map[string]any{"resources": change}})
+}
+
+// mergeSpec changes the spec of a container that has not been started. Fields that are not known here stay.
+func mergeSpec(dir string, change map[string]any) error {
+	var spec map[string]any
 	if err := readSpec(dir, &spec); err != nil {
 		return err
 	}
-	merge(spec, map[string]any{"linux": map[string]any{"resources": change}})
+	merge(spec, change)
 	return bundle.WriteRecord(filepath.Join(dir, specFile), spec)
 }
 

@@ -1,0 +1,181 @@
+package monitor_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/monitor"
+	"github.com/pistis-run/pistis/internal/task"
+)
+
+// TestDaemonAway writes 100 MB of log while nobody is connected, and asks for the exit later.
+func TestDaemonAway(t *testing.T) {
+	const lineCount = 1_000_000
+	forEach(t, func(t *testing.T, p *pod) {
+		req := p.run("c1", []string{"/prog", "flood", fmt.Sprint(lineCount)})
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Wait(t.Context(), c1); err != nil { // a call needs no watch of the process
+			t.Fatal(err)
+		}
+		again, err := monitor.Connect(t.Context(), p.config.Dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Client = again
+		if exit := p.end("c1"); exit.Code != 0 {
+			t.Errorf("exit = %+v", exit)
+		}
+		f, err := os.Open(req.LogPath)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		scanner, n := bufio.NewScanner(f), 0
+		content := strings.Repeat("x", 88)
+		for ; scanner.Scan(); n++ {
+			_, record, _ := strings.Cut(scanner.Text(), " ")
+			if want := fmt.Sprintf("stdout F %010d %s", n, content); record != want {
+				t.Fatalf("record %d = %q, want %q", n, record, want)
+			}
+		}
+		if n != lineCount || scanner.Err() != nil {
+			t.Errorf("%d records, %v", n, scanner.Err())
+		}
+	})
+}
+
+// TestMonitorDies: its containers live on until they are cleaned up, which needs no monitor.
+func TestMonitorDies(t *testing.T) {
+	forEach(t, func(t *testing.T, p *pod) {
+		req := p.create("c1", []string{"/prog", "pause"})
+		pid, err := p.Start(t.Context(), c1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		waited := make(chan error, 1)
+		go func() {
+			_, err := p.Wait(context.Background(), c1)
+			waited <- err
+		}()
+		if err := unix.Kill(p.PID(), unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		reason, err := p.WaitEnd(t.Context())
+		if err != nil || !strings.Contains(reason, "ended unexpectedly") {
+			t.Errorf("end = %q, %v", reason, err)
+		}
+		if err := <-waited; !errdefs.IsUnavailable(err) {
+			t.Errorf("wait = %v", err)
+		}
+		if err := p.Signal(t.Context(), c1, 9, true); !errdefs.IsUnavailable(err) {
+			t.Errorf("signal = %v", err)
+		}
+		if _, err := monitor.Connect(t.Context(), p.config.Dir); !errdefs.IsUnavailable(err) {
+			t.Errorf("connect = %v", err)
+		}
+		if err := unix.Kill(int(pid), 0); err != nil {
+			t.Errorf("the container has ended: %v", err)
+		}
+		if err := monitor.Cleanup(t.Context(), p.config.Dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Kill(int(pid), 0); err == nil {
+			if state, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); !strings.Contains(string(state), ") Z ") {
+				t.Errorf("the container lives: %s", state)
+			}
+		}
+		_ = req
+	})
+}
+
+func TestShutdown(t *testing.T) {
+	forEach(t, func(t *testing.T, p *pod) {
+		p.run("c1", []string{"/prog", "pause"})
+		p.create("c2", []string{"/prog", "pause"})
+		if err := p.Shutdown(t.Context(), false); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("shutdown with containers = %v", err)
+		}
+		if err := p.Shutdown(t.Context(), true); err != nil {
+			t.Error(err)
+		}
+		if err := p.Shutdown(t.Context(), true); err != nil {
+			t.Errorf("second shutdown = %v", err)
+		}
+		if left, _ := os.ReadDir(filepath.Join(p.work, "state")); len(left) > 0 {
+			t.Errorf("left in the runtime's state: %v", left)
+		}
+	})
+}
+
+// TestLaunchFails wants every failure told, and nothing left.
+func TestLaunchFails(t *testing.T) {
+	for name, r := range runtimes(t) {
+		t.Run(name, func(t *testing.T) {
+			good := launch(t, r).config
+			for _, tt := range []struct {
+				name   string
+				change func(*monitor.Config)
+				class  func(error) bool
+			}{
+				{"no binary", func(c *monitor.Config) { c.Binary = "/no/such/monitor" }, errdefs.IsNotFound},
+				{"not a monitor", func(c *monitor.Config) { c.Binary = "/bin/true" }, errdefs.IsUnavailable},
+				{"no runtime", func(c *monitor.Config) { c.Runtime = "/no/such/runtime" }, errdefs.IsNotFound},
+				{"cgroup outside", func(c *monitor.Config) { c.Cgroup = "../x" }, errdefs.IsInvalidArgument},
+			} {
+				cfg := good
+				cfg.Dir = filepath.Join(filepath.Dir(good.Dir), "other")
+				cfg.Cgroup += "2"
+				tt.change(&cfg)
+				c, err := monitor.Launch(t.Context(), cfg)
+				if !tt.class(err) {
+					t.Errorf("%s: %v", tt.name, err)
+				}
+				if c != nil {
+					c.Close()
+				}
+				if _, err := os.Stat(cfg.Dir); !errors.Is(err, os.ErrNotExist) {
+					t.Errorf("%s: the bundle is left", tt.name)
+				}
+			}
+			if _, err := monitor.Launch(t.Context(), good); !errdefs.IsAlreadyExists(err) {
+				t.Errorf("second launch = %v", err)
+			}
+		})
+	}
+}
+
+// TestBounds wants bad requests refused by class.
+func TestBounds(t *testing.T) {
+	forEach(t, func(t *testing.T, p *pod) {
+		for _, id := range []string{"", ".", "..", "a/b", "-x", strings.Repeat("x", 129)} {
+			if err := p.Create(t.Context(), monitor.CreateRequest{ID: id, Bundle: "/"}); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("create %q = %v", id, err)
+			}
+		}
+		if err := p.Create(t.Context(), monitor.CreateRequest{ID: "x", Bundle: "relative"}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("create = %v", err)
+		}
+		p.create("c1", []string{"/prog"})
+		if err := p.Create(t.Context(), monitor.CreateRequest{ID: "c1", Bundle: "/"}); !errdefs.IsAlreadyExists(err) {
+			t.Errorf("second create = %v", err)
+		}
+		huge := task.ExecRequest{ID: task.ID{Container: "c1", Exec: "e"}, Process: []byte(`"` + strings.Repeat("x", 5<<20) + `"`)}
+		if err := p.Exec(t.Context(), huge); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Start(t.Context(), huge.ID); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("a message that is too long = %v", err)
+		}
+	})
+}
