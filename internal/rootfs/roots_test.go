@@ -254,6 +254,20 @@ func TestManyLayers(t *testing.T) {
 	}
 }
 
+// TestMountLabel: this machine may have no SELinux, so only what the kernel is told is looked at.
+func TestMountLabel(t *testing.T) {
+	f, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	got, err := overlayOptions([]*os.File{f, f}, "system_u:object_r:container_file_t:s0:c1,c2", "upperdir=u")
+	want := fmt.Sprintf(`%s,lowerdir=/proc/self/fd/%d:/proc/self/fd/%d,upperdir=u,context="system_u:object_r:container_file_t:s0:c1,c2"`, settings, f.Fd(), f.Fd())
+	if err != nil || got != want {
+		t.Errorf("got %s, %v; want %s", got, err, want)
+	}
+}
+
 func TestNoLayers(t *testing.T) {
 	r := roots(t)
 	at, err := r.Mount(t.Context(), "scratch", nil, Options{})
