@@ -23,6 +23,7 @@ import (
 
 // TestDirectoryHoles: zeros take no room, wherever they are, and all is read back as it was.
 func TestDirectoryHoles(t *testing.T) {
+	needRoot(t)
 	const size = 3 << 30
 	h := regular("huge", "")
 	h.Size = size
@@ -86,9 +87,7 @@ func TestKilled(t *testing.T) {
 		extractForEver(t, dir)
 		return
 	}
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: giving files their owner needs root")
-	}
+	needRoot(t)
 	root := filepath.Join(t.TempDir(), "layers")
 	cmd := exec.Command(os.Args[0], "-test.run=^TestKilled$")
 	cmd.Env = append(os.Environ(), killedDir+"="+root)
@@ -151,9 +150,7 @@ func (stuck) Read([]byte) (int, error) {
 
 // FuzzExtract: whatever a tar holds, it touches nothing but the layer's own directory, and errors have a class.
 func FuzzExtract(f *testing.F) {
-	if os.Geteuid() != 0 {
-		f.Skip("SKIPPED: giving files their owner needs root")
-	}
+	needRoot(f)
 	f.Add(makeTar(f, dir("a/", 0o755), regular("a/b", "content"), link(tar.TypeLink, "c", "a/b"), link(tar.TypeSymlink, "d", "/etc"), whiteout("a/.wh.x")))
 	f.Add(makeTar(f, regular("a", "1"), link(tar.TypeLink, "l", "a"), regular("a", "2"), whiteout(".wh.b"), dir("b", 0o700), whiteout("b/.wh..wh..opq")))
 	f.Add(makeTar(f, link(tar.TypeSymlink, "a", "../sentinel"), regular("a", "x"), link(tar.TypeSymlink, "b", ".."), link(tar.TypeLink, "c", "b")))
