@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
@@ -38,7 +39,7 @@ func (s *Service) OpenLayer(ctx context.Context, layer Layer) (io.ReadCloser, er
 	}
 	ahead := newReadAhead(tar)
 	return &layerReader{ctx: ctx, layer: layer, raw: raw, tar: ahead, blob: blob, diff: layer.DiffID.Algorithm().Hash(),
-		close: func() error { ahead.Close(); release(); return ra.Close() }}, nil
+		close: sync.OnceValue(func() error { ahead.Close(); release(); return ra.Close() })}, nil
 }
 
 // decompress tells by its first bytes how a stream is compressed; media types are not always right.
