@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
@@ -36,8 +37,9 @@ func (s *Service) OpenLayer(ctx context.Context, layer Layer) (io.ReadCloser, er
 	if err != nil {
 		return nil, errors.Join(corrupt("layer %s: %w", layer.Blob.Digest, err), ra.Close())
 	}
-	return &layerReader{ctx: ctx, layer: layer, raw: raw, tar: tar, blob: blob, diff: layer.DiffID.Algorithm().Hash(),
-		close: func() error { release(); return ra.Close() }}, nil
+	ahead := newReadAhead(tar)
+	return &layerReader{ctx: ctx, layer: layer, raw: raw, tar: ahead, blob: blob, diff: layer.DiffID.Algorithm().Hash(),
+		close: sync.OnceValue(func() error { ahead.Close(); release(); return ra.Close() })}, nil
 }
 
 // decompress tells by its first bytes how a stream is compressed; media types are not always right.
@@ -100,7 +102,7 @@ func (l *layerReader) Read(p []byte) (int, error) {
 	return n, l.err
 }
 
-// verify returns io.EOF when both digests are right.
+// verify returns io.EOF when both digests are right. Nobody reads ahead any more: that has ended.
 func (l *layerReader) verify() error {
 	if _, err := io.Copy(io.Discard, l.raw); err != nil {
 		return fmt.Errorf("layer %s: %w", l.layer.Blob.Digest, classify(err))

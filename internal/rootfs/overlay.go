@@ -93,34 +93,32 @@ func (s *stack) addEmpty(name string) error {
 	return err
 }
 
-// mapOwners mounts the directory of the layers once more, with its owners mapped into a user namespace, and returns
-// that directory. Where layers have no such view of their own, they have it by way of this mount.
+// mapOwners mounts the directory of the layers once more in dir, with its owners mapped into a user namespace, and
+// returns that directory.
 func (s *stack) mapOwners(dir string, lowers []string, userns string) (string, error) {
 	ns, err := os.Open(userns)
 	if err != nil {
 		return "", fmt.Errorf("user namespace: %w", err)
 	}
 	defer ns.Close()
-	// This directory is root's, so its owner there is who root is.
-	own, err := mappedClone(dir, ns)
-	if err != nil {
+	parent := dir
+	if len(lowers) > 0 {
+		parent = filepath.Dir(lowers[0])
+	}
+	if s.uid, s.gid, err = ownerOf(unix.AT_FDCWD, parent); err != nil {
 		return "", err
+	} else if s.uid != 0 || s.gid != 0 {
+		return "", fmt.Errorf("the directory of layers %s does not belong to root: %w", parent, errdefs.ErrFailedPrecondition)
 	}
-	defer own.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(own.Fd()), &st); err != nil {
-		return "", err
-	}
-	s.uid, s.gid = int(st.Uid), int(st.Gid)
-	if len(lowers) == 0 {
-		return "", nil
-	}
-	parent := filepath.Dir(lowers[0])
 	tree, err := mappedClone(parent, ns)
 	if err != nil {
 		return "", err
 	}
 	defer tree.Close()
+	// It is root's, so its owner in the clone is who root is in the namespace.
+	if s.uid, s.gid, err = ownerOf(int(tree.Fd()), ""); err != nil || len(lowers) == 0 {
+		return "", err
+	}
 	at := filepath.Join(dir, mapped)
 	if err := os.Mkdir(at, 0o700); err != nil {
 		return "", err
@@ -130,6 +128,14 @@ func (s *stack) mapOwners(dir string, lowers []string, userns string) (string, e
 	}
 	s.mapped = at
 	return parent, nil
+}
+
+func ownerOf(dir int, name string) (uid, gid int, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir, name, &st, unix.AT_EMPTY_PATH); err != nil {
+		return 0, 0, &os.PathError{Op: "stat", Path: name, Err: err}
+	}
+	return int(st.Uid), int(st.Gid), nil
 }
 
 // mappedClone copies the mount at a path with its owners mapped. The copy is attached nowhere and ends with its file.
@@ -200,25 +206,12 @@ func mountReadOnly(dir string, s *stack, opts Options) error {
 	return mountOverlay(filepath.Join(dir, mountPoint), unix.MS_RDONLY|unix.MS_NODEV, opts, s.layers)
 }
 
-// mountOverlay names directories by descriptors: their paths may be too long for all to fit, or hold what has a
-// meaning in options.
 func mountOverlay(at string, flags uintptr, opts Options, layers []*os.File, more ...string) error {
-	lower := make([]string, len(layers))
-	for i, f := range layers {
-		lower[i] = fdPath(f)
+	options, err := overlayOptions(layers, opts.MountLabel, more...)
+	if err != nil {
+		return err
 	}
-	options := append([]string{settings, "lowerdir=" + strings.Join(lower, ":")}, more...)
-	if opts.MountLabel != "" {
-		if strings.ContainsAny(opts.MountLabel, "\"\\\x00") {
-			return fmt.Errorf("SELinux label %q: it holds quotes: %w", opts.MountLabel, errdefs.ErrInvalidArgument)
-		}
-		options = append(options, `context="`+opts.MountLabel+`"`)
-	}
-	text := strings.Join(options, ",")
-	if len(text) > maxOptions {
-		return fmt.Errorf("%d layers are more than one mount can name: %w", len(layers), errdefs.ErrInvalidArgument)
-	}
-	err := unix.Mount("overlay", at, "overlay", flags, text)
+	err = unix.Mount("overlay", at, "overlay", flags, options)
 	switch {
 	case errors.Is(err, unix.ENODEV):
 		return fmt.Errorf("the kernel has no overlayfs: %w: %w", err, errdefs.ErrFailedPrecondition)
@@ -228,6 +221,27 @@ func mountOverlay(at string, flags uintptr, opts Options, layers []*os.File, mor
 		return fmt.Errorf("mount overlay: %w", err)
 	}
 	return nil
+}
+
+// overlayOptions names directories by descriptors: their paths may be too long for all to fit, or hold what has a
+// meaning in options.
+func overlayOptions(layers []*os.File, label string, more ...string) (string, error) {
+	lower := make([]string, len(layers))
+	for i, f := range layers {
+		lower[i] = fdPath(f)
+	}
+	options := append([]string{settings, "lowerdir=" + strings.Join(lower, ":")}, more...)
+	if label != "" {
+		if strings.ContainsAny(label, "\"\\\x00") {
+			return "", fmt.Errorf("SELinux label %q: it holds quotes: %w", label, errdefs.ErrInvalidArgument)
+		}
+		options = append(options, `context="`+label+`"`) // quoted, as its categories have commas between them
+	}
+	text := strings.Join(options, ",")
+	if len(text) > maxOptions {
+		return "", fmt.Errorf("%d layers are more than one mount can name: %w", len(layers), errdefs.ErrInvalidArgument)
+	}
+	return text, nil
 }
 
 func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }

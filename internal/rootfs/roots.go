@@ -21,7 +21,8 @@ type Roots struct{ dir string }
 // Options of a mount.
 type Options struct {
 	// UserNS is the path of a user namespace, such as /proc/1/ns/user. What the layers hold as owned by 0 belongs to
-	// whom the namespace maps 0 to, and so on. Empty: owners stay as they are.
+	// whom the namespace maps 0 to, and so on. All layers must then be in one directory, which is root's. Empty: owners
+	// stay as they are.
 	UserNS string
 	// MountLabel is the SELinux label of all files. Empty where SELinux is off.
 	MountLabel string

@@ -254,6 +254,20 @@ func TestManyLayers(t *testing.T) {
 	}
 }
 
+// TestMountLabel: this machine may have no SELinux, so only what the kernel is told is looked at.
+func TestMountLabel(t *testing.T) {
+	f, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	got, err := overlayOptions([]*os.File{f, f}, "system_u:object_r:container_file_t:s0:c1,c2", "upperdir=u")
+	want := fmt.Sprintf(`%s,lowerdir=/proc/self/fd/%d:/proc/self/fd/%d,upperdir=u,context="system_u:object_r:container_file_t:s0:c1,c2"`, settings, f.Fd(), f.Fd())
+	if err != nil || got != want {
+		t.Errorf("got %s, %v; want %s", got, err, want)
+	}
+}
+
 func TestNoLayers(t *testing.T) {
 	r := roots(t)
 	at, err := r.Mount(t.Context(), "scratch", nil, Options{})
@@ -450,43 +464,4 @@ func TestRemoveStaysInside(t *testing.T) {
 	if got := names(t, precious); !slices.Equal(got, []string{"file"}) {
 		t.Errorf("holds %q", got)
 	}
-}
-
-func BenchmarkMount(b *testing.B) {
-	needRoot(b)
-	top := open(b)
-	r, err := Open(filepath.Join(top, "roots"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	dir := filepath.Join(top, "layers")
-	var lowers []string
-	for i := range 120 {
-		lowers = append(lowers, layer(b, dir, fmt.Sprint(i), "a"))
-	}
-	ns := userNamespace(b)
-	for _, n := range []int{1, 8, 120} {
-		for name, opts := range map[string]Options{"": {}, "-userns": {UserNS: ns}} {
-			b.Run(fmt.Sprint("layers=", n, name), func(b *testing.B) {
-				for b.Loop() {
-					if _, err := r.Mount(b.Context(), "x", lowers[:n], opts); err != nil {
-						b.Fatal(err)
-					}
-					b.StopTimer()
-					remove(b, r, "x")
-					b.StartTimer()
-				}
-			})
-		}
-	}
-	b.Run("remove", func(b *testing.B) {
-		for b.Loop() {
-			b.StopTimer()
-			if _, err := r.Mount(b.Context(), "x", lowers[:8], Options{}); err != nil {
-				b.Fatal(err)
-			}
-			b.StartTimer()
-			remove(b, r, "x")
-		}
-	})
 }

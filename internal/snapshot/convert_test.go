@@ -69,8 +69,7 @@ func openerOf(raw []byte) opener {
 	return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw)), nil }
 }
 
-// unpackers write a tar in each form, and give the root directory of what has become of it. convert is the part that
-// needs no privilege.
+// unpackers write a tar in each form, and give the root directory of what has become of it.
 var unpackers = map[string]struct {
 	convert func(t testing.TB, raw []byte) (string, error)
 	mount   func(t testing.TB, path string) string
@@ -84,9 +83,7 @@ var unpackers = map[string]struct {
 
 // eachForm runs a test for each form of a layer.
 func eachForm(t *testing.T, test func(t *testing.T, unpack func(testing.TB, []byte) string)) {
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: devices, owners and mounts need root")
-	}
+	needRoot(t)
 	for name, u := range unpackers {
 		t.Run(name, func(t *testing.T) {
 			test(t, func(t testing.TB, raw []byte) string {
@@ -101,12 +98,20 @@ func eachForm(t *testing.T, test func(t *testing.T, unpack func(testing.TB, []by
 	}
 }
 
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: devices, owners and mounts need root")
+	}
+}
+
 // nothingBelow is the inheriter of the lowest layer.
 func nothingBelow([]string) (map[string]*entry, error) { return nil, nil }
 
 // directoryOf extracts a tar.
 func directoryOf(t testing.TB, raw []byte) (string, error) {
 	t.Helper()
+	needRoot(t)
 	path := filepath.Join(t.TempDir(), "layer")
 	_, err := writeDirectory(t.Context(), path, openerOf(raw), nothingBelow)
 	return path, err

@@ -55,9 +55,7 @@ func pushed(t testing.TB, host, repo string, raw []byte) string {
 
 // TestWithImages goes the way of an image from a registry to its forms and back to nothing, with the real image store.
 func TestWithImages(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: giving files their owner needs root")
-	}
+	needRoot(t)
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	defer server.Close()
 	host := strings.TrimPrefix(server.URL, "http://")

@@ -6,16 +6,13 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -95,8 +92,8 @@ func asDisks(root string, source layerSource) (*Layers, error) {
 func eachStore(t *testing.T, test func(*testing.T, openForm)) {
 	for name, open := range map[string]openForm{"disks": asDisks, "directories": OpenDirectories} {
 		t.Run(name, func(t *testing.T) {
-			if name == "directories" && os.Geteuid() != 0 {
-				t.Skip("SKIPPED: giving files their owner needs root")
+			if name == "directories" {
+				needRoot(t)
 			}
 			test(t, open)
 		})
@@ -481,118 +478,5 @@ func testFullDisk(t *testing.T, open openForm) {
 	// Close before the file system goes.
 	if err := l.Close(); err != nil {
 		t.Error(err)
-	}
-}
-
-func TestNewScratch(t *testing.T) {
-	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
-		t.Skip("SKIPPED: mkfs.ext4 is not installed")
-	}
-	l := openDisks(t)
-	dir := t.TempDir()
-	for i, size := range []int64{minScratch, 10<<30 + 1, 10 << 30, 1 << 40} {
-		path := filepath.Join(dir, fmt.Sprint(i))
-		for range 2 { // from a new template, and from an old one
-			if err := l.NewScratch(t.Context(), path, size); err != nil {
-				t.Fatal(err)
-			}
-			info, err := os.Stat(path)
-			if err != nil || info.Mode() != 0o600 || info.Size() < size || info.Size() >= size+blockSize {
-				t.Errorf("%d: %+v, %v", size, info, err)
-			}
-			if used := info.Sys().(*syscall.Stat_t).Blocks * 512; used > 64<<20 {
-				t.Errorf("%d: %d bytes are allocated", size, used)
-			}
-			if size < 1<<40 {
-				fsck(t, path)
-			}
-			if err := l.NewScratch(t.Context(), path, size); !errdefs.IsAlreadyExists(err) {
-				t.Errorf("twice: %v", err)
-			}
-			if err := os.Remove(path); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	for _, size := range []int64{-1, 0, minScratch - 1, maxScratch + 1} {
-		if err := l.NewScratch(t.Context(), filepath.Join(dir, "x"), size); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%d: %v", size, err)
-		}
-	}
-	if err := l.NewScratch(t.Context(), filepath.Join(dir, "none", "x"), minScratch); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("got %v", err)
-	}
-	if got := names(t, dir); len(got) != 0 {
-		t.Errorf("left: %q", got)
-	}
-}
-
-// benchmarkTar is like a distribution's base layer: many small files, some large ones.
-func benchmarkTar(b *testing.B) []byte {
-	var entries []tar.Header
-	body := make([]byte, 1<<20)
-	_, _ = rand.Read(body)
-	for i := range 4000 {
-		entries = append(entries, regular(fmt.Sprintf("usr/share/d%d/f%d", i%200, i), string(body[:100+i*7%12000])))
-	}
-	for i := range 60 {
-		entries = append(entries, regular(fmt.Sprintf("usr/lib/l%d.so", i), string(body)))
-	}
-	return makeTar(b, entries...)
-}
-
-func BenchmarkConvert(b *testing.B) {
-	raw := benchmarkTar(b)
-	f, err := os.Create(filepath.Join(b.TempDir(), "disk"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer f.Close()
-	b.SetBytes(int64(len(raw)))
-	for b.Loop() {
-		if err := f.Truncate(0); err != nil {
-			b.Fatal(err)
-		}
-		if _, err := convert(b.Context(), openerOf(raw), f, nil); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
-func BenchmarkExtract(b *testing.B) {
-	raw := benchmarkTar(b)
-	path := filepath.Join(b.TempDir(), "layer")
-	b.SetBytes(int64(len(raw)))
-	for b.Loop() {
-		if _, err := writeDirectory(b.Context(), path, openerOf(raw), nothingBelow); err != nil {
-			b.Fatal(err)
-		}
-		b.StopTimer()
-		if err := os.RemoveAll(path); err != nil {
-			b.Fatal(err)
-		}
-		b.StartTimer()
-	}
-}
-
-// BenchmarkSanitize is the part of the conversion that is ours.
-func BenchmarkSanitize(b *testing.B) {
-	raw := benchmarkTar(b)
-	b.SetBytes(int64(len(raw)))
-	for b.Loop() {
-		if _, err := io.Copy(io.Discard, newSanitizer(tar.NewReader(bytes.NewReader(raw)), plan{})); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
-func BenchmarkNewScratch(b *testing.B) {
-	l := openDisks(b)
-	path := filepath.Join(b.TempDir(), "disk")
-	for b.Loop() {
-		if err := l.NewScratch(b.Context(), path, 10<<30); err != nil {
-			b.Fatal(err)
-		}
-		_ = os.Remove(path)
 	}
 }
