@@ -8,12 +8,10 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"k8s.io/cri-streaming/pkg/streaming"
 
 	"github.com/pistis-run/pistis/internal/logfields"
 )
@@ -30,7 +28,10 @@ type Options struct {
 
 // Server hands out URLs and serves them.
 type Server struct {
-	streaming.Server
+	engine      engine
+	idleTimeout time.Duration
+	tickets     *tickets
+
 	listener *listener
 	http     *http.Server
 	cancel   context.CancelFunc
@@ -46,17 +47,13 @@ func Listen(o Options) (*Server, error) {
 		return nil, fmt.Errorf("streaming server: listen on %s: %w: %w", o.Address, err, errdefs.ErrUnavailable)
 	}
 	listener := &listener{Listener: tcp, open: map[net.Conn]struct{}{}}
-	config := streaming.DefaultConfig
-	config.StreamIdleTimeout = o.IdleTimeout
-	config.BaseURL = &url.URL{Scheme: "http", Host: listener.Addr().String()}
-	inner, err := streaming.NewServer(config, &calls{processes: o.Processes, sandboxes: o.Sandboxes})
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("streaming server: %w: %w", err, errdefs.ErrInternal), listener.Close())
-	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &Server{Server: inner, listener: listener, cancel: cancel}
+	s := &Server{
+		engine: engine{processes: o.Processes, sandboxes: o.Sandboxes}, idleTimeout: o.IdleTimeout,
+		tickets: newTickets(time.Now), listener: listener, cancel: cancel,
+	}
 	s.http = &http.Server{
-		Handler:           s,
+		Handler:           s.routes(),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
@@ -67,6 +64,11 @@ func Listen(o Options) (*Server, error) {
 		}
 	})
 	return s, nil
+}
+
+// url is where a stream is served.
+func (s *Server) url(path string) string {
+	return (&url.URL{Scheme: "http", Host: s.listener.Addr().String(), Path: path}).String()
 }
 
 // Addr is the address that is listened on.
@@ -85,19 +87,4 @@ func (s *Server) Close(ctx context.Context) error {
 	s.listener.closeAll()
 	s.served.Wait()
 	return errors.Join(err, s.forwards.wait(ctx))
-}
-
-// ServeHTTP serves one stream.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	g := &s.processes
-	if strings.HasPrefix(r.URL.Path, "/portforward/") {
-		g = &s.forwards
-	}
-	leave, ok := g.enter()
-	if !ok {
-		http.Error(w, "the daemon is going down", http.StatusServiceUnavailable)
-		return
-	}
-	defer leave()
-	s.Server.ServeHTTP(w, r)
 }

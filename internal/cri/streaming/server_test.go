@@ -3,6 +3,7 @@ package streaming
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -16,12 +17,14 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/client-go/transport/spdy"
 	utilexec "k8s.io/client-go/util/exec"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+	streamhttp "k8s.io/streaming/pkg/httpstream"
 
 	"github.com/pistis-run/pistis/internal/container"
 	"github.com/pistis-run/pistis/internal/task"
@@ -72,14 +75,33 @@ func listen(t *testing.T, f *fake) *Server {
 	return s
 }
 
-// executors are the two protocols that the kubelet's clients speak.
+// executors are the protocols that clients speak.
 var executors = map[string]func(u *url.URL) (remotecommand.Executor, error){
-	"spdy": func(u *url.URL) (remotecommand.Executor, error) {
-		return remotecommand.NewSPDYExecutor(&rest.Config{Host: u.Host}, http.MethodPost, u)
-	},
-	"websocket": func(u *url.URL) (remotecommand.Executor, error) {
+	"spdy": spdyExecutor,
+	"websocket v4": func(u *url.URL) (remotecommand.Executor, error) {
 		return remotecommand.NewWebSocketExecutorForProtocols(&rest.Config{Host: u.Host}, http.MethodGet, u.String(), "v4.channel.k8s.io")
 	},
+	"websocket v5": webSocketExecutor,
+	// As kubectl does: a WebSocket first, and SPDY where the server does not want it.
+	"fallback": func(u *url.URL) (remotecommand.Executor, error) {
+		newer, err := remotecommand.NewWebSocketExecutorForProtocols(&rest.Config{Host: u.Host}, http.MethodGet, u.String(), "v9.channel.k8s.io")
+		if err != nil {
+			return nil, err
+		}
+		older, err := spdyExecutor(u)
+		if err != nil {
+			return nil, err
+		}
+		return remotecommand.NewFallbackExecutor(newer, older, streamhttp.IsUpgradeFailure)
+	},
+}
+
+func spdyExecutor(u *url.URL) (remotecommand.Executor, error) {
+	return remotecommand.NewSPDYExecutor(&rest.Config{Host: u.Host}, http.MethodPost, u)
+}
+
+func webSocketExecutor(u *url.URL) (remotecommand.Executor, error) {
+	return remotecommand.NewWebSocketExecutor(&rest.Config{Host: u.Host}, http.MethodGet, u.String())
 }
 
 func forEachProtocol(t *testing.T, test func(t *testing.T, connect func(address string) remotecommand.Executor)) {
@@ -218,6 +240,35 @@ func TestAttachAndErrors(t *testing.T) {
 	})
 }
 
+// TestEndOfStdin: a process that reads to the end answers while the client waits. Version 4 of the WebSocket protocol
+// cannot say that stdin ended.
+func TestEndOfStdin(t *testing.T) {
+	forEachProtocol(t, func(t *testing.T, connect func(string) remotecommand.Executor) {
+		if strings.HasSuffix(t.Name(), "v4") {
+			t.Skip("not in this protocol")
+		}
+		f := &fake{run: func(_ context.Context, _ []string, _ bool, stdio task.Stdio, _ <-chan container.Size) (int32, error) {
+			all, err := io.ReadAll(stdio.Stdin)
+			if err != nil {
+				return 0, err
+			}
+			_, err = fmt.Fprintf(stdio.Stdout, "%x", sha256.Sum256(all))
+			return 0, err
+		}}
+		s := listen(t, f)
+		resp, err := s.GetExec(&runtime.ExecRequest{ContainerId: "c", Cmd: []string{"sha256sum"}, Stdin: true, Stdout: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stdin := bytes.Repeat([]byte{0, 255, 'x'}, 1<<20)
+		var stdout bytes.Buffer
+		err = connect(resp.Url).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: bytes.NewReader(stdin), Stdout: &stdout})
+		if want := fmt.Sprintf("%x", sha256.Sum256(stdin)); err != nil || stdout.String() != want {
+			t.Errorf("got %q, want %q; %v", &stdout, want, err)
+		}
+	})
+}
+
 // TestCloseEndsStreams: a process that would run for ever learns of the end through its context.
 func TestCloseEndsStreams(t *testing.T) {
 	started := make(chan struct{})
@@ -232,7 +283,7 @@ func TestCloseEndsStreams(t *testing.T) {
 		t.Fatal(err)
 	}
 	u, _ := url.Parse(resp.Url)
-	executor, err := executors["spdy"](u)
+	executor, err := spdyExecutor(u)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,6 +306,18 @@ func TestCloseEndsStreams(t *testing.T) {
 }
 
 func TestPortForward(t *testing.T) {
+	overSPDY := func(u *url.URL) (httpstream.Dialer, error) {
+		transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{Host: u.Host})
+		return spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u), err
+	}
+	overWebSocket := func(u *url.URL) (httpstream.Dialer, error) {
+		return portforward.NewSPDYOverWebsocketDialer(u, &rest.Config{Host: u.Host})
+	}
+	t.Run("spdy", func(t *testing.T) { testPortForward(t, overSPDY) })
+	t.Run("websocket", func(t *testing.T) { testPortForward(t, overWebSocket) })
+}
+
+func testPortForward(t *testing.T, newDialer func(*url.URL) (httpstream.Dialer, error)) {
 	echo, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -289,14 +352,13 @@ func TestPortForward(t *testing.T) {
 		t.Fatal(err)
 	}
 	u, _ := url.Parse(resp.Url)
-	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{Host: u.Host})
+	dialer, err := newDialer(u)
 	if err != nil {
 		t.Fatal(err)
 	}
 	stop, ready := make(chan struct{}), make(chan struct{})
 	var problems bytes.Buffer
-	forwarder, err := portforward.NewOnAddresses(spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u),
-		[]string{"127.0.0.1"}, []string{"0:80", "0:81"}, stop, ready, io.Discard, &problems)
+	forwarder, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{"0:80", "0:81"}, stop, ready, io.Discard, &problems)
 	if err != nil {
 		t.Fatal(err)
 	}

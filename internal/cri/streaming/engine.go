@@ -7,6 +7,7 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
@@ -27,17 +28,16 @@ type sandboxes interface {
 	Tasks(ctx context.Context, id string) (task.Service, error)
 }
 
-// calls implements the streaming library's Runtime over the engine.
-type calls struct {
+// engine is what streams lead to, as the streaming library wants to see it: its Executor, Attacher and PortForwarder.
+// Their names of pods are not used, but for port-forward, where it is the sandbox's id.
+type engine struct {
 	processes processes
 	sandboxes sandboxes
 }
 
-// Exec runs a command. A code other than 0 is an error of the type that the library sends to the client as such.
-func (c *calls) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	ctx, sizes, stop := forward(ctx, resize)
-	defer stop()
-	code, err := c.processes.Exec(ctx, id, cmd, tty, stdio(in, out, errOut), sizes)
+// exec runs a command. A code other than 0 is an error of the type that is sent to the client as such.
+func (c engine) exec(ctx context.Context, id string, cmd []string, tty bool, stdio task.Stdio, resize <-chan container.Size) error {
+	code, err := c.processes.Exec(ctx, id, cmd, tty, stdio, resize)
 	if err != nil {
 		return err
 	}
@@ -47,8 +47,15 @@ func (c *calls) Exec(ctx context.Context, id string, cmd []string, in io.Reader,
 	return nil
 }
 
-// Attach joins a container's own process.
-func (c *calls) Attach(ctx context.Context, id string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+// ExecInContainer runs a command.
+func (c engine) ExecInContainer(ctx context.Context, _, _, id string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
+	ctx, sizes, stop := forward(ctx, resize)
+	defer stop()
+	return c.exec(ctx, id, cmd, tty, stdio(in, out, errOut), sizes)
+}
+
+// AttachContainer joins a container's own process.
+func (c engine) AttachContainer(ctx context.Context, _, _, id string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	ctx, sizes, stop := forward(ctx, resize)
 	defer stop()
 	return c.processes.Attach(ctx, id, tty, stdio(in, out, errOut), sizes)
@@ -99,7 +106,7 @@ func forward(ctx context.Context, in <-chan remotecommand.TerminalSize) (context
 }
 
 // PortForward connects the stream with a port of the sandbox's localhost, dialled inside.
-func (c *calls) PortForward(ctx context.Context, id string, port int32, stream io.ReadWriteCloser) error {
+func (c engine) PortForward(ctx context.Context, id, _ string, port int32, stream io.ReadWriteCloser) error {
 	tasks, err := c.sandboxes.Tasks(ctx, id)
 	if err != nil {
 		return fmt.Errorf("port-forward: pod %s: %w", id, err)
