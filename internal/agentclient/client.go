@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -85,6 +86,9 @@ func (c *Client) hello(ctx context.Context) error {
 
 // Info is what Hello brought.
 func (c *Client) Info() Info { return c.info }
+
+// Has says whether the agent can do something beyond the first version of the contract: one of its Feature constants.
+func (c *Client) Has(feature string) bool { return slices.Contains(c.info.Features, feature) }
 
 // Done is closed when the control connection has ended.
 func (c *Client) Done() <-chan struct{} { return c.done }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"slices"
 	"strings"
 	"time"
 
@@ -45,7 +44,7 @@ func (c *Client) Dial(ctx context.Context, network, address string) (Stream, err
 
 // OpenShare has the guest mount what the host will serve over the stream: a directory, or a regular file.
 func (c *Client) OpenShare(ctx context.Context, id string, file bool) (Stream, error) {
-	if !slices.Contains(c.info.Features, agentv1.FeatureShares) {
+	if !c.Has(agentv1.FeatureShares) {
 		return nil, fmt.Errorf("mount share in guest: the agent in the guest (%s) is too old for volumes: build the guest again with the installed version: %w",
 			c.info.AgentVersion, errdefs.ErrFailedPrecondition)
 	}

@@ -9,6 +9,10 @@
 // counted users, so that nothing is resolved twice; only regular files and directories are ever opened. The server's
 // view of the host ends at the share even if all of that failed.
 //
+// A share that is watched tells the guest what changes in its root on the host, one change at a time, and the guest
+// repeats it: see ShareChange in api/agent/v1.
+//
 // A Host owns its process, its namespace and the mounts in it. A share is one stream: closing it ends the share, and
-// the end of the stream says that the server has let go of all its files. The package imports nothing of ours.
+// the end of the stream says that the server has let go of all its files. The package imports nothing of ours
+// but the contract with the guest.
 package share

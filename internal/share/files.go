@@ -84,6 +84,23 @@ func (f *files) entry(dir *used, name string, out *fuse.EntryOut) (format uint32
 	return uint32(st.Mode) & unix.S_IFMT, fuse.OK
 }
 
+// again gives the guest a node that it has already, whatever has become of its name; false where that is not possible.
+func (f *files) again(id uint64, out *fuse.EntryOut) bool {
+	n := f.nodes.retain(id)
+	if n == nil {
+		return false
+	}
+	defer n.release()
+	var st unix.Statx_t
+	if err := statx(n.fd, &st); err != nil {
+		f.nodes.forget(id, 1)
+		return false
+	}
+	*out = fuse.EntryOut{NodeId: id, Generation: 1}
+	f.attr(&st, &out.Attr)
+	return true
+}
+
 // directory finds the node of a directory in which name is to be found or made.
 func (f *files) directory(id uint64, name string) (*used, fuse.Status) {
 	if len(name) > maxName {

@@ -33,6 +33,9 @@ type Share struct {
 	Follow bool
 	// Valid is how long the guest may believe names and attributes without asking again.
 	Valid time.Duration
+	// Watch: who watches the root of the share in the guest is told of what changes there on the host, as it is by
+	// the kubelet's updates. It is for directories, and its guest must know of it.
+	Watch bool
 }
 
 // Host is a pod's server process, as the shim sees it.
@@ -179,7 +182,7 @@ func (h *Host) Serve(ctx context.Context, s Share) (_ *Served, err error) {
 		return nil, err
 	}
 	defer theirs.Close()
-	data, err := json.Marshal(order{Valid: s.Valid})
+	data, err := json.Marshal(order{Valid: s.Valid, Watch: s.Watch && !served.File})
 	if err == nil {
 		_, _, err = h.control.WriteMsgUnix(data, unix.UnixRights(int(tree.Fd()), int(theirs.Fd())), nil)
 	}

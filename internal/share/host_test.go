@@ -4,14 +4,13 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	guest "github.com/pistis-run/pistis/internal/agent/share"
 	"github.com/pistis-run/pistis/internal/share"
@@ -33,7 +32,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// relay mounts what is served over descriptor 3, says so, and relays until it is unmounted.
+// relay mounts what is served over descriptor 3, says so, and relays until its standard input ends and it has unmounted.
 func relay(point string, file bool) int {
 	conn, err := net.FileConn(os.NewFile(3, "stream"))
 	if err != nil {
@@ -44,7 +43,15 @@ func relay(point string, file bool) int {
 		panic(err)
 	}
 	fmt.Println("mounted")
-	err = errors.Join(m.Relay(conn), m.Remove())
+	unmounted := make(chan error, 1)
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		err := m.Unmount()
+		m.Close() // a mount namespace that was just made elsewhere may have a copy of it
+		unmounted <- err
+	}()
+	err = m.Relay(conn)
+	err = errors.Join(err, <-unmounted, m.Remove())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "guest:", err)
 		return 1
@@ -95,6 +102,10 @@ func mount(t *testing.T, h *share.Host, s share.Share) (string, *share.Served) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -102,11 +113,8 @@ func mount(t *testing.T, h *share.Host, s share.Share) (string, *share.Served) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := unix.Unmount(point, 0); err != nil {
-			t.Error(err)
-			unix.Unmount(point, unix.MNT_DETACH|unix.MNT_FORCE)
-			cmd.Process.Kill()
-		}
+		in.Close()
+		time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
 		if err := cmd.Wait(); err != nil {
 			t.Error(err)
 		}

@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,6 +32,8 @@ const (
 type order struct {
 	// Valid is how long the guest may believe what it was told.
 	Valid time.Duration `json:"valid"`
+	// Watch: the guest is told of changes.
+	Watch bool `json:"watch,omitempty"`
 }
 
 // report is the server's answer, and its first word when it is ready.
@@ -86,9 +89,8 @@ func obey(control *net.UnixConn, room *budget) error {
 		if err != nil {
 			return err
 		}
-		fs, err := newFiles(root, fdDir, o.Valid, room)
+		fs, err := open(o, root, room)
 		if err != nil {
-			unix.Close(root)
 			stream.Close()
 			if err := tell(control, err); err != nil {
 				return err
@@ -104,6 +106,25 @@ func obey(control *net.UnixConn, room *budget) error {
 			return err
 		}
 	}
+}
+
+// opened is what a share is served from.
+type opened interface {
+	fuse.RawFileSystem
+	close()
+}
+
+// open takes over root, also on error.
+func open(o order, root int, room *budget) (opened, error) {
+	fs, err := newFiles(root, fdDir, o.Valid, room)
+	if err != nil {
+		unix.Close(root)
+		return nil, err
+	}
+	if !o.Watch {
+		return fs, nil
+	}
+	return newWatched(fs)
 }
 
 // halfClosed leaves the end of the stream to its owner: closing it only wakes who reads.

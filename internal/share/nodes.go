@@ -225,6 +225,60 @@ func (t *nodes) add(fd int, st *unix.Statx_t, dir uint64, name string) uint64 {
 	return n.id
 }
 
+// known is the number of a file; 0 where the guest has none for it.
+func (t *nodes) known(k key) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.byKey[k]; n != nil {
+		return n.id
+	}
+	return 0
+}
+
+// number is one that no file has.
+func (t *nodes) number() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.next++
+	return t.next - 1
+}
+
+// retain counts a lookup of a file that is known already. It returns nil for one that is not, or is not found again.
+func (t *nodes) retain(id uint64) *used {
+	n := t.use(id)
+	if n == nil {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byID[id] == nil {
+		n.release()
+		return nil
+	}
+	t.byID[id].lookups++
+	return n
+}
+
+// named is a file that the guest knows, and where it was looked up last.
+type named struct {
+	id     uint64
+	place  place
+	format uint32
+}
+
+// all lists the files that the guest knows, beside the root.
+func (t *nodes) all() map[uint64]named {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	list := make(map[uint64]named, len(t.byID))
+	for id, n := range t.byID {
+		if id != rootID {
+			list[id] = named{id, place{n.dir, n.name}, n.format}
+		}
+	}
+	return list
+}
+
 // moved notes that a file has a new name.
 func (t *nodes) moved(dir *used, name string) {
 	fd, st, err := lookup(dir.fd, name)

@@ -65,17 +65,22 @@ type session struct {
 	writing sync.Mutex // one writes
 	work    sync.WaitGroup
 
+	// repeated has the guest's answer to a change that it was told of; ended is closed when nothing is read any more.
+	repeated, ended chan struct{}
+
 	mu      sync.Mutex
 	workers int
 	idle    int // workers that read or wait to read
+	over    bool
 	err     error
 }
 
 // serve answers the requests on a stream until it ends, and closes it. It returns when nothing works on a request any
-// more.
-func serve(stream io.ReadWriteCloser, fs *files) error {
+// more. Changes of a watched share are told on the same stream.
+func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem) error {
 	s := &session{
 		stream: stream, in: bufio.NewReaderSize(stream, smallFrame), allowed: served(),
+		repeated: make(chan struct{}, 1), ended: make(chan struct{}),
 		server: fuse.NewProtocolServer(fs, &fuse.MountOptions{
 			MaxWrite: MaxWrite, MaxBackground: 32, Logger: log.New(io.Discard, "", 0), // the guest writes the messages
 			ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2,
@@ -87,6 +92,9 @@ func serve(stream io.ReadWriteCloser, fs *files) error {
 		return err
 	}
 	s.spawn()
+	if w, ok := fs.(*watched); ok {
+		s.work.Go(func() { s.announce(w.mirror) })
+	}
 	s.work.Wait()
 	return s.err
 }
@@ -153,6 +161,10 @@ func (s *session) end(err error) {
 	if s.err == nil && err != io.EOF {
 		s.err = err
 	}
+	if !s.over {
+		s.over = true
+		close(s.ended)
+	}
 	s.mu.Unlock()
 	s.stream.Close()
 }
@@ -185,6 +197,13 @@ func opcode(frame []byte) uint32 { return binary.NativeEndian.Uint32(frame[4:]) 
 
 // handle answers one request after the first.
 func (s *session) handle(frame, small []byte) error {
+	if opcode(frame) == opNotifyReply {
+		select {
+		case s.repeated <- struct{}{}:
+		default: // nobody has asked for it
+		}
+		return nil
+	}
 	if code := s.screen(frame); !code.Ok() {
 		return s.refuse(frame, code)
 	}

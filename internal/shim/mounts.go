@@ -28,7 +28,11 @@ func shareMounts(ctx context.Context, v *vm.VM, mounts []specs.Mount) (ids []str
 			Path:     m.Source,
 			ReadOnly: slices.Contains(m.Options, "ro") || slices.Contains(m.Options, "rro"), Recursive: slices.Contains(m.Options, "rro"),
 			Follow: slices.Contains(m.Options, "rslave") || slices.Contains(m.Options, "slave"),
-			Valid:  validity(m.Source),
+			Valid:  shareValid,
+		}
+		if isUpdated(m.Source) {
+			// An update shows at once, the parts of it never mixed, and who watches for it is told.
+			want.Valid, want.Watch = 0, true
 		}
 		alone := keepsModes(want)
 		id, path, err := v.AttachShare(ctx, want, alone)
@@ -55,13 +59,12 @@ func keepsModes(s share.Share) bool {
 	return s.Follow || below && err == nil // a path that is not there is refused where it is shared
 }
 
-// validity is 0 for the volumes that the kubelet updates while they are used: an update shows at once, and the parts of
-// it never mixed.
-func validity(path string) time.Duration {
+// isUpdated tells the volumes that the kubelet updates while they are used.
+func isUpdated(path string) bool {
 	for _, kind := range []string{"configmap", "secret", "projected", "downward-api"} {
 		if strings.Contains(path, "/volumes/kubernetes.io~"+kind+"/") {
-			return 0
+			return true
 		}
 	}
-	return shareValid
+	return false
 }

@@ -141,28 +141,28 @@ func shareServers(t *testing.T, state string) (n int) {
 // guestDir names the directory in which TestInGuest works; it is set inside a guest only.
 const guestDir = "PISTIS_TEST_GUEST_DIR"
 
-// fileSystem runs this test program in the guest, on a share.
-func fileSystem(t *testing.T, d *daemon, pod string, config *runtime.PodSandboxConfig) {
-	dir := volume(t)
+// guestSide is a container that runs a test of this program on dir, which is mounted in it.
+func guestSide(t *testing.T, name, test, dir string, mounts ...*runtime.Mount) *runtime.ContainerConfig {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Mkdir(filepath.Join(dir, "work"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	c := shell("guest-side", script("cd /tmp", "/bin-share/program -test.v -test.run TestInGuest"))
-	c.Envs = []*runtime.KeyValue{{Key: guestDir, Value: []byte("/work")}}
-	mounted(c, &runtime.Mount{HostPath: filepath.Join(dir, "work"), ContainerPath: "/work"},
-		&runtime.Mount{HostPath: filepath.Dir(self), ContainerPath: "/bin-share", Readonly: true})
-	c.Command[2] = strings.Replace(c.Command[2], "program", filepath.Base(self), 1)
-	out := d.run(pod, config, c)
+	c := shell(name, script("cd /tmp", "/bin-share/"+filepath.Base(self)+" -test.v -test.run '^"+test+"$'"))
+	c.Envs = []*runtime.KeyValue{{Key: guestDir, Value: []byte(dir)}}
+	return mounted(c, append(mounts, &runtime.Mount{HostPath: filepath.Dir(self), ContainerPath: "/bin-share", Readonly: true})...)
+}
+
+// fileSystem runs TestInGuest in the guest, on a share.
+func fileSystem(t *testing.T, d *daemon, pod string, config *runtime.PodSandboxConfig) {
+	dir := volume(t)
+	out := d.run(pod, config, guestSide(t, "guest-side", "TestInGuest", "/work", &runtime.Mount{HostPath: dir, ContainerPath: "/work"}))
 	t.Log(out)
 	if !strings.Contains(out, "--- PASS: TestInGuest") {
 		t.Error("the guest's side did not pass")
 	}
 	for name, want := range map[string]string{"mmap": "mapped and written", "renamed": "still open", "sparse": ""} {
-		b, err := os.ReadFile(filepath.Join(dir, "work", name))
+		b, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil || !bytes.Contains(b, []byte(want)) {
 			t.Errorf("%s on the host: %d bytes, %v", name, len(b), err)
 		}
@@ -195,29 +195,11 @@ func TestUpdatedVolumes(t *testing.T) {
 	d := startDaemon(t, "")
 	d.pull(testImage)
 	pod, config := d.runPod("updated", nil)
-	dir := filepath.Join(volume(t), "volumes/kubernetes.io~configmap/settings")
-	version := func(n int) {
-		name := fmt.Sprintf("..v%d", n)
-		write(t, filepath.Join(dir, name, "a"), fmt.Sprintf("a%d\n", n))
-		write(t, filepath.Join(dir, name, "b"), fmt.Sprintf("b%d\n", n))
-		tmp := filepath.Join(dir, "..data_tmp")
-		if err := os.Symlink(name, tmp); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(tmp, filepath.Join(dir, "..data")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	version(1)
-	for _, key := range []string{"a", "b"} {
-		if err := os.Symlink("..data/"+key, filepath.Join(dir, key)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	id := d.launch(pod, config, mounted(shell("reader", forever), &runtime.Mount{HostPath: dir, ContainerPath: "/etc/settings", Readonly: true}))
+	s := newSettings(t, "configmap")
+	id := d.launch(pod, config, mounted(shell("reader", forever), &runtime.Mount{HostPath: s.dir, ContainerPath: "/etc/settings", Readonly: true}))
 	for n := 2; n <= 5; n++ {
 		expect(t, "before", d.execSync(id, "cat", "/etc/settings/a", "/etc/settings/b"), fmt.Sprintf("a%d\nb%[1]d\n", n-1))
-		version(n)
+		s.update(n)
 		expect(t, "after", d.execSync(id, "cat", "/etc/settings/a", "/etc/settings/b"), fmt.Sprintf("a%d\nb%[1]d\n", n))
 	}
 }

@@ -71,6 +71,58 @@ func (StdioStream_FD) EnumDescriptor() ([]byte, []int) {
 	return file_agent_proto_rawDescGZIP(), []int{41, 0}
 }
 
+type ShareChange_Kind int32
+
+const (
+	// MAKE makes path, of the type in mode.
+	ShareChange_MAKE ShareChange_Kind = 0
+	// RENAME gives path the name to.
+	ShareChange_RENAME ShareChange_Kind = 1
+	// REMOVE removes path, of the type in mode.
+	ShareChange_REMOVE ShareChange_Kind = 2
+)
+
+// Enum value maps for ShareChange_Kind.
+var (
+	ShareChange_Kind_name = map[int32]string{
+		0: "MAKE",
+		1: "RENAME",
+		2: "REMOVE",
+	}
+	ShareChange_Kind_value = map[string]int32{
+		"MAKE":   0,
+		"RENAME": 1,
+		"REMOVE": 2,
+	}
+)
+
+func (x ShareChange_Kind) Enum() *ShareChange_Kind {
+	p := new(ShareChange_Kind)
+	*p = x
+	return p
+}
+
+func (x ShareChange_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ShareChange_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_proto_enumTypes[1].Descriptor()
+}
+
+func (ShareChange_Kind) Type() protoreflect.EnumType {
+	return &file_agent_proto_enumTypes[1]
+}
+
+func (x ShareChange_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ShareChange_Kind.Descriptor instead.
+func (ShareChange_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{44, 0}
+}
+
 type Empty struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2864,6 +2916,81 @@ func (x *ShareStream) GetFile() bool {
 	return false
 }
 
+// ShareChange is a change that the host made in a shared directory. The server of a share sends it between its FUSE
+// replies, as a message whose unique is 0, whose error is ShareChanged and whose body is this, and waits for an answer: a
+// FUSE request of the operation NOTIFY_REPLY and no body. The agent repeats the change on its mount, so that the guest's
+// kernel tells those who watch there; requests that it makes for it have the pid ShareRepeater, and the server answers
+// them without doing anything on the host.
+type ShareChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  ShareChange_Kind       `protobuf:"varint,1,opt,name=kind,proto3,enum=pistis.agent.v1.ShareChange_Kind" json:"kind,omitempty"`
+	// path and to are below the root of the share, in bytes as they are on the host.
+	Path []byte `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	To   []byte `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	// mode has a file's type as in stat(2) and nothing else.
+	Mode          uint32 `protobuf:"varint,4,opt,name=mode,proto3" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShareChange) Reset() {
+	*x = ShareChange{}
+	mi := &file_agent_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShareChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShareChange) ProtoMessage() {}
+
+func (x *ShareChange) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShareChange.ProtoReflect.Descriptor instead.
+func (*ShareChange) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *ShareChange) GetKind() ShareChange_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return ShareChange_MAKE
+}
+
+func (x *ShareChange) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *ShareChange) GetTo() []byte {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *ShareChange) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
 // StreamReply answers a StreamHeader. Bytes follow only when error is empty.
 type StreamReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2876,7 +3003,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2888,7 +3015,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2901,7 +3028,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StreamReply) GetError() string {
@@ -3135,7 +3262,18 @@ const file_agent_proto_rawDesc = "" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\"1\n" +
 	"\vShareStream\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
-	"\x04file\x18\x02 \x01(\bR\x04file\"7\n" +
+	"\x04file\x18\x02 \x01(\bR\x04file\"\xa6\x01\n" +
+	"\vShareChange\x125\n" +
+	"\x04kind\x18\x01 \x01(\x0e2!.pistis.agent.v1.ShareChange.KindR\x04kind\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\fR\x04path\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\fR\x02to\x12\x12\n" +
+	"\x04mode\x18\x04 \x01(\rR\x04mode\"(\n" +
+	"\x04Kind\x12\b\n" +
+	"\x04MAKE\x10\x00\x12\n" +
+	"\n" +
+	"\x06RENAME\x10\x01\x12\n" +
+	"\n" +
+	"\x06REMOVE\x10\x02\"7\n" +
 	"\vStreamReply\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\rR\x04code2\xbe\n" +
@@ -3172,132 +3310,135 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_agent_proto_goTypes = []any{
 	(StdioStream_FD)(0),              // 0: pistis.agent.v1.StdioStream.FD
-	(*Empty)(nil),                    // 1: pistis.agent.v1.Empty
-	(*HelloRequest)(nil),             // 2: pistis.agent.v1.HelloRequest
-	(*HelloResponse)(nil),            // 3: pistis.agent.v1.HelloResponse
-	(*DiskAddress)(nil),              // 4: pistis.agent.v1.DiskAddress
-	(*Network)(nil),                  // 5: pistis.agent.v1.Network
-	(*Interface)(nil),                // 6: pistis.agent.v1.Interface
-	(*Route)(nil),                    // 7: pistis.agent.v1.Route
-	(*Neighbor)(nil),                 // 8: pistis.agent.v1.Neighbor
-	(*ConfigureSandboxRequest)(nil),  // 9: pistis.agent.v1.ConfigureSandboxRequest
-	(*ConfigureSandboxResponse)(nil), // 10: pistis.agent.v1.ConfigureSandboxResponse
-	(*UpdateNetworkRequest)(nil),     // 11: pistis.agent.v1.UpdateNetworkRequest
-	(*SetClockRequest)(nil),          // 12: pistis.agent.v1.SetClockRequest
-	(*User)(nil),                     // 13: pistis.agent.v1.User
-	(*ResolvedUser)(nil),             // 14: pistis.agent.v1.ResolvedUser
-	(*CreateContainerRequest)(nil),   // 15: pistis.agent.v1.CreateContainerRequest
-	(*CreateContainerResponse)(nil),  // 16: pistis.agent.v1.CreateContainerResponse
-	(*ExecRequest)(nil),              // 17: pistis.agent.v1.ExecRequest
-	(*StartRequest)(nil),             // 18: pistis.agent.v1.StartRequest
-	(*StartResponse)(nil),            // 19: pistis.agent.v1.StartResponse
-	(*SignalRequest)(nil),            // 20: pistis.agent.v1.SignalRequest
-	(*WaitRequest)(nil),              // 21: pistis.agent.v1.WaitRequest
-	(*WaitResponse)(nil),             // 22: pistis.agent.v1.WaitResponse
-	(*DeleteRequest)(nil),            // 23: pistis.agent.v1.DeleteRequest
-	(*DeleteResponse)(nil),           // 24: pistis.agent.v1.DeleteResponse
-	(*ResizeTerminalRequest)(nil),    // 25: pistis.agent.v1.ResizeTerminalRequest
-	(*ContainerRequest)(nil),         // 26: pistis.agent.v1.ContainerRequest
-	(*PidsRequest)(nil),              // 27: pistis.agent.v1.PidsRequest
-	(*PidsResponse)(nil),             // 28: pistis.agent.v1.PidsResponse
-	(*Pid)(nil),                      // 29: pistis.agent.v1.Pid
-	(*UpdateRequest)(nil),            // 30: pistis.agent.v1.UpdateRequest
-	(*RemoveShareRequest)(nil),       // 31: pistis.agent.v1.RemoveShareRequest
-	(*StatsRequest)(nil),             // 32: pistis.agent.v1.StatsRequest
-	(*StatsResponse)(nil),            // 33: pistis.agent.v1.StatsResponse
-	(*ContainerStats)(nil),           // 34: pistis.agent.v1.ContainerStats
-	(*CPUStats)(nil),                 // 35: pistis.agent.v1.CPUStats
-	(*MemoryStats)(nil),              // 36: pistis.agent.v1.MemoryStats
-	(*PSI)(nil),                      // 37: pistis.agent.v1.PSI
-	(*PSIData)(nil),                  // 38: pistis.agent.v1.PSIData
-	(*PidsStats)(nil),                // 39: pistis.agent.v1.PidsStats
-	(*InterfaceStats)(nil),           // 40: pistis.agent.v1.InterfaceStats
-	(*StreamHeader)(nil),             // 41: pistis.agent.v1.StreamHeader
-	(*StdioStream)(nil),              // 42: pistis.agent.v1.StdioStream
-	(*DialStream)(nil),               // 43: pistis.agent.v1.DialStream
-	(*ShareStream)(nil),              // 44: pistis.agent.v1.ShareStream
-	(*StreamReply)(nil),              // 45: pistis.agent.v1.StreamReply
-	nil,                              // 46: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	(*timestamppb.Timestamp)(nil),    // 47: google.protobuf.Timestamp
+	(ShareChange_Kind)(0),            // 1: pistis.agent.v1.ShareChange.Kind
+	(*Empty)(nil),                    // 2: pistis.agent.v1.Empty
+	(*HelloRequest)(nil),             // 3: pistis.agent.v1.HelloRequest
+	(*HelloResponse)(nil),            // 4: pistis.agent.v1.HelloResponse
+	(*DiskAddress)(nil),              // 5: pistis.agent.v1.DiskAddress
+	(*Network)(nil),                  // 6: pistis.agent.v1.Network
+	(*Interface)(nil),                // 7: pistis.agent.v1.Interface
+	(*Route)(nil),                    // 8: pistis.agent.v1.Route
+	(*Neighbor)(nil),                 // 9: pistis.agent.v1.Neighbor
+	(*ConfigureSandboxRequest)(nil),  // 10: pistis.agent.v1.ConfigureSandboxRequest
+	(*ConfigureSandboxResponse)(nil), // 11: pistis.agent.v1.ConfigureSandboxResponse
+	(*UpdateNetworkRequest)(nil),     // 12: pistis.agent.v1.UpdateNetworkRequest
+	(*SetClockRequest)(nil),          // 13: pistis.agent.v1.SetClockRequest
+	(*User)(nil),                     // 14: pistis.agent.v1.User
+	(*ResolvedUser)(nil),             // 15: pistis.agent.v1.ResolvedUser
+	(*CreateContainerRequest)(nil),   // 16: pistis.agent.v1.CreateContainerRequest
+	(*CreateContainerResponse)(nil),  // 17: pistis.agent.v1.CreateContainerResponse
+	(*ExecRequest)(nil),              // 18: pistis.agent.v1.ExecRequest
+	(*StartRequest)(nil),             // 19: pistis.agent.v1.StartRequest
+	(*StartResponse)(nil),            // 20: pistis.agent.v1.StartResponse
+	(*SignalRequest)(nil),            // 21: pistis.agent.v1.SignalRequest
+	(*WaitRequest)(nil),              // 22: pistis.agent.v1.WaitRequest
+	(*WaitResponse)(nil),             // 23: pistis.agent.v1.WaitResponse
+	(*DeleteRequest)(nil),            // 24: pistis.agent.v1.DeleteRequest
+	(*DeleteResponse)(nil),           // 25: pistis.agent.v1.DeleteResponse
+	(*ResizeTerminalRequest)(nil),    // 26: pistis.agent.v1.ResizeTerminalRequest
+	(*ContainerRequest)(nil),         // 27: pistis.agent.v1.ContainerRequest
+	(*PidsRequest)(nil),              // 28: pistis.agent.v1.PidsRequest
+	(*PidsResponse)(nil),             // 29: pistis.agent.v1.PidsResponse
+	(*Pid)(nil),                      // 30: pistis.agent.v1.Pid
+	(*UpdateRequest)(nil),            // 31: pistis.agent.v1.UpdateRequest
+	(*RemoveShareRequest)(nil),       // 32: pistis.agent.v1.RemoveShareRequest
+	(*StatsRequest)(nil),             // 33: pistis.agent.v1.StatsRequest
+	(*StatsResponse)(nil),            // 34: pistis.agent.v1.StatsResponse
+	(*ContainerStats)(nil),           // 35: pistis.agent.v1.ContainerStats
+	(*CPUStats)(nil),                 // 36: pistis.agent.v1.CPUStats
+	(*MemoryStats)(nil),              // 37: pistis.agent.v1.MemoryStats
+	(*PSI)(nil),                      // 38: pistis.agent.v1.PSI
+	(*PSIData)(nil),                  // 39: pistis.agent.v1.PSIData
+	(*PidsStats)(nil),                // 40: pistis.agent.v1.PidsStats
+	(*InterfaceStats)(nil),           // 41: pistis.agent.v1.InterfaceStats
+	(*StreamHeader)(nil),             // 42: pistis.agent.v1.StreamHeader
+	(*StdioStream)(nil),              // 43: pistis.agent.v1.StdioStream
+	(*DialStream)(nil),               // 44: pistis.agent.v1.DialStream
+	(*ShareStream)(nil),              // 45: pistis.agent.v1.ShareStream
+	(*ShareChange)(nil),              // 46: pistis.agent.v1.ShareChange
+	(*StreamReply)(nil),              // 47: pistis.agent.v1.StreamReply
+	nil,                              // 48: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	(*timestamppb.Timestamp)(nil),    // 49: google.protobuf.Timestamp
 }
 var file_agent_proto_depIdxs = []int32{
-	6,  // 0: pistis.agent.v1.Network.interfaces:type_name -> pistis.agent.v1.Interface
-	7,  // 1: pistis.agent.v1.Network.routes:type_name -> pistis.agent.v1.Route
-	8,  // 2: pistis.agent.v1.Network.neighbors:type_name -> pistis.agent.v1.Neighbor
-	5,  // 3: pistis.agent.v1.ConfigureSandboxRequest.network:type_name -> pistis.agent.v1.Network
-	46, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	47, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
-	4,  // 6: pistis.agent.v1.ConfigureSandboxRequest.scratch:type_name -> pistis.agent.v1.DiskAddress
-	5,  // 7: pistis.agent.v1.UpdateNetworkRequest.network:type_name -> pistis.agent.v1.Network
-	47, // 8: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
-	4,  // 9: pistis.agent.v1.CreateContainerRequest.layers:type_name -> pistis.agent.v1.DiskAddress
-	13, // 10: pistis.agent.v1.CreateContainerRequest.user:type_name -> pistis.agent.v1.User
-	14, // 11: pistis.agent.v1.CreateContainerResponse.user:type_name -> pistis.agent.v1.ResolvedUser
-	13, // 12: pistis.agent.v1.ExecRequest.user:type_name -> pistis.agent.v1.User
-	47, // 13: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
-	4,  // 14: pistis.agent.v1.DeleteResponse.disks:type_name -> pistis.agent.v1.DiskAddress
-	29, // 15: pistis.agent.v1.PidsResponse.pids:type_name -> pistis.agent.v1.Pid
-	34, // 16: pistis.agent.v1.StatsResponse.containers:type_name -> pistis.agent.v1.ContainerStats
-	40, // 17: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.agent.v1.InterfaceStats
-	35, // 18: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.agent.v1.CPUStats
-	36, // 19: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.agent.v1.MemoryStats
-	47, // 20: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
-	35, // 21: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.agent.v1.CPUStats
-	36, // 22: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.agent.v1.MemoryStats
-	39, // 23: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
-	37, // 24: pistis.agent.v1.CPUStats.psi:type_name -> pistis.agent.v1.PSI
-	37, // 25: pistis.agent.v1.MemoryStats.psi:type_name -> pistis.agent.v1.PSI
-	38, // 26: pistis.agent.v1.PSI.full:type_name -> pistis.agent.v1.PSIData
-	38, // 27: pistis.agent.v1.PSI.some:type_name -> pistis.agent.v1.PSIData
-	42, // 28: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
-	43, // 29: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
-	44, // 30: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
+	7,  // 0: pistis.agent.v1.Network.interfaces:type_name -> pistis.agent.v1.Interface
+	8,  // 1: pistis.agent.v1.Network.routes:type_name -> pistis.agent.v1.Route
+	9,  // 2: pistis.agent.v1.Network.neighbors:type_name -> pistis.agent.v1.Neighbor
+	6,  // 3: pistis.agent.v1.ConfigureSandboxRequest.network:type_name -> pistis.agent.v1.Network
+	48, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	49, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
+	5,  // 6: pistis.agent.v1.ConfigureSandboxRequest.scratch:type_name -> pistis.agent.v1.DiskAddress
+	6,  // 7: pistis.agent.v1.UpdateNetworkRequest.network:type_name -> pistis.agent.v1.Network
+	49, // 8: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
+	5,  // 9: pistis.agent.v1.CreateContainerRequest.layers:type_name -> pistis.agent.v1.DiskAddress
+	14, // 10: pistis.agent.v1.CreateContainerRequest.user:type_name -> pistis.agent.v1.User
+	15, // 11: pistis.agent.v1.CreateContainerResponse.user:type_name -> pistis.agent.v1.ResolvedUser
+	14, // 12: pistis.agent.v1.ExecRequest.user:type_name -> pistis.agent.v1.User
+	49, // 13: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
+	5,  // 14: pistis.agent.v1.DeleteResponse.disks:type_name -> pistis.agent.v1.DiskAddress
+	30, // 15: pistis.agent.v1.PidsResponse.pids:type_name -> pistis.agent.v1.Pid
+	35, // 16: pistis.agent.v1.StatsResponse.containers:type_name -> pistis.agent.v1.ContainerStats
+	41, // 17: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.agent.v1.InterfaceStats
+	36, // 18: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.agent.v1.CPUStats
+	37, // 19: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.agent.v1.MemoryStats
+	49, // 20: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
+	36, // 21: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.agent.v1.CPUStats
+	37, // 22: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.agent.v1.MemoryStats
+	40, // 23: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
+	38, // 24: pistis.agent.v1.CPUStats.psi:type_name -> pistis.agent.v1.PSI
+	38, // 25: pistis.agent.v1.MemoryStats.psi:type_name -> pistis.agent.v1.PSI
+	39, // 26: pistis.agent.v1.PSI.full:type_name -> pistis.agent.v1.PSIData
+	39, // 27: pistis.agent.v1.PSI.some:type_name -> pistis.agent.v1.PSIData
+	43, // 28: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
+	44, // 29: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
+	45, // 30: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
 	0,  // 31: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
-	2,  // 32: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
-	9,  // 33: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
-	11, // 34: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
-	12, // 35: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
-	15, // 36: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
-	17, // 37: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
-	18, // 38: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
-	20, // 39: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
-	21, // 40: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
-	23, // 41: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
-	25, // 42: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
-	27, // 43: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
-	26, // 44: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
-	26, // 45: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
-	30, // 46: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
-	32, // 47: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
-	31, // 48: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
-	1,  // 49: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
-	3,  // 50: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
-	10, // 51: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
-	1,  // 52: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
-	1,  // 53: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
-	16, // 54: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
-	1,  // 55: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
-	19, // 56: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
-	1,  // 57: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
-	22, // 58: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
-	24, // 59: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
-	1,  // 60: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
-	28, // 61: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
-	1,  // 62: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
-	1,  // 63: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
-	1,  // 64: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
-	33, // 65: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
-	1,  // 66: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
-	1,  // 67: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
-	50, // [50:68] is the sub-list for method output_type
-	32, // [32:50] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	1,  // 32: pistis.agent.v1.ShareChange.kind:type_name -> pistis.agent.v1.ShareChange.Kind
+	3,  // 33: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
+	10, // 34: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
+	12, // 35: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
+	13, // 36: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
+	16, // 37: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
+	18, // 38: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
+	19, // 39: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
+	21, // 40: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
+	22, // 41: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
+	24, // 42: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
+	26, // 43: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
+	28, // 44: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
+	27, // 45: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
+	27, // 46: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
+	31, // 47: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
+	33, // 48: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
+	32, // 49: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
+	2,  // 50: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
+	4,  // 51: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
+	11, // 52: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
+	2,  // 53: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
+	2,  // 54: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
+	17, // 55: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
+	2,  // 56: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
+	20, // 57: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
+	2,  // 58: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
+	23, // 59: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
+	25, // 60: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
+	2,  // 61: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
+	29, // 62: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
+	2,  // 63: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
+	2,  // 64: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
+	2,  // 65: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
+	34, // 66: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
+	2,  // 67: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
+	2,  // 68: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
+	51, // [51:69] is the sub-list for method output_type
+	33, // [33:51] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3321,8 +3462,8 @@ func file_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   46,
+			NumEnums:      2,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,8 +24,15 @@ const (
 	MaxShareWrite = 128 << 10
 	MaxShareFrame = MaxShareWrite + 4<<10
 
+	// ShareChanged is what the error of a FUSE message says that carries a ShareChange, and ShareRepeater the pid of
+	// requests that the agent makes to repeat it. Neither is a number that a kernel uses.
+	ShareChanged  = 0x70697374
+	ShareRepeater = ^uint32(0)
+
 	// FeatureShares in HelloResponse.Features: the agent knows ShareStream and RemoveShare.
 	FeatureShares = "shares"
+	// FeatureShareChanges in HelloResponse.Features: the agent knows ShareChange.
+	FeatureShareChanges = "share-changes"
 
 	shareDir = "/run/pistis/shares/"
 )

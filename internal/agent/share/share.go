@@ -26,6 +26,9 @@ type Mount struct {
 	path string
 	dev  *os.File
 	once sync.Once
+
+	repeat  repeater
+	writing sync.Mutex // to the stream
 }
 
 // New mounts a file system at path, which is made: a directory, or with file a regular file. The server is asked only
@@ -55,7 +58,7 @@ func New(path string, file bool) (_ *Mount, err error) {
 	}
 	// A file only now: before it is mounted the device cannot be waited for. Non-blocking, so that closing it wakes
 	// who reads.
-	return &Mount{path: path, dev: os.NewFile(uintptr(fd), device)}, nil
+	return &Mount{path: path, dev: os.NewFile(uintptr(fd), device), repeat: repeater{path: path, changes: make(chan *agentv1.ShareChange, 1)}}, nil
 }
 
 func makePoint(path string, file bool) error {
@@ -78,10 +81,17 @@ func (m *Mount) Relay(stream io.ReadWriteCloser) error {
 		m.Close() // wakes requests
 		in <- err
 	}()
+	repeated := make(chan struct{})
+	go func() {
+		defer close(repeated)
+		m.repeat.run(func() error { return m.send(stream, answer()) })
+	}()
 	err := m.requests(stream)
 	m.Close()
 	stream.Close() // wakes replies
 	replyErr := <-in
+	close(m.repeat.changes)
+	<-repeated
 	if err == nil {
 		return nil
 	}
@@ -103,10 +113,18 @@ func (m *Mount) requests(stream io.Writer) error {
 		case err != nil:
 			return fmt.Errorf("read requests: %w", err)
 		}
-		if _, err := stream.Write(buf[:n]); err != nil {
+		m.repeat.mark(buf[:n])
+		if err := m.send(stream, buf[:n]); err != nil {
 			return fmt.Errorf("send request: %w", err)
 		}
 	}
+}
+
+func (m *Mount) send(stream io.Writer, frame []byte) error {
+	m.writing.Lock()
+	defer m.writing.Unlock()
+	_, err := stream.Write(frame)
+	return err
 }
 
 // disconnected tells whether the kernel has given the file system up: the device then polls as broken.
@@ -132,6 +150,12 @@ func (m *Mount) replies(stream io.Reader) error {
 		frame, err := readFrame(r, buf)
 		if err != nil {
 			return fmt.Errorf("receive reply: %w", err)
+		}
+		if isChange(frame) {
+			if err := m.repeat.take(frame); err != nil {
+				return err
+			}
+			continue
 		}
 		_, err = m.dev.Write(frame)
 		switch {
@@ -161,7 +185,13 @@ func readFrame(r io.Reader, buf []byte) ([]byte, error) {
 }
 
 // Unmount writes back what is cached and unmounts. The error is unix.EBUSY while the mount is used.
-func (m *Mount) Unmount() error { return unix.Unmount(m.path, unix.UMOUNT_NOFOLLOW) }
+func (m *Mount) Unmount() error {
+	m.repeat.working.Lock()
+	defer m.repeat.working.Unlock()
+	err := unix.Unmount(m.path, unix.UMOUNT_NOFOLLOW)
+	m.repeat.over = err == nil
+	return err
+}
 
 // Close makes the file system answer everything with an error. It is idempotent.
 func (m *Mount) Close() { m.once.Do(func() { m.dev.Close() }) }
