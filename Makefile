@@ -39,7 +39,7 @@ guest: build
 
 # What tests and measurements need beside the commands.
 tools: guest
-	@go build -o $(BIN)/ ./test/images/registry ./test/bench ./test/bench/emptyinit ./test/leak/leakcheck
+	@go build -o $(BIN)/ ./test/images/registry ./test/bench ./test/bench/emptyinit ./test/bench/peerbench ./test/leak/leakcheck
 
 run: tools
 	@IMAGE='$(IMAGE)' CMD='$(CMD)' KEEP='$(KEEP)' BIN=$(BIN) GUEST=$(GUEST) hack/run.sh
@@ -50,8 +50,9 @@ test: tools
 fuzz: setup
 	@hack/fuzz.sh
 
+# PEERS=1 make bench compares pods on the host's kernel with those of other runtimes.
 bench: tools
-	@BIN=$(BIN) GUEST=$(GUEST) hack/bench.sh
+	@BIN=$(BIN) GUEST=$(GUEST) hack/$(if $(PEERS),peers,bench).sh
 
 # The Kubernetes project's CRI validation suite: make conformance HANDLER=vm
 HANDLER ?= vm

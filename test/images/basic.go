@@ -107,6 +107,10 @@ func (b *builder) tour(add func(ref string, r recipe) error) error {
 	site.text("/srv/index.html", "hello from a pod\n")
 	site.text("/srv/cgi-bin/.keep", "")
 	site.file("/srv/cgi-bin/kernel", 0o755, []byte("#!/bin/sh\necho 'Content-Type: text/plain'\necho\ncat /proc/version\n"))
+	// What keeps a pod's namespaces for runtimes that want a process for that.
+	if err := add("pistis/pause:latest", recipe{layers: []*layer{base}, config: v1.Config{Cmd: []string{"sleep", "1000000000"}, Env: []string{defaultPath}}}); err != nil {
+		return err
+	}
 	return add("pistis/tour:latest", recipe{
 		layers: []*layer{base, site},
 		config: v1.Config{
