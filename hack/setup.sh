@@ -13,10 +13,11 @@ packages=(
 	gcc libc6-dev pkg-config libseccomp-dev # runc for the guest is linked statically
 	qemu-system-x86                         # the hypervisor
 	e2fsprogs                               # mkfs.ext4: the pods' scratch disks
+	qemu-system-common kmod                 # virtiofsd and depmod: the lab of test/lab
 	ca-certificates git                     # the Go modules' transport, version numbers
 	curl bsdextrautils                      # what hack/run.sh shows a pod with
 )
-commands=(gcc pkg-config qemu-system-x86_64 mkfs.ext4 git curl column)
+commands=(gcc pkg-config qemu-system-x86_64 mkfs.ext4 depmod git curl column)
 
 say() { echo "setup: $*" >&2; }
 die() { say "$*"; exit 1; }
