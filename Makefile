@@ -17,7 +17,7 @@ LDFLAGS := -s -w -X github.com/pistis-run/pistis/internal/version.Version=$(VERS
 
 COMMANDS := pistisd pistis pistis-monitor containerd-shim-pistis-v2
 
-.PHONY: all build guest tools run test fuzz bench conformance generate install setup clean
+.PHONY: all build guest tools run test fuzz bench conformance lab generate install setup clean
 all: build
 
 setup:
@@ -58,6 +58,11 @@ bench: tools
 HANDLER ?= vm
 conformance: tools
 	@PISTIS_BIN=$(BIN) PISTIS_GUEST=$(GUEST) test/conformance/run.sh $(HANDLER)
+
+# A command on an emulated KVM host that is made for it and thrown away: make lab CMD='pistis doctor'
+lab: setup
+	@go build -o $(BIN)/ ./test/lab
+	@PATH=$(BIN):$$PATH $(BIN)/lab -cache $(CURDIR)/.cache/kernels sh -c '$(or $(CMD),uname -a; ls -l /dev/kvm)'
 
 # Needs protoc and its Go plugins; their output is committed.
 generate: setup

@@ -13,12 +13,13 @@ packages=(
 	gcc libc6-dev pkg-config libseccomp-dev # runc for the guest is linked statically
 	qemu-system-x86                         # the hypervisor
 	e2fsprogs                               # mkfs.ext4: the pods' scratch disks
+	qemu-system-common kmod                 # virtiofsd and depmod: the lab of test/lab
 	ca-certificates git                     # the Go modules' transport, version numbers
 	curl bsdextrautils                      # what hack/run.sh shows a pod with
 	crun                                    # an OCI runtime of pods on the host's kernel; runc is built
 	iptables                                # the CNI plugins of the tests masquerade and map ports with it
 )
-commands=(gcc pkg-config qemu-system-x86_64 mkfs.ext4 git curl column iptables crun)
+commands=(gcc pkg-config qemu-system-x86_64 mkfs.ext4 depmod git curl column iptables crun)
 
 say() { echo "setup: $*" >&2; }
 die() { say "$*"; exit 1; }

@@ -29,6 +29,8 @@ const (
 	kernelFile   = "vmlinuz"
 	initrdFile   = "initrd"
 	manifestFile = "guest.json"
+	// lockFile is in a cache of kernels and held by whoever fills it.
+	lockFile = "lock"
 )
 
 // Options for Build.
@@ -87,7 +89,7 @@ func Build(ctx context.Context, o Options) (Guest, error) {
 	if err != nil {
 		return Guest{}, err
 	}
-	unlock, err := lock(ctx, filepath.Join(o.CacheDir, "lock"))
+	unlock, err := lock(ctx, filepath.Join(o.CacheDir, lockFile))
 	if err != nil {
 		return Guest{}, fmt.Errorf("guest build: %w", err)
 	}

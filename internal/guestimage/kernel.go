@@ -216,6 +216,39 @@ func (k kernel) enabled() (map[string]bool, error) {
 	return options, nil
 }
 
+// Kernel is a distribution's kernel, unpacked.
+type Kernel struct {
+	// Image is a bzImage, Modules the directory /lib/modules/<Version> of it.
+	Version, Image, Modules string
+	// Source names the package and its version.
+	Source string
+}
+
+// FetchKernel returns the kernel of a Debian package as it lies in cacheDir, and fetches the newest one when there is
+// none. Others that use the directory wait. progress may be nil.
+func FetchKernel(ctx context.Context, pkg, cacheDir string, progress func(string)) (Kernel, error) {
+	if progress == nil {
+		progress = func(string) {}
+	}
+	cacheDir, err := filepath.Abs(cacheDir)
+	if err == nil {
+		err = os.MkdirAll(cacheDir, 0o755)
+	}
+	if err != nil {
+		return Kernel{}, fmt.Errorf("fetch kernel: %w", err)
+	}
+	unlock, err := lock(ctx, filepath.Join(cacheDir, lockFile))
+	if err != nil {
+		return Kernel{}, fmt.Errorf("fetch kernel: %w", err)
+	}
+	defer unlock()
+	k, err := Options{Package: pkg, CacheDir: cacheDir, Progress: progress}.packagedKernel(ctx)
+	if err != nil {
+		return Kernel{}, fmt.Errorf("fetch kernel: %w", err)
+	}
+	return Kernel{Version: k.version, Image: k.image, Modules: k.modules, Source: k.source}, nil
+}
+
 func writeFileAtomically(name string, data []byte) error {
 	part := name + ".part"
 	if err := os.Remove(part); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -7,22 +7,34 @@ import (
 	"testing"
 
 	"github.com/pistis-run/pistis/internal/guestimage"
+	"github.com/pistis-run/pistis/internal/hypervisor"
 )
 
 // initPackage is the guest's first process.
 const initPackage = "github.com/pistis-run/pistis/internal/hypervisor/hypervisortest/testinit"
 
-// BuildGuest makes a guest whose first process is testinit. The kernel is the one of the product's guest: it
+// Acceleration is how the tests' guests run: emulated, so that they run anywhere, unless PISTIS_ACCELERATION says kvm.
+func Acceleration() hypervisor.Acceleration {
+	if os.Getenv("PISTIS_ACCELERATION") == string(hypervisor.KVM) {
+		return hypervisor.KVM
+	}
+	return hypervisor.TCG
+}
+
+// BuildGuest makes a guest whose first process is testinit, built here or the program that PISTIS_TESTINIT names. The kernel is the one of the product's guest: it
 // is taken from the cache beside $PISTIS_GUEST, else from the user's cache directory, and fetched if it is in
 // neither. Where that fails the test is skipped, or fails if PISTIS_GUEST is set.
 func BuildGuest(t testing.TB) guestimage.Guest {
 	t.Helper()
 	dir := t.TempDir()
-	program := filepath.Join(dir, "testinit")
-	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, initPackage)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build testinit: %v\n%s", err, out)
+	program := os.Getenv("PISTIS_TESTINIT")
+	if program == "" {
+		program = filepath.Join(dir, "testinit")
+		build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, initPackage)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("build testinit: %v\n%s", err, out)
+		}
 	}
 	made := os.Getenv("PISTIS_GUEST")
 	cache := filepath.Join(filepath.Dir(made), "kernels")

@@ -29,7 +29,7 @@ func realGuest(t *testing.T) hypervisor.Config {
 	}
 	guest := hypervisortest.BuildGuest(t)
 	cfg := hypervisor.Config{
-		ID: "test", Accel: hypervisor.TCG, Kernel: guest.Kernel, Initrd: guest.Initrd, VCPUs: 1, Memory: minMemory,
+		ID: "test", Accel: hypervisortest.Acceleration(), Kernel: guest.Kernel, Initrd: guest.Initrd, VCPUs: 1, Memory: minMemory,
 	}
 	if os.Getuid() == 0 {
 		cfg.User = &hypervisor.User{UID: 2_000_001, GID: 2_000_001}
@@ -66,7 +66,9 @@ func TestGuestSees(t *testing.T) {
 		v.Kill()
 		<-v.Done()
 	}()
-	if flags := strings.Fields(ask(t, v, "cpuflags")); len(flags) < 20 {
+	if flags := strings.Fields(ask(t, v, "cpuflags")); cfg.Accel == hypervisor.KVM {
+		t.Log("under KVM the processor is the host's")
+	} else if len(flags) < 20 {
 		t.Errorf("flags: %q", flags)
 	} else {
 		for _, flag := range flags {
