@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/pistis-run/pistis/internal/cleanup"
@@ -92,9 +93,13 @@ func (m *Manager) create(ctx context.Context, c *container, pod sandbox.Status, 
 	if err := failpoint.Hit(ctx, "container.bundle"); err != nil {
 		return err
 	}
+	req := createRequest(rec, m.bundle(rec.ID), spec, disks, img)
+	if req.PID, err = m.pidNamespace(rec.Config, pod); err != nil {
+		return err
+	}
 	// Before the call: one that was given up may have made the container all the same.
 	undo.Add("delete container in its sandbox", func(ctx context.Context) error { return m.deleteTask(ctx, rec) })
-	user, err := tasks.Create(ctx, createRequest(rec, m.bundle(rec.ID), spec, disks, img))
+	user, err := tasks.Create(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -175,5 +180,25 @@ func createRequest(rec record, bundle string, spec *specs.Spec, disks []string, 
 	return task.CreateRequest{
 		ID: rec.ID, Bundle: bundle, Spec: spec, Layers: disks, User: user, LogPath: rec.LogPath,
 		Stdin: rec.Config.Stdin, StdinOnce: rec.Config.StdinOnce, Terminal: rec.Config.TTY,
+	}
+}
+
+// pidNamespace finds the container whose processes another one asks to see, as an ephemeral one that debugs it does.
+func (m *Manager) pidNamespace(cfg Config, pod sandbox.Status) (task.PIDNamespace, error) {
+	s := cfg.Security
+	if s.TargetPID == "" {
+		return task.PIDNamespace{Own: pod.Config.SharedPID && !s.SharedPID && !s.HostPID}, nil
+	}
+	target, err := m.find(s.TargetPID)
+	if err != nil {
+		return task.PIDNamespace{}, fmt.Errorf("target of the PID namespace: %w", err)
+	}
+	switch rec := target.snapshot(); {
+	case rec.Config.SandboxID != cfg.SandboxID:
+		return task.PIDNamespace{}, fmt.Errorf("target of the PID namespace: container %s is of another pod: %w", rec.ID, errdefs.ErrInvalidArgument)
+	case rec.State != Running:
+		return task.PIDNamespace{}, fmt.Errorf("target of the PID namespace: container %s is %s: %w", rec.ID, rec.State, errdefs.ErrFailedPrecondition)
+	default:
+		return task.PIDNamespace{Container: rec.ID}, nil
 	}
 }

@@ -28,9 +28,6 @@ func makeSpec(rec record, pod sandbox.Status, img image.Image) (*specs.Spec, err
 	if len(cfg.Devices) > 0 {
 		return nil, fmt.Errorf("device %s: devices of the host in pods are not built yet: %w", cfg.Devices[0].name(), errdefs.ErrNotImplemented)
 	}
-	if cfg.Security.TargetPID != "" {
-		return nil, fmt.Errorf("process namespace of container %s: joining another container's is not built yet; share the namespace of the whole pod instead: %w", cfg.Security.TargetPID, errdefs.ErrNotImplemented)
-	}
 	security, err := specSecurity(cfg.Security)
 	if err != nil {
 		return nil, err

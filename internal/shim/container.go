@@ -135,7 +135,7 @@ func (s *Service) createInGuest(ctx context.Context, v *vm.VM, c *container, r *
 	})
 	stdin := opts.Stdin || r.Stdin != ""
 	pid, user, err := v.Agent().CreateContainer(context.WithoutCancel(ctx), &agentv1.CreateContainerRequest{
-		Id: r.ID, Spec: spec, Layers: addresses, User: guestUser(opts.User), Stdin: stdin,
+		Id: r.ID, Spec: spec, Layers: addresses, User: guestUser(opts.User), Stdin: stdin, PidNamespace: guestPID(opts.PidNamespace),
 	})
 	if err != nil {
 		return err
@@ -167,6 +167,16 @@ func guestUser(u *shimv1.UserRequest) *agentv1.User {
 		return nil
 	}
 	return &agentv1.User{User: u.User, Gid: u.Gid, SupplementalGroups: u.SupplementalGroups, Strict: u.Strict}
+}
+
+func guestPID(n *shimv1.PIDNamespace) *agentv1.PIDNamespace {
+	switch of := n.GetOf().(type) {
+	case *shimv1.PIDNamespace_Own:
+		return &agentv1.PIDNamespace{Of: &agentv1.PIDNamespace_Own{Own: true}}
+	case *shimv1.PIDNamespace_Container:
+		return &agentv1.PIDNamespace{Of: &agentv1.PIDNamespace_Container{Container: of.Container}}
+	}
+	return nil
 }
 
 // watch waits for the end of a process, from before its start.

@@ -44,6 +44,15 @@ type UserRequest struct {
 	Strict bool
 }
 
+// PIDNamespace says which processes a container sees beside its own. The zero value: those of the pod where the pod
+// shares a namespace, otherwise none.
+type PIDNamespace struct {
+	// Own: none, also in a pod that shares a namespace.
+	Own bool
+	// Container: those of another container of the pod, which has to run.
+	Container string
+}
+
 // CreateRequest describes a container completely.
 type CreateRequest struct {
 	ID string
@@ -54,6 +63,7 @@ type CreateRequest struct {
 	// Empty for a runtime that takes a root directory.
 	Layers []string
 	User   UserRequest
+	PID    PIDNamespace
 	// LogPath is the CRI log file; empty writes none.
 	LogPath   string
 	Stdin     bool

@@ -68,7 +68,7 @@ func (x StdioStream_FD) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StdioStream_FD.Descriptor instead.
 func (StdioStream_FD) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41, 0}
+	return file_agent_proto_rawDescGZIP(), []int{42, 0}
 }
 
 type Empty struct {
@@ -1015,8 +1015,10 @@ type CreateContainerRequest struct {
 	// containers use it.
 	Layers []*DiskAddress `protobuf:"bytes,3,rep,name=layers,proto3" json:"layers,omitempty"`
 	// user, where set, replaces process.user of the spec after resolution.
-	User          *User `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
-	Stdin         bool  `protobuf:"varint,5,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	User  *User `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
+	Stdin bool  `protobuf:"varint,5,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	// pid_namespace is known to agents with the feature "pid-namespaces".
+	PidNamespace  *PIDNamespace `protobuf:"bytes,6,opt,name=pid_namespace,json=pidNamespace,proto3" json:"pid_namespace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1086,6 +1088,99 @@ func (x *CreateContainerRequest) GetStdin() bool {
 	return false
 }
 
+func (x *CreateContainerRequest) GetPidNamespace() *PIDNamespace {
+	if x != nil {
+		return x.PidNamespace
+	}
+	return nil
+}
+
+// PIDNamespace says which processes a container sees beside its own. Absent it is the pod's where the pod shares one,
+// otherwise a new one.
+type PIDNamespace struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Of:
+	//
+	//	*PIDNamespace_Own
+	//	*PIDNamespace_Container
+	Of            isPIDNamespace_Of `protobuf_oneof:"of"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PIDNamespace) Reset() {
+	*x = PIDNamespace{}
+	mi := &file_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PIDNamespace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PIDNamespace) ProtoMessage() {}
+
+func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PIDNamespace.ProtoReflect.Descriptor instead.
+func (*PIDNamespace) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PIDNamespace) GetOf() isPIDNamespace_Of {
+	if x != nil {
+		return x.Of
+	}
+	return nil
+}
+
+func (x *PIDNamespace) GetOwn() bool {
+	if x != nil {
+		if x, ok := x.Of.(*PIDNamespace_Own); ok {
+			return x.Own
+		}
+	}
+	return false
+}
+
+func (x *PIDNamespace) GetContainer() string {
+	if x != nil {
+		if x, ok := x.Of.(*PIDNamespace_Container); ok {
+			return x.Container
+		}
+	}
+	return ""
+}
+
+type isPIDNamespace_Of interface {
+	isPIDNamespace_Of()
+}
+
+type PIDNamespace_Own struct {
+	// own is true: a new one, also in a pod that shares one.
+	Own bool `protobuf:"varint,1,opt,name=own,proto3,oneof"`
+}
+
+type PIDNamespace_Container struct {
+	// container is another container of the pod, which has to run.
+	Container string `protobuf:"bytes,2,opt,name=container,proto3,oneof"`
+}
+
+func (*PIDNamespace_Own) isPIDNamespace_Of() {}
+
+func (*PIDNamespace_Container) isPIDNamespace_Of() {}
+
 type CreateContainerResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// pid is the process in the guest.
@@ -1097,7 +1192,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +1204,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +1217,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateContainerResponse) GetPid() uint32 {
@@ -1153,7 +1248,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1165,7 +1260,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1178,7 +1273,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExecRequest) GetContainer() string {
@@ -1227,7 +1322,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1239,7 +1334,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1252,7 +1347,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StartRequest) GetContainer() string {
@@ -1278,7 +1373,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1290,7 +1385,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +1398,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StartResponse) GetPid() uint32 {
@@ -1326,7 +1421,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1433,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1446,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -1392,7 +1487,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1499,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1512,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WaitRequest) GetContainer() string {
@@ -1448,7 +1543,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +1555,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +1568,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WaitResponse) GetCode() uint32 {
@@ -1514,7 +1609,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1526,7 +1621,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1539,7 +1634,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DeleteRequest) GetContainer() string {
@@ -1566,7 +1661,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1578,7 +1673,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1591,7 +1686,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeleteResponse) GetDisks() []*DiskAddress {
@@ -1613,7 +1708,7 @@ type ResizeTerminalRequest struct {
 
 func (x *ResizeTerminalRequest) Reset() {
 	*x = ResizeTerminalRequest{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1720,7 @@ func (x *ResizeTerminalRequest) String() string {
 func (*ResizeTerminalRequest) ProtoMessage() {}
 
 func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1733,7 @@ func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ResizeTerminalRequest) GetContainer() string {
@@ -1678,7 +1773,7 @@ type ContainerRequest struct {
 
 func (x *ContainerRequest) Reset() {
 	*x = ContainerRequest{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1690,7 +1785,7 @@ func (x *ContainerRequest) String() string {
 func (*ContainerRequest) ProtoMessage() {}
 
 func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1703,7 +1798,7 @@ func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerRequest.ProtoReflect.Descriptor instead.
 func (*ContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ContainerRequest) GetContainer() string {
@@ -1722,7 +1817,7 @@ type PidsRequest struct {
 
 func (x *PidsRequest) Reset() {
 	*x = PidsRequest{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1829,7 @@ func (x *PidsRequest) String() string {
 func (*PidsRequest) ProtoMessage() {}
 
 func (x *PidsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +1842,7 @@ func (x *PidsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsRequest.ProtoReflect.Descriptor instead.
 func (*PidsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PidsRequest) GetContainer() string {
@@ -1766,7 +1861,7 @@ type PidsResponse struct {
 
 func (x *PidsResponse) Reset() {
 	*x = PidsResponse{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +1873,7 @@ func (x *PidsResponse) String() string {
 func (*PidsResponse) ProtoMessage() {}
 
 func (x *PidsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +1886,7 @@ func (x *PidsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsResponse.ProtoReflect.Descriptor instead.
 func (*PidsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PidsResponse) GetPids() []*Pid {
@@ -1812,7 +1907,7 @@ type Pid struct {
 
 func (x *Pid) Reset() {
 	*x = Pid{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1824,7 +1919,7 @@ func (x *Pid) String() string {
 func (*Pid) ProtoMessage() {}
 
 func (x *Pid) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1837,7 +1932,7 @@ func (x *Pid) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pid.ProtoReflect.Descriptor instead.
 func (*Pid) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Pid) GetPid() uint32 {
@@ -1865,7 +1960,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1877,7 +1972,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1890,7 +1985,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UpdateRequest) GetContainer() string {
@@ -1916,7 +2011,7 @@ type RemoveShareRequest struct {
 
 func (x *RemoveShareRequest) Reset() {
 	*x = RemoveShareRequest{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1928,7 +2023,7 @@ func (x *RemoveShareRequest) String() string {
 func (*RemoveShareRequest) ProtoMessage() {}
 
 func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1941,7 +2036,7 @@ func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveShareRequest.ProtoReflect.Descriptor instead.
 func (*RemoveShareRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RemoveShareRequest) GetId() string {
@@ -1961,7 +2056,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1973,7 +2068,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1986,7 +2081,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StatsRequest) GetContainers() []string {
@@ -2010,7 +2105,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2022,7 +2117,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2035,7 +2130,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StatsResponse) GetContainers() []*ContainerStats {
@@ -2088,7 +2183,7 @@ type ContainerStats struct {
 
 func (x *ContainerStats) Reset() {
 	*x = ContainerStats{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2195,7 @@ func (x *ContainerStats) String() string {
 func (*ContainerStats) ProtoMessage() {}
 
 func (x *ContainerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2208,7 @@ func (x *ContainerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStats.ProtoReflect.Descriptor instead.
 func (*ContainerStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ContainerStats) GetId() string {
@@ -2168,7 +2263,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2180,7 +2275,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2193,7 +2288,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CPUStats) GetUsageNs() uint64 {
@@ -2227,7 +2322,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2239,7 +2334,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2252,7 +2347,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *MemoryStats) GetUsageBytes() uint64 {
@@ -2321,7 +2416,7 @@ type PSI struct {
 
 func (x *PSI) Reset() {
 	*x = PSI{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2333,7 +2428,7 @@ func (x *PSI) String() string {
 func (*PSI) ProtoMessage() {}
 
 func (x *PSI) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2346,7 +2441,7 @@ func (x *PSI) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PSI.ProtoReflect.Descriptor instead.
 func (*PSI) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PSI) GetFull() *PSIData {
@@ -2375,7 +2470,7 @@ type PSIData struct {
 
 func (x *PSIData) Reset() {
 	*x = PSIData{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2387,7 +2482,7 @@ func (x *PSIData) String() string {
 func (*PSIData) ProtoMessage() {}
 
 func (x *PSIData) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2400,7 +2495,7 @@ func (x *PSIData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PSIData.ProtoReflect.Descriptor instead.
 func (*PSIData) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PSIData) GetTotalUs() uint64 {
@@ -2441,7 +2536,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2453,7 +2548,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2466,7 +2561,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -2500,7 +2595,7 @@ type InterfaceStats struct {
 
 func (x *InterfaceStats) Reset() {
 	*x = InterfaceStats{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2512,7 +2607,7 @@ func (x *InterfaceStats) String() string {
 func (*InterfaceStats) ProtoMessage() {}
 
 func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2525,7 +2620,7 @@ func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterfaceStats.ProtoReflect.Descriptor instead.
 func (*InterfaceStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *InterfaceStats) GetName() string {
@@ -2606,7 +2701,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2618,7 +2713,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2631,7 +2726,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StreamHeader) GetKind() isStreamHeader_Kind {
@@ -2704,7 +2799,7 @@ type StdioStream struct {
 
 func (x *StdioStream) Reset() {
 	*x = StdioStream{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2716,7 +2811,7 @@ func (x *StdioStream) String() string {
 func (*StdioStream) ProtoMessage() {}
 
 func (x *StdioStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2729,7 +2824,7 @@ func (x *StdioStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdioStream.ProtoReflect.Descriptor instead.
 func (*StdioStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StdioStream) GetContainer() string {
@@ -2766,7 +2861,7 @@ type DialStream struct {
 
 func (x *DialStream) Reset() {
 	*x = DialStream{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2778,7 +2873,7 @@ func (x *DialStream) String() string {
 func (*DialStream) ProtoMessage() {}
 
 func (x *DialStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2791,7 +2886,7 @@ func (x *DialStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialStream.ProtoReflect.Descriptor instead.
 func (*DialStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DialStream) GetNetwork() string {
@@ -2822,7 +2917,7 @@ type ShareStream struct {
 
 func (x *ShareStream) Reset() {
 	*x = ShareStream{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2834,7 +2929,7 @@ func (x *ShareStream) String() string {
 func (*ShareStream) ProtoMessage() {}
 
 func (x *ShareStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2847,7 +2942,7 @@ func (x *ShareStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareStream.ProtoReflect.Descriptor instead.
 func (*ShareStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ShareStream) GetId() string {
@@ -2876,7 +2971,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2888,7 +2983,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2901,7 +2996,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StreamReply) GetError() string {
@@ -2994,13 +3089,18 @@ const file_agent_proto_rawDesc = "" +
 	"\fResolvedUser\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x02 \x01(\rR\x03gid\x12'\n" +
-	"\x0fadditional_gids\x18\x03 \x03(\rR\x0eadditionalGids\"\xb3\x01\n" +
+	"\x0fadditional_gids\x18\x03 \x03(\rR\x0eadditionalGids\"\xf7\x01\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x124\n" +
 	"\x06layers\x18\x03 \x03(\v2\x1c.pistis.agent.v1.DiskAddressR\x06layers\x12)\n" +
 	"\x04user\x18\x04 \x01(\v2\x15.pistis.agent.v1.UserR\x04user\x12\x14\n" +
-	"\x05stdin\x18\x05 \x01(\bR\x05stdin\"^\n" +
+	"\x05stdin\x18\x05 \x01(\bR\x05stdin\x12B\n" +
+	"\rpid_namespace\x18\x06 \x01(\v2\x1d.pistis.agent.v1.PIDNamespaceR\fpidNamespace\"H\n" +
+	"\fPIDNamespace\x12\x12\n" +
+	"\x03own\x18\x01 \x01(\bH\x00R\x03own\x12\x1e\n" +
+	"\tcontainer\x18\x02 \x01(\tH\x00R\tcontainerB\x04\n" +
+	"\x02of\"^\n" +
 	"\x17CreateContainerResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x121\n" +
 	"\x04user\x18\x02 \x01(\v2\x1d.pistis.agent.v1.ResolvedUserR\x04user\"\x96\x01\n" +
@@ -3173,7 +3273,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_agent_proto_goTypes = []any{
 	(StdioStream_FD)(0),              // 0: pistis.agent.v1.StdioStream.FD
 	(*Empty)(nil),                    // 1: pistis.agent.v1.Empty
@@ -3191,113 +3291,115 @@ var file_agent_proto_goTypes = []any{
 	(*User)(nil),                     // 13: pistis.agent.v1.User
 	(*ResolvedUser)(nil),             // 14: pistis.agent.v1.ResolvedUser
 	(*CreateContainerRequest)(nil),   // 15: pistis.agent.v1.CreateContainerRequest
-	(*CreateContainerResponse)(nil),  // 16: pistis.agent.v1.CreateContainerResponse
-	(*ExecRequest)(nil),              // 17: pistis.agent.v1.ExecRequest
-	(*StartRequest)(nil),             // 18: pistis.agent.v1.StartRequest
-	(*StartResponse)(nil),            // 19: pistis.agent.v1.StartResponse
-	(*SignalRequest)(nil),            // 20: pistis.agent.v1.SignalRequest
-	(*WaitRequest)(nil),              // 21: pistis.agent.v1.WaitRequest
-	(*WaitResponse)(nil),             // 22: pistis.agent.v1.WaitResponse
-	(*DeleteRequest)(nil),            // 23: pistis.agent.v1.DeleteRequest
-	(*DeleteResponse)(nil),           // 24: pistis.agent.v1.DeleteResponse
-	(*ResizeTerminalRequest)(nil),    // 25: pistis.agent.v1.ResizeTerminalRequest
-	(*ContainerRequest)(nil),         // 26: pistis.agent.v1.ContainerRequest
-	(*PidsRequest)(nil),              // 27: pistis.agent.v1.PidsRequest
-	(*PidsResponse)(nil),             // 28: pistis.agent.v1.PidsResponse
-	(*Pid)(nil),                      // 29: pistis.agent.v1.Pid
-	(*UpdateRequest)(nil),            // 30: pistis.agent.v1.UpdateRequest
-	(*RemoveShareRequest)(nil),       // 31: pistis.agent.v1.RemoveShareRequest
-	(*StatsRequest)(nil),             // 32: pistis.agent.v1.StatsRequest
-	(*StatsResponse)(nil),            // 33: pistis.agent.v1.StatsResponse
-	(*ContainerStats)(nil),           // 34: pistis.agent.v1.ContainerStats
-	(*CPUStats)(nil),                 // 35: pistis.agent.v1.CPUStats
-	(*MemoryStats)(nil),              // 36: pistis.agent.v1.MemoryStats
-	(*PSI)(nil),                      // 37: pistis.agent.v1.PSI
-	(*PSIData)(nil),                  // 38: pistis.agent.v1.PSIData
-	(*PidsStats)(nil),                // 39: pistis.agent.v1.PidsStats
-	(*InterfaceStats)(nil),           // 40: pistis.agent.v1.InterfaceStats
-	(*StreamHeader)(nil),             // 41: pistis.agent.v1.StreamHeader
-	(*StdioStream)(nil),              // 42: pistis.agent.v1.StdioStream
-	(*DialStream)(nil),               // 43: pistis.agent.v1.DialStream
-	(*ShareStream)(nil),              // 44: pistis.agent.v1.ShareStream
-	(*StreamReply)(nil),              // 45: pistis.agent.v1.StreamReply
-	nil,                              // 46: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	(*timestamppb.Timestamp)(nil),    // 47: google.protobuf.Timestamp
+	(*PIDNamespace)(nil),             // 16: pistis.agent.v1.PIDNamespace
+	(*CreateContainerResponse)(nil),  // 17: pistis.agent.v1.CreateContainerResponse
+	(*ExecRequest)(nil),              // 18: pistis.agent.v1.ExecRequest
+	(*StartRequest)(nil),             // 19: pistis.agent.v1.StartRequest
+	(*StartResponse)(nil),            // 20: pistis.agent.v1.StartResponse
+	(*SignalRequest)(nil),            // 21: pistis.agent.v1.SignalRequest
+	(*WaitRequest)(nil),              // 22: pistis.agent.v1.WaitRequest
+	(*WaitResponse)(nil),             // 23: pistis.agent.v1.WaitResponse
+	(*DeleteRequest)(nil),            // 24: pistis.agent.v1.DeleteRequest
+	(*DeleteResponse)(nil),           // 25: pistis.agent.v1.DeleteResponse
+	(*ResizeTerminalRequest)(nil),    // 26: pistis.agent.v1.ResizeTerminalRequest
+	(*ContainerRequest)(nil),         // 27: pistis.agent.v1.ContainerRequest
+	(*PidsRequest)(nil),              // 28: pistis.agent.v1.PidsRequest
+	(*PidsResponse)(nil),             // 29: pistis.agent.v1.PidsResponse
+	(*Pid)(nil),                      // 30: pistis.agent.v1.Pid
+	(*UpdateRequest)(nil),            // 31: pistis.agent.v1.UpdateRequest
+	(*RemoveShareRequest)(nil),       // 32: pistis.agent.v1.RemoveShareRequest
+	(*StatsRequest)(nil),             // 33: pistis.agent.v1.StatsRequest
+	(*StatsResponse)(nil),            // 34: pistis.agent.v1.StatsResponse
+	(*ContainerStats)(nil),           // 35: pistis.agent.v1.ContainerStats
+	(*CPUStats)(nil),                 // 36: pistis.agent.v1.CPUStats
+	(*MemoryStats)(nil),              // 37: pistis.agent.v1.MemoryStats
+	(*PSI)(nil),                      // 38: pistis.agent.v1.PSI
+	(*PSIData)(nil),                  // 39: pistis.agent.v1.PSIData
+	(*PidsStats)(nil),                // 40: pistis.agent.v1.PidsStats
+	(*InterfaceStats)(nil),           // 41: pistis.agent.v1.InterfaceStats
+	(*StreamHeader)(nil),             // 42: pistis.agent.v1.StreamHeader
+	(*StdioStream)(nil),              // 43: pistis.agent.v1.StdioStream
+	(*DialStream)(nil),               // 44: pistis.agent.v1.DialStream
+	(*ShareStream)(nil),              // 45: pistis.agent.v1.ShareStream
+	(*StreamReply)(nil),              // 46: pistis.agent.v1.StreamReply
+	nil,                              // 47: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	(*timestamppb.Timestamp)(nil),    // 48: google.protobuf.Timestamp
 }
 var file_agent_proto_depIdxs = []int32{
 	6,  // 0: pistis.agent.v1.Network.interfaces:type_name -> pistis.agent.v1.Interface
 	7,  // 1: pistis.agent.v1.Network.routes:type_name -> pistis.agent.v1.Route
 	8,  // 2: pistis.agent.v1.Network.neighbors:type_name -> pistis.agent.v1.Neighbor
 	5,  // 3: pistis.agent.v1.ConfigureSandboxRequest.network:type_name -> pistis.agent.v1.Network
-	46, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	47, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
+	47, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	48, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
 	4,  // 6: pistis.agent.v1.ConfigureSandboxRequest.scratch:type_name -> pistis.agent.v1.DiskAddress
 	5,  // 7: pistis.agent.v1.UpdateNetworkRequest.network:type_name -> pistis.agent.v1.Network
-	47, // 8: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
+	48, // 8: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
 	4,  // 9: pistis.agent.v1.CreateContainerRequest.layers:type_name -> pistis.agent.v1.DiskAddress
 	13, // 10: pistis.agent.v1.CreateContainerRequest.user:type_name -> pistis.agent.v1.User
-	14, // 11: pistis.agent.v1.CreateContainerResponse.user:type_name -> pistis.agent.v1.ResolvedUser
-	13, // 12: pistis.agent.v1.ExecRequest.user:type_name -> pistis.agent.v1.User
-	47, // 13: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
-	4,  // 14: pistis.agent.v1.DeleteResponse.disks:type_name -> pistis.agent.v1.DiskAddress
-	29, // 15: pistis.agent.v1.PidsResponse.pids:type_name -> pistis.agent.v1.Pid
-	34, // 16: pistis.agent.v1.StatsResponse.containers:type_name -> pistis.agent.v1.ContainerStats
-	40, // 17: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.agent.v1.InterfaceStats
-	35, // 18: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.agent.v1.CPUStats
-	36, // 19: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.agent.v1.MemoryStats
-	47, // 20: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
-	35, // 21: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.agent.v1.CPUStats
-	36, // 22: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.agent.v1.MemoryStats
-	39, // 23: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
-	37, // 24: pistis.agent.v1.CPUStats.psi:type_name -> pistis.agent.v1.PSI
-	37, // 25: pistis.agent.v1.MemoryStats.psi:type_name -> pistis.agent.v1.PSI
-	38, // 26: pistis.agent.v1.PSI.full:type_name -> pistis.agent.v1.PSIData
-	38, // 27: pistis.agent.v1.PSI.some:type_name -> pistis.agent.v1.PSIData
-	42, // 28: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
-	43, // 29: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
-	44, // 30: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
-	0,  // 31: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
-	2,  // 32: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
-	9,  // 33: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
-	11, // 34: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
-	12, // 35: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
-	15, // 36: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
-	17, // 37: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
-	18, // 38: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
-	20, // 39: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
-	21, // 40: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
-	23, // 41: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
-	25, // 42: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
-	27, // 43: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
-	26, // 44: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
-	26, // 45: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
-	30, // 46: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
-	32, // 47: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
-	31, // 48: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
-	1,  // 49: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
-	3,  // 50: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
-	10, // 51: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
-	1,  // 52: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
-	1,  // 53: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
-	16, // 54: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
-	1,  // 55: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
-	19, // 56: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
-	1,  // 57: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
-	22, // 58: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
-	24, // 59: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
-	1,  // 60: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
-	28, // 61: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
-	1,  // 62: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
-	1,  // 63: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
-	1,  // 64: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
-	33, // 65: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
-	1,  // 66: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
-	1,  // 67: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
-	50, // [50:68] is the sub-list for method output_type
-	32, // [32:50] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	16, // 11: pistis.agent.v1.CreateContainerRequest.pid_namespace:type_name -> pistis.agent.v1.PIDNamespace
+	14, // 12: pistis.agent.v1.CreateContainerResponse.user:type_name -> pistis.agent.v1.ResolvedUser
+	13, // 13: pistis.agent.v1.ExecRequest.user:type_name -> pistis.agent.v1.User
+	48, // 14: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
+	4,  // 15: pistis.agent.v1.DeleteResponse.disks:type_name -> pistis.agent.v1.DiskAddress
+	30, // 16: pistis.agent.v1.PidsResponse.pids:type_name -> pistis.agent.v1.Pid
+	35, // 17: pistis.agent.v1.StatsResponse.containers:type_name -> pistis.agent.v1.ContainerStats
+	41, // 18: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.agent.v1.InterfaceStats
+	36, // 19: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.agent.v1.CPUStats
+	37, // 20: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.agent.v1.MemoryStats
+	48, // 21: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
+	36, // 22: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.agent.v1.CPUStats
+	37, // 23: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.agent.v1.MemoryStats
+	40, // 24: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
+	38, // 25: pistis.agent.v1.CPUStats.psi:type_name -> pistis.agent.v1.PSI
+	38, // 26: pistis.agent.v1.MemoryStats.psi:type_name -> pistis.agent.v1.PSI
+	39, // 27: pistis.agent.v1.PSI.full:type_name -> pistis.agent.v1.PSIData
+	39, // 28: pistis.agent.v1.PSI.some:type_name -> pistis.agent.v1.PSIData
+	43, // 29: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
+	44, // 30: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
+	45, // 31: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
+	0,  // 32: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
+	2,  // 33: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
+	9,  // 34: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
+	11, // 35: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
+	12, // 36: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
+	15, // 37: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
+	18, // 38: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
+	19, // 39: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
+	21, // 40: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
+	22, // 41: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
+	24, // 42: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
+	26, // 43: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
+	28, // 44: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
+	27, // 45: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
+	27, // 46: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
+	31, // 47: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
+	33, // 48: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
+	32, // 49: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
+	1,  // 50: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
+	3,  // 51: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
+	10, // 52: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
+	1,  // 53: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
+	1,  // 54: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
+	17, // 55: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
+	1,  // 56: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
+	20, // 57: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
+	1,  // 58: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
+	23, // 59: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
+	25, // 60: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
+	1,  // 61: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
+	29, // 62: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
+	1,  // 63: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
+	1,  // 64: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
+	1,  // 65: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
+	34, // 66: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
+	1,  // 67: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
+	1,  // 68: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
+	51, // [51:69] is the sub-list for method output_type
+	33, // [33:51] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3311,7 +3413,11 @@ func file_agent_proto_init() {
 		(*DiskAddress_Device)(nil),
 	}
 	file_agent_proto_msgTypes[12].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[40].OneofWrappers = []any{
+	file_agent_proto_msgTypes[15].OneofWrappers = []any{
+		(*PIDNamespace_Own)(nil),
+		(*PIDNamespace_Container)(nil),
+	}
+	file_agent_proto_msgTypes[41].OneofWrappers = []any{
 		(*StreamHeader_Stdio)(nil),
 		(*StreamHeader_Dial)(nil),
 		(*StreamHeader_Share)(nil),
@@ -3322,7 +3428,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   46,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

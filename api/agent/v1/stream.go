@@ -26,6 +26,8 @@ const (
 
 	// FeatureShares in HelloResponse.Features: the agent knows ShareStream and RemoveShare.
 	FeatureShares = "shares"
+	// FeaturePIDNamespaces: it knows CreateContainerRequest.pid_namespace.
+	FeaturePIDNamespaces = "pid-namespaces"
 
 	shareDir = "/run/pistis/shares/"
 )
