@@ -414,8 +414,12 @@ func TestUpdateMerges(t *testing.T) {
 	if first.CPU.Quota != nil {
 		t.Error("the caller's value was changed")
 	}
-	if err := m.Update(t.Context(), id, &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "0"}}); !errdefs.IsNotImplemented(err) {
+	if err := m.Update(t.Context(), id, &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "0"}}); err != nil || w.limits.CPU.Cpus != "0" {
 		t.Errorf("cpuset: %v", err)
+	}
+	rt := int64(1)
+	if err := m.Update(t.Context(), id, &specs.LinuxResources{CPU: &specs.LinuxCPU{RealtimeRuntime: &rt}}); !errdefs.IsNotImplemented(err) {
+		t.Errorf("realtime: %v", err)
 	}
 	w.fail("task update", errFault)
 	if err := m.Update(t.Context(), id, first); !errors.Is(err, errFault) {

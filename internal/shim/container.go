@@ -108,6 +108,10 @@ func (s *Service) createInGuest(ctx context.Context, v *vm.VM, c *container, r *
 	if err != nil {
 		return err
 	}
+	undo.Add("forget limits", func(context.Context) error { return s.dropLimits(v, r.ID) })
+	if err := s.takeLimits(v, r.ID, guest.Linux); err != nil {
+		return err
+	}
 	if c.shares, err = shareMounts(ctx, v, guest.Mounts); err != nil {
 		return err
 	}
@@ -354,6 +358,9 @@ func (s *Service) deleteProcess(ctx context.Context, c *container, p *process) e
 	if err := v.ReleaseLayers(ctx, c.layers, free); err != nil {
 		s.log.Warn("layers stay attached", logfields.Container, p.id.Container, logfields.Error, err)
 	}
+	if err := s.dropLimits(v, p.id.Container); err != nil {
+		s.log.Warn("the virtual machine stays confined to processors of a container that is gone", logfields.Container, p.id.Container, logfields.Error, err)
+	}
 	if err := v.ReleaseShares(ctx, c.shares); err != nil {
 		s.log.Warn("shares did not end well", logfields.Container, p.id.Container, logfields.Error, err)
 	}
@@ -367,17 +374,4 @@ func (s *Service) closeLog(c *container) {
 	if err := c.log.Close(); err != nil {
 		s.log.Warn("container log is not complete", logfields.Container, c.id.Container, logfields.Error, err)
 	}
-}
-
-// limits decodes linux.resources.
-func (s *Service) limits(data []byte) ([]byte, error) {
-	var host specs.LinuxResources
-	if err := json.Unmarshal(data, &host); err != nil {
-		return nil, fmt.Errorf("resources: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	guest, err := s.options.GuestResources(&host)
-	if err != nil {
-		return nil, fmt.Errorf("resources: %w", err)
-	}
-	return json.Marshal(guest)
 }

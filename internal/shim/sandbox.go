@@ -142,7 +142,8 @@ func (s *Service) boot(ctx context.Context) error {
 	if err := s.stepLocked(opStarted); err != nil {
 		return err
 	}
-	s.vm = v
+	o := s.sandbox.GetVm()
+	s.vm, s.limits = v, newPodLimits(o.Vcpus, o.MemoryBytes, s.options.Drivers[o.Hypervisor].Capabilities().MinMemory)
 	s.running.Go(func() { s.supervise(v) })
 	args := []any{logfields.Sandbox, s.options.ID, logfields.PID, v.PID()}
 	for _, p := range v.Phases() {

@@ -57,6 +57,7 @@ type Service struct {
 	sandbox *shimv1.SandboxOptions
 	netns   string
 	vm      *vm.VM
+	limits  *podLimits // of the VM's containers; set with vm
 	exit    task.Exit
 	created time.Time
 	// abort ends a start that is under way; started is closed when it has ended, well or not.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
@@ -363,6 +364,41 @@ func TestCreateGivenUp(t *testing.T) {
 	giveUp(task.ID{Container: "c1", Exec: "e1"}, func(ctx context.Context) error {
 		return p.Exec(ctx, task.ExecRequest{ID: task.ID{Container: "c1", Exec: "e1"}, Process: []byte(`{"args":["echo"],"cwd":"/"}`)})
 	})
+}
+
+// TestUpdate: what the VM has no room for never reaches the guest, and what the guest refuses is as if it was not asked.
+func TestUpdate(t *testing.T) {
+	asked, refuse := 0, false
+	agent := &vmtest.Agent{Intercept: func(method string) error {
+		if method != "Update" {
+			return nil
+		}
+		if asked++; refuse {
+			return errors.New("no")
+		}
+		return nil
+	}}
+	p := ready(t, &vmtest.Driver{Agent: agent}) // with 128 MiB, of which the guest needs 64
+	p.run(t, "c1", "sleep")
+	p.run(t, "c2", "sleep")
+	to := func(id string, limit int64) error {
+		limit <<= 20
+		return p.Update(t.Context(), id, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}})
+	}
+	if err := to("c1", 4096); !errdefs.IsResourceExhausted(err) || asked != 0 {
+		t.Errorf("beyond the VM: %v, the guest was asked %d times", err, asked)
+	}
+	refuse = true
+	if err := to("c1", 40); err == nil || asked != 1 {
+		t.Errorf("what the guest refuses: %v", err)
+	}
+	refuse = false
+	if err := errors.Join(to("c2", 40), to("c1", 24)); err != nil {
+		t.Errorf("room that the first did not take: %v", err)
+	}
+	if err := to("c1", 25); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("more than both have room for: %v", err)
+	}
 }
 
 func TestStartFails(t *testing.T) {
