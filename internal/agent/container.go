@@ -20,6 +20,7 @@ import (
 	"github.com/pistis-run/pistis/internal/agent/cgroup"
 	"github.com/pistis-run/pistis/internal/agent/runc"
 	"github.com/pistis-run/pistis/internal/agent/stdio"
+	"github.com/pistis-run/pistis/internal/logfields"
 )
 
 // undoTimeout bounds what a failed call does to leave nothing.
@@ -226,7 +227,7 @@ func (a *Agent) follow(c *container, p *process, proc *runc.Process, ooms uint64
 	if p == c.init {
 		// Its own PID namespace would have ended them; a shared one does not.
 		if err := c.group.Kill(); err != nil {
-			a.Log.Warn("processes of an ended container not killed", "container", c.id, "error", err)
+			a.Log.Warn("processes of an ended container not killed", logfields.Container, c.id, logfields.Error, err)
 		}
 	}
 	p.stdio.CloseStdin()

@@ -118,7 +118,7 @@ func (e *engine) recover(ctx context.Context, log *slog.Logger) error {
 	if err := e.containers.Recover(ctx); err != nil {
 		return fmt.Errorf("daemon: %w", err)
 	}
-	log.Info("took over", "sandboxes", len(e.sandboxes.List(ctx)), "containers", len(e.containers.List(ctx)),
+	log.Info("took over", logfields.Sandboxes, len(e.sandboxes.List(ctx)), logfields.Containers, len(e.containers.List(ctx)),
 		logfields.Duration, time.Since(start))
 	return nil
 }

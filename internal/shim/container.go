@@ -356,13 +356,13 @@ func (s *Service) deleteProcess(ctx context.Context, c *container, p *process) e
 	}
 	// The container is gone for good; what stays attached is the VM's affair.
 	if err := v.ReleaseLayers(ctx, c.layers, free); err != nil {
-		s.log.Warn("layers stay attached", logfields.Container, p.id.Container, logfields.Error, err)
+		s.options.Log.Warn("layers stay attached", logfields.Container, p.id.Container, logfields.Error, err)
 	}
 	if err := s.dropLimits(v, p.id.Container); err != nil {
-		s.log.Warn("the virtual machine stays confined to processors of a container that is gone", logfields.Container, p.id.Container, logfields.Error, err)
+		s.options.Log.Warn("the virtual machine stays confined to processors of a container that is gone", logfields.Container, p.id.Container, logfields.Error, err)
 	}
 	if err := v.ReleaseShares(ctx, c.shares); err != nil {
-		s.log.Warn("shares did not end well", logfields.Container, p.id.Container, logfields.Error, err)
+		s.options.Log.Warn("shares did not end well", logfields.Container, p.id.Container, logfields.Error, err)
 	}
 	return nil
 }
@@ -372,6 +372,6 @@ func (s *Service) closeLog(c *container) {
 		return
 	}
 	if err := c.log.Close(); err != nil {
-		s.log.Warn("container log is not complete", logfields.Container, c.id.Container, logfields.Error, err)
+		s.options.Log.Warn("container log is not complete", logfields.Container, c.id.Container, logfields.Error, err)
 	}
 }

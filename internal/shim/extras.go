@@ -40,7 +40,7 @@ func (s *Service) describe() *shimv1.VM {
 		}
 		return &shimv1.VM{Exit: s.exit.Reason}
 	}
-	o, info := s.sandbox.GetVm(), s.vm.Agent().Info()
+	o, info := s.asked.Options.GetVm(), s.vm.Agent().Info()
 	m := &shimv1.VM{
 		Hypervisor: o.Hypervisor, Version: s.vm.Version(), Acceleration: o.Acceleration, VmmPid: uint32(s.vm.PID()),
 		Kernel: info.Kernel, AgentVersion: info.AgentVersion, Vcpus: o.Vcpus, MemoryBytes: o.MemoryBytes, Exit: s.exit.Reason,
