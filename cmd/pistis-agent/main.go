@@ -15,6 +15,7 @@ import (
 	"github.com/pistis-run/pistis/internal/agent/boot"
 	"github.com/pistis-run/pistis/internal/agent/guestport"
 	"github.com/pistis-run/pistis/internal/agent/rootfs"
+	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/reaper"
 	"github.com/pistis-run/pistis/internal/runc"
 )
@@ -39,7 +40,7 @@ func main() {
 		err = run(params, log)
 	}
 	if err != nil && !errors.Is(err, boot.ErrProbed) {
-		log.Error("the guest ends", "error", err)
+		log.Error("the guest ends", logfields.Error, err)
 	}
 	boot.PowerOff(log)
 }
@@ -51,7 +52,7 @@ func run(params boot.Params, log *slog.Logger) error {
 	reap := reaper.New()
 	go reap.Run(ctx)
 
-	log.Debug("opening the transport", "uptime", boot.Uptime())
+	log.Debug("opening the transport", logfields.Uptime, boot.Uptime())
 	carrier, err := guestport.Open(ctx, params.Transport)
 	if err != nil {
 		return err
@@ -74,6 +75,6 @@ func run(params boot.Params, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	log.Info("ready", "uptime", boot.Uptime())
+	log.Info("ready", logfields.Uptime, boot.Uptime())
 	return a.Serve(ctx, control, streams)
 }

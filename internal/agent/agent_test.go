@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -274,6 +276,39 @@ func TestDeleteWaitsForCreation(t *testing.T) {
 	close(c.init.made)
 	if err := <-deleted; codeOf(err) != codes.NotFound {
 		t.Errorf("delete after it: %v", err)
+	}
+}
+
+func TestPIDNamespaces(t *testing.T) {
+	a, _ := newAgent(t, nil)
+	of := func(id string) *agentv1.PIDNamespace {
+		return &agentv1.PIDNamespace{Of: &agentv1.PIDNamespace_Container{Container: id}}
+	}
+	if _, err := a.pidNamespace(of("c")); codeOf(err) != codes.FailedPrecondition {
+		t.Errorf("of a container that was not started: %v", err)
+	}
+	if _, err := a.pidNamespace(of("nobody")); codeOf(err) != codes.NotFound {
+		t.Errorf("of nobody: %v", err)
+	}
+	if _, err := a.Start(t.Context(), &agentv1.StartRequest{Container: "c"}); err != nil {
+		t.Fatal(err)
+	}
+	file, err := a.pidNamespace(of("c"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), file.Fd()))
+	if err != nil || !strings.HasPrefix(target, "pid:[") {
+		t.Errorf("a running container's is %q, %v", target, err)
+	}
+	for _, own := range []*agentv1.PIDNamespace{nil, {Of: &agentv1.PIDNamespace_Own{Own: true}}} {
+		if file, err := a.pidNamespace(own); file != nil || err != nil {
+			t.Errorf("%v: %v, %v", own, file, err)
+		}
+	}
+	if _, err := a.pidNamespace(&agentv1.PIDNamespace{}); err != nil {
+		t.Errorf("an empty one is the pod's: %v", err)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agent/cgroup"
 	"github.com/pistis-run/pistis/internal/agent/stdio"
+	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/runc"
 )
 
@@ -63,7 +64,7 @@ func (a *Agent) CreateContainer(ctx context.Context, req *agentv1.CreateContaine
 		return nil, err
 	}
 	defer close(c.init.made)
-	user, err := a.create(ctx, c, placement, req)
+	user, err := a.createIn(ctx, c, placement, req)
 	if err != nil {
 		a.forget(c)
 		c.init.finish(exit{code: 255, at: time.Now(), reason: "not created"})
@@ -86,11 +87,48 @@ func (a *Agent) reserve(c *container) (placement, error) {
 		return placement{}, fmt.Errorf("container %s: the pod has %d containers: %w", c.id, maxContainers, errdefs.ErrResourceExhausted)
 	}
 	a.containers[c.id] = c
-	p := placement{id: c.id, mounts: a.sandbox.mounts}
-	if a.sandbox.pause != nil {
-		p.pidNamespace = fmt.Sprintf("/proc/%d/ns/pid", a.sandbox.pause.PID())
+	return placement{id: c.id, mounts: a.sandbox.mounts}, nil
+}
+
+// createIn is create in the PID namespace that the request names.
+func (a *Agent) createIn(ctx context.Context, c *container, place placement, req *agentv1.CreateContainerRequest) (*agentv1.ResolvedUser, error) {
+	namespace, err := a.pidNamespace(req.PidNamespace)
+	if err != nil {
+		return nil, err
 	}
-	return p, nil
+	if namespace != nil {
+		defer namespace.Close()
+		place.pidNamespace = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), namespace.Fd())
+	}
+	return a.create(ctx, c, place, req)
+}
+
+// pidNamespace opens the namespace that a container joins; nil gives it one of its own. It is held open while the runtime
+// enters it: a pid may be another process's by then.
+func (a *Agent) pidNamespace(asked *agentv1.PIDNamespace) (*os.File, error) {
+	switch of := asked.GetOf().(type) {
+	case nil:
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.sandbox.pause == nil {
+			return nil, nil
+		}
+		return os.Open(fmt.Sprintf("/proc/%d/ns/pid", a.sandbox.pause.PID()))
+	case *agentv1.PIDNamespace_Own:
+		return nil, nil
+	case *agentv1.PIDNamespace_Container:
+		target, err := a.container(of.Container)
+		if err != nil {
+			return nil, fmt.Errorf("PID namespace: %w", err)
+		}
+		file, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", target.init.pid()))
+		if err != nil || !target.init.is(running) { // asked last: then the file is of its process
+			file.Close()
+			return nil, precondition("PID namespace: container %s does not run", target.id)
+		}
+		return file, nil
+	}
+	return nil, unsupported("PID namespace: of no kind that this agent knows")
 }
 
 func (a *Agent) forget(c *container) {
@@ -189,7 +227,7 @@ func (a *Agent) follow(c *container, p *process, proc *runc.Process, ooms uint64
 	if p == c.init {
 		// Its own PID namespace would have ended them; a shared one does not.
 		if err := c.group.Kill(); err != nil {
-			a.Log.Warn("processes of an ended container not killed", "container", c.id, "error", err)
+			a.Log.Warn("processes of an ended container not killed", logfields.Container, c.id, logfields.Error, err)
 		}
 	}
 	p.stdio.CloseInput()

@@ -14,6 +14,7 @@ import (
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agent/cgroup"
+	"github.com/pistis-run/pistis/internal/logfields"
 )
 
 // maxSignal is the highest real-time signal.
@@ -173,7 +174,7 @@ func (a *Agent) stopAll(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	if err := cgroup.Group(filepath.Join(cgroup.Root, cgroup.Parent)).Kill(); err != nil {
-		a.Log.Warn("shutdown: kill", "error", err)
+		a.Log.Warn("shutdown: kill", logfields.Error, err)
 	}
 	a.mu.Lock()
 	var all []*process
@@ -191,6 +192,6 @@ func (a *Agent) stopAll(ctx context.Context) {
 		}
 	}
 	if err := a.Roots.Close(); err != nil {
-		a.Log.Warn("shutdown", "error", err)
+		a.Log.Warn("shutdown", logfields.Error, err)
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/pistis-run/pistis/internal/logfields"
 )
 
 // codeOf is how an error travels. One without a class is the agent's own failure.
@@ -46,7 +48,7 @@ func interceptor(log *slog.Logger) ttrpc.UnaryServerInterceptor {
 	return func(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
 		start := time.Now()
 		reply, err := method(ctx, unmarshal)
-		log.Debug("call", "method", info.FullMethod, "took", time.Since(start), "error", err)
+		log.Debug("call", logfields.Method, info.FullMethod, logfields.Duration, time.Since(start), logfields.Error, err)
 		if err != nil {
 			return nil, status.Error(codeOf(err), err.Error())
 		}

@@ -15,6 +15,7 @@ import (
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agent/share"
 	"github.com/pistis-run/pistis/internal/agent/stdio"
+	"github.com/pistis-run/pistis/internal/logfields"
 )
 
 const (
@@ -54,7 +55,7 @@ func (a *Agent) serveShare(h *agentv1.ShareStream, conn stdio.Conn) error {
 	}
 	defer func() {
 		if err := mount.Remove(); err != nil {
-			a.Log.Warn("share not removed", "share", h.Id, "error", err)
+			a.Log.Warn("share not removed", logfields.Share, h.Id, logfields.Error, err)
 		}
 	}()
 	defer mount.Close()
@@ -65,7 +66,7 @@ func (a *Agent) serveShare(h *agentv1.ShareStream, conn stdio.Conn) error {
 		return err
 	}
 	if err := mount.Relay(conn); err != nil {
-		a.Log.Warn("share lost", "share", h.Id, "error", err)
+		a.Log.Warn("share lost", logfields.Share, h.Id, logfields.Error, err)
 	}
 	return nil
 }

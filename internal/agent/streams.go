@@ -14,6 +14,7 @@ import (
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agent/stdio"
+	"github.com/pistis-run/pistis/internal/logfields"
 )
 
 const (
@@ -54,7 +55,7 @@ func (a *Agent) serveStreams(ctx context.Context, l net.Listener) error {
 			defer func() { <-free }()
 			defer stream.Close()
 			if err := a.serveStream(ctx, stream); err != nil {
-				a.Log.Debug("stream refused", "error", err)
+				a.Log.Debug("stream refused", logfields.Error, err)
 			}
 		})
 	}

@@ -84,6 +84,15 @@ func (c *Client) hello(ctx context.Context) error {
 	return nil
 }
 
+// needs is FailedPrecondition for an agent that lacks a feature, which is what a guest of an older version has.
+func (c *Client) needs(feature, what string) error {
+	if slices.Contains(c.info.Features, feature) {
+		return nil
+	}
+	return fmt.Errorf("the agent in the guest (%s) is too old for %s: build the guest again with the installed version, and make the pod anew: %w",
+		c.info.AgentVersion, what, errdefs.ErrFailedPrecondition)
+}
+
 // Info is what Hello brought.
 func (c *Client) Info() Info { return c.info }
 
@@ -130,6 +139,11 @@ func (c *Client) SetClock(ctx context.Context, req *agentv1.SetClockRequest) err
 
 // CreateContainer returns the pid in the guest and the resolved user.
 func (c *Client) CreateContainer(ctx context.Context, req *agentv1.CreateContainerRequest) (uint32, task.User, error) {
+	if req.PidNamespace != nil {
+		if err := c.needs(agentv1.FeaturePIDNamespaces, "PID namespaces of other containers"); err != nil {
+			return 0, task.User{}, fmt.Errorf("create container: %w", err)
+		}
+	}
 	r, err := call(c, ctx, "create container", c.agent.CreateContainer, req)
 	if err != nil {
 		return 0, task.User{}, err

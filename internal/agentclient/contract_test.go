@@ -46,6 +46,10 @@ func TestOldAgent(t *testing.T) {
 	if err := c.ConfigureSandbox(t.Context(), &agentv1.ConfigureSandboxRequest{Hostname: "pod"}); err != nil {
 		t.Error(err)
 	}
+	_, _, err = c.CreateContainer(t.Context(), &agentv1.CreateContainerRequest{Id: "c2", PidNamespace: &agentv1.PIDNamespace{}})
+	if !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a field that the agent would ignore: %v", err)
+	}
 	for what, call := range map[string]func() error{
 		"stats":  func() error { _, err := c.Stats(t.Context()); return err },
 		"update": func() error { return c.Update(t.Context(), "c1", []byte("{}")) },

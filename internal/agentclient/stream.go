@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
@@ -44,9 +43,8 @@ func (c *Client) Dial(ctx context.Context, network, address string) (Stream, err
 
 // OpenShare has the guest mount what the host will serve over the stream: a directory, or a regular file.
 func (c *Client) OpenShare(ctx context.Context, id string, file bool) (Stream, error) {
-	if !c.Has(agentv1.FeatureShares) {
-		return nil, fmt.Errorf("mount share in guest: the agent in the guest (%s) is too old for volumes: build the guest again with the installed version: %w",
-			c.info.AgentVersion, errdefs.ErrFailedPrecondition)
+	if err := c.needs(agentv1.FeatureShares, "volumes"); err != nil {
+		return nil, fmt.Errorf("mount share in guest: %w", err)
 	}
 	s, err := c.open(ctx, &agentv1.StreamHeader{Kind: &agentv1.StreamHeader_Share{Share: &agentv1.ShareStream{Id: id, File: file}}})
 	if err != nil {

@@ -97,9 +97,13 @@ func (m *Manager) create(ctx context.Context, c *container, pod sandbox.Status, 
 	if err := failpoint.Hit(ctx, "container.bundle"); err != nil {
 		return err
 	}
+	req := createRequest(rec, m.bundle(rec.ID), spec, layers, img)
+	if req.PID, err = m.pidNamespace(rec.Config, pod); err != nil {
+		return err
+	}
 	// Before the call: one that was given up may have made the container all the same.
 	undo.Add("delete container in its sandbox", func(ctx context.Context) error { return m.deleteTask(ctx, rec) })
-	user, err := tasks.Create(ctx, createRequest(rec, m.bundle(rec.ID), spec, layers, img))
+	user, err := tasks.Create(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -128,11 +132,6 @@ func (m *Manager) prepare(ctx context.Context, c *container, pod sandbox.Status)
 	if err != nil {
 		return image.Image{}, nil, err
 	}
-	if target := rec.Config.Security.TargetPID; target != "" {
-		if err := m.checkTarget(target, pod); err != nil {
-			return image.Image{}, nil, err
-		}
-	}
 	if pod.VM {
 		// The shim rebuilds the spec for the guest; here the result only tells early whether it will.
 		if _, err := oci.ForGuest(spec); err != nil {
@@ -144,24 +143,6 @@ func (m *Manager) prepare(ctx context.Context, c *container, pod sandbox.Status)
 	rec.ImageID, rec.StopSignal, rec.LogPath = img.ID.String(), signal, logPath(rec.Config, pod.Config)
 	c.set(rec)
 	return img, spec, nil
-}
-
-// checkTarget holds that the container whose PID namespace is asked for runs in the same pod.
-func (m *Manager) checkTarget(id string, pod sandbox.Status) error {
-	if pod.VM {
-		return fmt.Errorf("process namespace of container %s: joining another container's is not built yet in microVM pods; share the namespace of the whole pod instead: %w", id, errdefs.ErrNotImplemented)
-	}
-	target, err := m.find(id)
-	if err != nil {
-		return fmt.Errorf("process namespace: %w", err)
-	}
-	switch rec := target.snapshot(); {
-	case rec.Config.SandboxID != pod.ID:
-		return fmt.Errorf("process namespace of container %s: it belongs to another pod, %s: %w", id, rec.Config.SandboxID, errdefs.ErrInvalidArgument)
-	case rec.State != Running:
-		return fmt.Errorf("process namespace of container %s: it is %s and not running: %w", id, rec.State, errdefs.ErrFailedPrecondition)
-	}
-	return nil
 }
 
 func logPath(cfg Config, pod sandbox.Config) string {
@@ -201,19 +182,28 @@ func createRequest(rec record, bundle string, spec *specs.Spec, layers []string,
 		user.User = img.Config.Config.User
 	}
 	return task.CreateRequest{
-		ID: rec.ID, Bundle: bundle, Spec: spec, Layers: layers, User: user, PID: pidNamespace(rec.Config.Security), LogPath: rec.LogPath,
+		ID: rec.ID, Bundle: bundle, Spec: spec, Layers: layers, User: user, LogPath: rec.LogPath,
 		Stdin: rec.Config.Stdin, StdinOnce: rec.Config.StdinOnce, Terminal: rec.Config.TTY,
 	}
 }
 
-func pidNamespace(s Security) task.PIDNamespace {
-	switch {
-	case s.TargetPID != "":
-		return task.PIDNamespace{Mode: task.PIDTarget, Target: s.TargetPID}
-	case s.HostPID:
-		return task.PIDNamespace{Mode: task.PIDHost}
-	case s.SharedPID:
-		return task.PIDNamespace{Mode: task.PIDPod}
+// pidNamespace finds the container whose processes another one asks to see, as an ephemeral one that debugs it does.
+func (m *Manager) pidNamespace(cfg Config, pod sandbox.Status) (task.PIDNamespace, error) {
+	s := cfg.Security
+	if s.TargetPID == "" {
+		shared := pod.Config.SharedPID || pod.Config.HostPID
+		return task.PIDNamespace{Own: shared && !s.SharedPID && !s.HostPID}, nil
 	}
-	return task.PIDNamespace{}
+	target, err := m.find(s.TargetPID)
+	if err != nil {
+		return task.PIDNamespace{}, fmt.Errorf("target of the PID namespace: %w", err)
+	}
+	switch rec := target.snapshot(); {
+	case rec.Config.SandboxID != cfg.SandboxID:
+		return task.PIDNamespace{}, fmt.Errorf("target of the PID namespace: container %s is of another pod: %w", rec.ID, errdefs.ErrInvalidArgument)
+	case rec.State != Running:
+		return task.PIDNamespace{}, fmt.Errorf("target of the PID namespace: container %s is %s: %w", rec.ID, rec.State, errdefs.ErrFailedPrecondition)
+	default:
+		return task.PIDNamespace{Container: rec.ID}, nil
+	}
 }

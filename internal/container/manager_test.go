@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -114,6 +115,37 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 	}
 }
 
+func TestPIDNamespace(t *testing.T) {
+	w := newWorld()
+	m := newManager(t, w, t.TempDir())
+	target := mustStart(t, m)
+	cfg := config("debugger")
+	cfg.Security.TargetPID = target[:12]
+	debugger, err := m.Create(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := w.create.PID; got != (task.PIDNamespace{Container: target}) {
+		t.Errorf("the debugger's namespace: %+v", got)
+	}
+	cfg = config("third")
+	cfg.Security.TargetPID = debugger
+	if _, err := m.Create(t.Context(), cfg); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "created") {
+		t.Errorf("a target that does not run: %v", err)
+	}
+	w.sharedPID = true
+	for shared, want := range map[bool]task.PIDNamespace{true: {}, false: {Own: true}} {
+		cfg := config(fmt.Sprint("shared-", shared))
+		cfg.Security.SharedPID = shared
+		if _, err := m.Create(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.create.PID; got != want {
+			t.Errorf("shared %t in a pod that shares: %+v", shared, got)
+		}
+	}
+}
+
 func TestCreateRefuses(t *testing.T) {
 	w, dir := newWorld(), t.TempDir()
 	m := newManager(t, w, dir)
@@ -131,7 +163,7 @@ func TestCreateRefuses(t *testing.T) {
 		"seccomp file":    {func(c *Config) { c.Security.Seccomp = Profile{ProfileLocalhost, "/does/not/exist"} }, errdefs.IsNotFound, "/does/not/exist"},
 		"apparmor":        {func(c *Config) { c.Security.AppArmor = Profile{ProfileLocalhost, "mine"} }, errdefs.IsNotImplemented, "mine"},
 		"selinux":         {func(c *Config) { c.Security.SELinuxLabel = "a:b:c:s0" }, errdefs.IsNotImplemented, "SELinux"},
-		"target pid":      {func(c *Config) { c.Security.TargetPID = "other" }, errdefs.IsNotImplemented, "other"},
+		"target pid":      {func(c *Config) { c.Security.TargetPID = "other" }, errdefs.IsNotFound, "other"},
 		"capability":      {func(c *Config) { c.Security.AddCaps = []string{"FLY"} }, errdefs.IsInvalidArgument, "FLY"},
 		"pod not ready":   {func(*Config) { w.state = "not-ready" }, errdefs.IsFailedPrecondition, "not-ready"},
 		"unknown sandbox": {func(*Config) { w.gone = true }, errdefs.IsNotFound, ""},
@@ -382,8 +414,12 @@ func TestUpdateMerges(t *testing.T) {
 	if first.CPU.Quota != nil {
 		t.Error("the caller's value was changed")
 	}
-	if err := m.Update(t.Context(), id, &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "0"}}); !errdefs.IsNotImplemented(err) {
+	if err := m.Update(t.Context(), id, &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "0"}}); err != nil || w.limits.CPU.Cpus != "0" {
 		t.Errorf("cpuset: %v", err)
+	}
+	rt := int64(1)
+	if err := m.Update(t.Context(), id, &specs.LinuxResources{CPU: &specs.LinuxCPU{RealtimeRuntime: &rt}}); !errdefs.IsNotImplemented(err) {
+		t.Errorf("realtime: %v", err)
 	}
 	w.fail("task update", errFault)
 	if err := m.Update(t.Context(), id, first); !errors.Is(err, errFault) {

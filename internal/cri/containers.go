@@ -180,7 +180,7 @@ func (c *containerCalls) UpdateContainerResources(ctx context.Context, req *runt
 		return nil, fmt.Errorf("update container %s: %w", s.ID, err)
 	}
 	if movesOOMScore(req.Linux, s) {
-		c.log.WarnContext(ctx, "limits were changed; the OOM score of a container that runs stays", logfields.Container, s.ID, "score", s.Config.OOMScore, "asked", req.Linux.OomScoreAdj)
+		c.log.WarnContext(ctx, "limits were changed; the OOM score of a container that runs stays", logfields.Container, s.ID, logfields.Score, s.Config.OOMScore, logfields.Asked, req.Linux.OomScoreAdj)
 	}
 	return &runtime.UpdateContainerResourcesResponse{}, nil
 }

@@ -69,10 +69,6 @@ func securityContext(c *runtime.LinuxContainerSecurityContext, pod sandbox.Statu
 	if err := containerNamespaces(field+".namespace_options", c.GetNamespaceOptions(), pod, &s); err != nil {
 		return s, err
 	}
-	if own := !s.SharedPID && s.TargetPID == ""; h.VM && pod.Config.SharedPID && own {
-		return s, unsupported("%s.namespace_options.pid: the containers of pod %s share one PID namespace, and in a microVM pod all of them do; "+
-			"make the pod with pid mode CONTAINER for namespaces of their own", field, pod.ID)
-	}
 	return s, nil
 }
 

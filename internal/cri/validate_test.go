@@ -122,8 +122,8 @@ func TestContainerConfigRefuses(t *testing.T) {
 	alone := fullContainer()
 	security(alone).NamespaceOptions.Pid = runtime.NamespaceMode_CONTAINER
 	security(alone).Apparmor = nil
-	if _, err := containerConfig(alone, testPod(), Handler{VM: true}); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "share one PID") {
-		t.Errorf("a PID namespace of its own in a pod that shares one: %v", err)
+	if cfg, err := containerConfig(alone, testPod(), Handler{VM: true}); err != nil || cfg.Security.SharedPID || cfg.Security.TargetPID != "" {
+		t.Errorf("a PID namespace of its own in a pod that shares one: %+v, %v", cfg.Security, err)
 	}
 	pod := testPod()
 	pod.Config.Privileged, pod.Config.SharedPID, pod.Config.LogDir = false, false, ""

@@ -58,7 +58,7 @@ func (a *accelerator) get(ctx context.Context) (hypervisor.Acceleration, error) 
 	if usable {
 		a.decided = hypervisor.KVM
 	}
-	a.log.Info("decided how guests run", "acceleration", a.decided, logfields.Reason, reason)
+	a.log.Info("decided how guests run", logfields.Acceleration, a.decided, logfields.Reason, reason)
 	return a.decided, nil
 }
 

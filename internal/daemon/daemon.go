@@ -61,7 +61,7 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	log.Info("serving", "socket", cfg.Socket, "streams", streams.Addr().String(), "version", version.Version,
+	log.Info("serving", logfields.Socket, cfg.Socket, logfields.Streams, streams.Addr().String(), logfields.Version, version.Version,
 		logfields.PID, os.Getpid(), logfields.Duration, time.Since(start))
 	return serve(ctx, server, listener, cfg.DrainTimeout.Duration, draining, log)
 }
@@ -90,13 +90,13 @@ func serve(ctx context.Context, server *grpc.Server, listener net.Listener, drai
 		return fmt.Errorf("daemon: serving ended: %w", err)
 	case <-ctx.Done():
 	}
-	log.Info("going down; pods keep running", "drain", drain)
+	log.Info("going down; pods keep running", logfields.Drain, drain)
 	if err := notify("STOPPING=1\nSTATUS=waiting for calls"); err != nil {
 		log.Warn("service manager", logfields.Error, err)
 	}
 	close(draining)
 	cut := time.AfterFunc(drain, func() {
-		log.Warn("calls still run and are cut off", "drain", drain)
+		log.Warn("calls still run and are cut off", logfields.Drain, drain)
 		server.Stop()
 	})
 	server.GracefulStop()

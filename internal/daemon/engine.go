@@ -158,7 +158,7 @@ func (e *engine) recover(ctx context.Context, log *slog.Logger) error {
 	if err := e.sweepRoots(ctx); err != nil {
 		log.ErrorContext(ctx, "roots of containers that are gone could not be removed", logfields.Error, err)
 	}
-	log.Info("took over", "sandboxes", len(e.sandboxes.List(ctx)), "containers", len(e.containers.List(ctx)),
+	log.Info("took over", logfields.Sandboxes, len(e.sandboxes.List(ctx)), logfields.Containers, len(e.containers.List(ctx)),
 		logfields.Duration, time.Since(start))
 	return nil
 }

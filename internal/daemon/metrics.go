@@ -64,7 +64,7 @@ func (m *metrics) serve(address string, log *slog.Logger) (stop func(context.Con
 			log.Error("metrics server ended", logfields.Error, err)
 		}
 	})
-	log.Info("serving metrics", "address", listener.Addr().String())
+	log.Info("serving metrics", logfields.Address, listener.Addr().String())
 	return func(ctx context.Context) error {
 		err := server.Shutdown(ctx)
 		served.Wait()

@@ -60,7 +60,7 @@ func Wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) 
 	if err := removeStale(cfg.Socket); err != nil {
 		return fmt.Errorf("wipe: %w", err)
 	}
-	log.Info("wiped", "state", cfg.State)
+	log.Info("wiped", logfields.Path, cfg.State)
 	return nil
 }
 

@@ -30,7 +30,7 @@ func (t *tasks) startInit(ctx context.Context, program string) error {
 	}
 	spec := initSpec(program, root)
 	spec.Linux.CgroupsPath = t.p.cgroupsPath(id)
-	t.p.setNamespaces(spec, id, task.PIDNamespace{})
+	t.p.setNamespaces(spec, id, task.PIDNamespace{Own: true})
 	if err := t.l.clamp.apply(spec); err != nil {
 		return fmt.Errorf("first process: %w", err)
 	}

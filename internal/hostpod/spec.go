@@ -1,12 +1,10 @@
 package hostpod
 
 import (
-	"fmt"
 	"path"
 	"path/filepath"
 	"slices"
 
-	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/pistis-run/pistis/internal/task"
@@ -18,17 +16,13 @@ const specVersion = "1.1.0"
 
 // finish turns a container's spec into one for this pod: its namespaces, files and cgroup, the container's root and
 // user.
-func (p pod) finish(spec *specs.Spec, req task.CreateRequest, root string, user task.User) error {
+func (p pod) finish(spec *specs.Spec, req task.CreateRequest, root string, user task.User) {
 	spec.Version = specVersion
 	spec.Root.Path = root
 	spec.Process.User = specs.User{UID: user.UID, GID: user.GID, AdditionalGids: user.AdditionalGIDs}
 	spec.Linux.CgroupsPath = p.cgroupsPath(req.ID)
-	if req.PID.Mode == task.PIDPod && !p.cfg.SharedPID {
-		return fmt.Errorf("process namespace: the pod was not made with one for all of its containers: %w", errdefs.ErrFailedPrecondition)
-	}
 	p.setNamespaces(spec, req.ID, req.PID)
 	p.addFiles(spec)
-	return nil
 }
 
 // cgroupsPath is the container's group as the runtime wants it named: for systemd slice:prefix:name, else a path.
@@ -53,14 +47,14 @@ func (p pod) setNamespaces(spec *specs.Spec, id string, pid task.PIDNamespace) {
 	} else {
 		join[specs.IPCNamespace] = p.ipc()
 	}
-	switch pid.Mode {
-	case task.PIDContainer:
-	case task.PIDHost:
-		leave[specs.PIDNamespace] = true
-	case task.PIDPod:
-		join[specs.PIDNamespace] = p.sharedPID()
-	case task.PIDTarget:
+	switch {
+	case pid.Own:
+	case pid.Container != "":
 		join[specs.PIDNamespace] = p.targetPID(id)
+	case p.cfg.HostPID:
+		leave[specs.PIDNamespace] = true
+	case p.cfg.SharedPID:
+		join[specs.PIDNamespace] = p.sharedPID()
 	}
 	spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return leave[ns.Type] })
 	if user := p.cfg.User; user != nil {

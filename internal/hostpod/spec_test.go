@@ -59,16 +59,15 @@ func TestNamespaces(t *testing.T) {
 		{name: "of the pod", want: all},
 		{name: "host network", cfg: sandbox.Config{HostNetwork: true}, want: without(specs.NetworkNamespace, specs.UTSNamespace)},
 		{name: "host IPC", cfg: sandbox.Config{HostIPC: true}, want: without(specs.IPCNamespace)},
-		{name: "host PID", cfg: sandbox.Config{HostPID: true}, pid: task.PIDNamespace{Mode: task.PIDHost}, want: without(specs.PIDNamespace)},
-		{name: "shared PID", cfg: sandbox.Config{SharedPID: true}, pid: task.PIDNamespace{Mode: task.PIDPod}, want: with(map[specs.LinuxNamespaceType]string{specs.PIDNamespace: "/run/pods/p1/pid"})},
-		{name: "target", pid: task.PIDNamespace{Mode: task.PIDTarget, Target: "c0"}, want: with(map[specs.LinuxNamespaceType]string{specs.PIDNamespace: "/run/pods/p1/pid-c1"})},
+		{name: "host PID", cfg: sandbox.Config{HostPID: true}, want: without(specs.PIDNamespace)},
+		{name: "shared PID", cfg: sandbox.Config{SharedPID: true}, want: with(map[specs.LinuxNamespaceType]string{specs.PIDNamespace: "/run/pods/p1/pid"})},
+		{name: "one's own in a pod that shares", cfg: sandbox.Config{SharedPID: true}, pid: task.PIDNamespace{Own: true}, want: all},
+		{name: "target", pid: task.PIDNamespace{Container: "c0"}, want: with(map[specs.LinuxNamespaceType]string{specs.PIDNamespace: "/run/pods/p1/pid-c1"})},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			spec := generated(t)
-			if err := testPod(test.cfg).finish(spec, task.CreateRequest{ID: "c1", PID: test.pid}, "/root", task.User{UID: 7}); err != nil {
-				t.Fatal(err)
-			}
+			testPod(test.cfg).finish(spec, task.CreateRequest{ID: "c1", PID: test.pid}, "/root", task.User{UID: 7})
 			got := map[specs.LinuxNamespaceType]string{}
 			for _, ns := range spec.Linux.Namespaces {
 				got[ns.Type] = ns.Path
@@ -80,9 +79,6 @@ func TestNamespaces(t *testing.T) {
 				t.Errorf("root %s, user %d, cgroup %s", spec.Root.Path, spec.Process.User.UID, spec.Linux.CgroupsPath)
 			}
 		})
-	}
-	if err := testPod(sandbox.Config{}).finish(generated(t), task.CreateRequest{PID: task.PIDNamespace{Mode: task.PIDPod}}, "/", task.User{}); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("a namespace that the pod does not share: %v", err)
 	}
 }
 

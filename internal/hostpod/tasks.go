@@ -66,9 +66,7 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 	if err := t.pinPID(ctx, req); err != nil {
 		return task.User{}, err
 	}
-	if err := t.p.finish(req.Spec, req, root, user.User); err != nil {
-		return task.User{}, err
-	}
+	t.p.finish(req.Spec, req, root, user.User)
 	if err := t.l.clamp.apply(req.Spec); err != nil {
 		return task.User{}, err
 	}
@@ -91,10 +89,10 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 // pinPID keeps the PID namespace of another container that is to be joined: that one may have ended, and its pid be
 // another's, when this one is started.
 func (t *tasks) pinPID(ctx context.Context, req task.CreateRequest) error {
-	if req.PID.Mode != task.PIDTarget {
+	if req.PID.Container == "" {
 		return nil
 	}
-	return t.pinPIDOf(ctx, req.PID.Target, t.p.targetPID(req.ID))
+	return t.pinPIDOf(ctx, req.PID.Container, t.p.targetPID(req.ID))
 }
 
 // pinPIDOf pins the PID namespace of a running container at a path.

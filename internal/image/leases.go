@@ -15,6 +15,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/pistis-run/pistis/internal/logfields"
 )
 
 // A lease keeps blobs from garbage collection. The prefix of its id says whose it is.
@@ -54,7 +56,7 @@ func (s *Service) lease(ctx context.Context, prefix, ref string) (context.Contex
 			err = s.collect(ctx)
 		}
 		if err != nil {
-			s.log.Warn("cleaning up after an image transfer", "image", ref, "error", err)
+			s.opts.Log.Warn("cleaning up after an image transfer", logfields.Image, ref, logfields.Error, err)
 		}
 	}
 	return leases.WithLease(ctx, id), release, nil
@@ -115,7 +117,7 @@ func (s *Service) janitor() {
 			err = s.collect(s.ctx)
 		}
 		if err != nil && s.ctx.Err() == nil {
-			s.log.Warn("removing interrupted downloads", "error", err)
+			s.opts.Log.Warn("removing interrupted downloads", logfields.Error, err)
 		}
 	}
 }
@@ -142,13 +144,13 @@ func (s *Service) recover(ctx context.Context, blobs content.Store) error {
 		return err
 	}
 	for _, d := range lost {
-		s.log.Warn("a blob has gone from the image store; pull the image again", "digest", d.String())
+		s.opts.Log.Warn("a blob has gone from the image store; pull the image again", logfields.Digest, d.String())
 		if err := s.content.Delete(ctx, d); err != nil {
 			return err
 		}
 	}
 	if err := s.dirty(ctx); err != nil {
-		s.log.Warn("image store: looking for orphaned blobs", "error", err) // a full disk must not keep the daemon down
+		s.opts.Log.Warn("image store: looking for orphaned blobs", logfields.Error, err) // a full disk must not keep the daemon down
 		return nil
 	}
 	_, err = s.db.GarbageCollect(ctx)
@@ -324,7 +326,7 @@ func (s *Service) layersInUse(ctx context.Context) (map[digest.Digest]struct{}, 
 	for d := range manifests {
 		p, err := s.load(ctx, d)
 		if err != nil {
-			s.log.Warn("an image cannot be read; pull it again", "manifest", d.String(), "error", err)
+			s.opts.Log.Warn("an image cannot be read; pull it again", logfields.Digest, d.String(), logfields.Error, err)
 			continue
 		}
 		for _, id := range p.config.RootFS.DiffIDs {

@@ -11,6 +11,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/pistis-run/pistis/internal/logfields"
 )
 
 const (
@@ -134,7 +136,7 @@ func (s *Service) fly(ctx context.Context, f *flight) {
 		err = fmt.Errorf("pull %s: %w", f.named, classify(err))
 	} else {
 		f.progress.set(StatusDone)
-		s.log.Info("image pulled", "image", f.named.String(), "id", img.ID.String(), "bytes", img.Size, "duration", time.Since(start))
+		s.opts.Log.Info("image pulled", logfields.Image, f.named.String(), logfields.ID, img.ID.String(), logfields.Bytes, img.Size, logfields.Duration, time.Since(start))
 	}
 	s.mu.Lock()
 	if s.flights[f.key] == f {
@@ -162,14 +164,14 @@ func (s *Service) watch(f *flight, stop <-chan struct{}) {
 		if time.Since(logged) >= progressLog {
 			logged = time.Now()
 			p := f.progress.snapshot()
-			s.log.Info("pulling image", "image", p.Ref, "status", p.Status, "offset", p.Offset, "total", p.Total)
+			s.opts.Log.Info("pulling image", logfields.Image, p.Ref, logfields.Status, p.Status, logfields.Offset, p.Offset, logfields.Total, p.Total)
 		}
 	}
 }
 
 // pull does the work of a flight: resolve, download, make the forms, and last give it its names.
 func (s *Service) pull(ctx context.Context, f *flight) (_ Image, err error) {
-	s.log.Info("pulling image", "image", f.named.String())
+	s.opts.Log.Info("pulling image", logfields.Image, f.named.String())
 	ctx, release, err := s.lease(ctx, leasePull, f.key.ref)
 	if err != nil {
 		return Image{}, err

@@ -13,6 +13,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/pistis-run/pistis/internal/logfields"
 )
 
 // A record gives an image one name. Its labels say which image of an index it is on this node.
@@ -116,7 +118,7 @@ func (s *Service) List(ctx context.Context) ([]Image, error) {
 	for id, names := range byID {
 		img, err := s.assemble(ctx, names)
 		if err != nil {
-			s.log.Warn("an image cannot be read; pull it again", "id", id, "error", err)
+			s.opts.Log.Warn("an image cannot be read; pull it again", logfields.ID, id, logfields.Error, err)
 			continue
 		}
 		out = append(out, img)
@@ -245,7 +247,7 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 	if err != nil {
 		return fmt.Errorf("remove image %q: %w", ref, classify(err))
 	}
-	s.log.Info("image removed", "image", ref, "id", records[0].Labels[labelConfig])
+	s.opts.Log.Info("image removed", logfields.Image, ref, logfields.ID, records[0].Labels[labelConfig])
 	ctx, cancel := detached(ctx)
 	defer cancel()
 	if err := s.collect(ctx); err != nil {

@@ -74,22 +74,14 @@ type forms interface {
 // Service is the node's images.
 type Service struct {
 	opts      Options
-	log       *slog.Logger
 	clog      *log.Entry
 	mirrors   map[string][]*url.URL
 	pinned    map[string]struct{}
 	platform  platforms.MatchComparer
-	bolt      *bolt.DB
-	db        *metadata.DB
-	content   content.Store
-	images    images.Store
-	leases    leases.Manager
 	downloads *semaphore.Weighted
 	blobs     *keyedMutex[digest.Digest]
-
-	ctx    context.Context // of the pulls; ends with Close
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	stores
+	background
 
 	mu      sync.Mutex
 	forms   []forms
@@ -97,6 +89,22 @@ type Service struct {
 	active  map[string]struct{}              // leases of this process's pulls, imports and exports
 	pending map[*flight][]digest.Digest      // layers whose forms are made before the image has a name
 	parsed  map[digest.Digest]parsedManifest // by the manifest's digest; content never changes
+}
+
+// stores are containerd's, in one database.
+type stores struct {
+	bolt    *bolt.DB
+	db      *metadata.DB
+	content content.Store
+	images  images.Store
+	leases  leases.Manager
+}
+
+// background is what the pulls run in; it ends with Close.
+type background struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
 }
 
 // Open opens the store in opts.Root, which it owns until Close, and removes what a process that died left behind.
@@ -125,7 +133,7 @@ func newService(opts Options) (*Service, error) {
 		opts.Log = slog.Default()
 	}
 	s := &Service{
-		opts: opts, log: opts.Log, clog: containerdLog(opts.Log),
+		opts: opts, clog: containerdLog(opts.Log),
 		mirrors: map[string][]*url.URL{}, pinned: map[string]struct{}{},
 		platform:  platforms.Only(platforms.DefaultSpec()),
 		downloads: semaphore.NewWeighted(int64(opts.MaxConcurrentDownloads)),

@@ -15,7 +15,8 @@ import (
 
 // ForGuest returns the spec with which a container of a virtual machine is made, rebuilt from the host's by the table
 // guestFields; spec is not changed and shares nothing with the result. Mounts of type bind have sources of the host still:
-// the caller shares them with the guest and rewrites them. What a guest cannot honour is
+// the caller shares them with the guest and rewrites them. Numbers of processors and memory nodes are the host's still: see
+// GuestResources. What a guest cannot honour is
 // NotImplemented (or InvalidArgument where it makes no sense at all), and the message names the field and says why.
 func ForGuest(spec *specs.Spec) (*specs.Spec, error) {
 	if spec == nil || spec.Process == nil || spec.Root == nil || spec.Linux == nil {
@@ -213,7 +214,8 @@ func guestDevices(devices []specs.LinuxDevice) ([]specs.LinuxDevice, error) {
 	return out, nil
 }
 
-// GuestResources rebuilds limits for the guest, as ForGuest does; it is for updates too.
+// GuestResources rebuilds limits for the guest, as ForGuest does; it is for updates too. The numbers of processors and
+// memory nodes in it are the host's still: whoever has the VM knows which of its own stand for them.
 func GuestResources(r *specs.LinuxResources) (*specs.LinuxResources, error) {
 	if r == nil {
 		return nil, nil
@@ -240,7 +242,7 @@ func GuestResources(r *specs.LinuxResources) (*specs.LinuxResources, error) {
 		if c.RealtimeRuntime != nil && *c.RealtimeRuntime != 0 || c.RealtimePeriod != nil && *c.RealtimePeriod != 0 {
 			return nil, fmt.Errorf("cpu: realtime scheduling limits do not exist in cgroup v2: %w", errdefs.ErrNotImplemented)
 		}
-		out.CPU = &specs.LinuxCPU{Shares: c.Shares, Quota: c.Quota, Burst: c.Burst, Period: c.Period, Idle: c.Idle}
+		out.CPU = &specs.LinuxCPU{Shares: c.Shares, Quota: c.Quota, Burst: c.Burst, Period: c.Period, Idle: c.Idle, Cpus: c.Cpus, Mems: c.Mems}
 	}
 	if r.Pids != nil {
 		out.Pids = &specs.LinuxPids{Limit: r.Pids.Limit}
@@ -313,8 +315,6 @@ func advice(field string) string {
 		"Linux.UIDMappings":    ": VM pods have no user namespaces; the VM isolates the pod",
 		"Linux.GIDMappings":    ": VM pods have no user namespaces; the VM isolates the pod",
 		"Linux.NetDevices":     ": devices of the host's network cannot move into a VM",
-		"LinuxCPU.Cpus":        ": CPU numbers are the host's, and a VM has its own; leave cpuset_cpus empty, which on a Kubernetes node means the kubelet's cpuManagerPolicy none",
-		"LinuxCPU.Mems":        ": memory node numbers are the host's, and a VM has its own; leave cpuset_mems empty, which on a Kubernetes node means the kubelet's memoryManagerPolicy None",
 	}[field]
 	if !ok {
 		return ""

@@ -151,9 +151,9 @@ func guestFields() map[string]treatment {
 		"LinuxMemory.CheckBeforeUpdate": carry,
 		"LinuxCPU.RealtimeRuntime":      translate,
 		"LinuxCPU.RealtimePeriod":       translate,
-		// CPU and memory node numbers are the host's.
-		"LinuxCPU.Cpus": refuse,
-		"LinuxCPU.Mems": refuse,
+		// The numbers are the host's, and stay so for whoever has the VM to replace.
+		"LinuxCPU.Cpus": carry,
+		"LinuxCPU.Mems": carry,
 		// A guest has no huge pages: a limit of 0 holds by itself.
 		"LinuxResources.HugepageLimits": translate,
 		// Block devices are the host's numbers.

@@ -82,7 +82,7 @@ func (m *Manager) start(ctx context.Context, sb *sandbox, launcher Launcher) err
 		return err
 	}
 	m.log.InfoContext(ctx, "sandbox is ready", logfields.Sandbox, rec.ID, logfields.Pod, rec.Config.Namespace+"/"+rec.Config.Name,
-		logfields.Handler, rec.Config.Handler, "network", connected.Sub(begin).Round(time.Microsecond), "launch", time.Since(connected).Round(time.Microsecond))
+		logfields.Handler, rec.Config.Handler, logfields.Network, connected.Sub(begin).Round(time.Microsecond), logfields.Launch, time.Since(connected).Round(time.Microsecond))
 	return failpoint.Hit(ctx, "sandbox.ready")
 }
 

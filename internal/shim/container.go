@@ -108,6 +108,10 @@ func (s *Service) createInGuest(ctx context.Context, v *vm.VM, c *container, r *
 	if err != nil {
 		return err
 	}
+	undo.Add("forget limits", func(context.Context) error { return s.dropLimits(v, r.ID) })
+	if err := s.takeLimits(v, r.ID, guest.Linux); err != nil {
+		return err
+	}
 	if c.shares, err = shareMounts(ctx, v, guest.Mounts); err != nil {
 		return err
 	}
@@ -135,7 +139,7 @@ func (s *Service) createInGuest(ctx context.Context, v *vm.VM, c *container, r *
 	})
 	stdin := opts.Stdin || r.Stdin != ""
 	pid, user, err := v.Agent().CreateContainer(context.WithoutCancel(ctx), &agentv1.CreateContainerRequest{
-		Id: r.ID, Spec: spec, Layers: addresses, User: guestUser(opts.User), Stdin: stdin,
+		Id: r.ID, Spec: spec, Layers: addresses, User: guestUser(opts.User), Stdin: stdin, PidNamespace: guestPID(opts.PidNamespace),
 	})
 	if err != nil {
 		return err
@@ -167,6 +171,16 @@ func guestUser(u *shimv1.UserRequest) *agentv1.User {
 		return nil
 	}
 	return &agentv1.User{User: u.User, Gid: u.Gid, SupplementalGroups: u.SupplementalGroups, Strict: u.Strict}
+}
+
+func guestPID(n *shimv1.PIDNamespace) *agentv1.PIDNamespace {
+	switch of := n.GetOf().(type) {
+	case *shimv1.PIDNamespace_Own:
+		return &agentv1.PIDNamespace{Of: &agentv1.PIDNamespace_Own{Own: true}}
+	case *shimv1.PIDNamespace_Container:
+		return &agentv1.PIDNamespace{Of: &agentv1.PIDNamespace_Container{Container: of.Container}}
+	}
+	return nil
 }
 
 // watch waits for the end of a process, from before its start.
@@ -342,10 +356,13 @@ func (s *Service) deleteProcess(ctx context.Context, c *container, p *process) e
 	}
 	// The container is gone for good; what stays attached is the VM's affair.
 	if err := v.ReleaseLayers(ctx, c.layers, free); err != nil {
-		s.log.Warn("layers stay attached", logfields.Container, p.id.Container, logfields.Error, err)
+		s.options.Log.Warn("layers stay attached", logfields.Container, p.id.Container, logfields.Error, err)
+	}
+	if err := s.dropLimits(v, p.id.Container); err != nil {
+		s.options.Log.Warn("the virtual machine stays confined to processors of a container that is gone", logfields.Container, p.id.Container, logfields.Error, err)
 	}
 	if err := v.ReleaseShares(ctx, c.shares); err != nil {
-		s.log.Warn("shares did not end well", logfields.Container, p.id.Container, logfields.Error, err)
+		s.options.Log.Warn("shares did not end well", logfields.Container, p.id.Container, logfields.Error, err)
 	}
 	return nil
 }
@@ -355,19 +372,6 @@ func (s *Service) closeLog(c *container) {
 		return
 	}
 	if err := c.log.Close(); err != nil {
-		s.log.Warn("container log is not complete", logfields.Container, c.id.Container, logfields.Error, err)
+		s.options.Log.Warn("container log is not complete", logfields.Container, c.id.Container, logfields.Error, err)
 	}
-}
-
-// limits decodes linux.resources.
-func (s *Service) limits(data []byte) ([]byte, error) {
-	var host specs.LinuxResources
-	if err := json.Unmarshal(data, &host); err != nil {
-		return nil, fmt.Errorf("resources: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	guest, err := s.options.GuestResources(&host)
-	if err != nil {
-		return nil, fmt.Errorf("resources: %w", err)
-	}
-	return json.Marshal(guest)
 }

@@ -74,7 +74,7 @@ func (p *publisher) publish(topic string, event proto.Message) {
 	}
 	data, err := proto.Marshal(event)
 	if err != nil {
-		p.log.Error("event not encoded", "topic", topic, logfields.Error, err)
+		p.log.Error("event not encoded", logfields.Topic, topic, logfields.Error, err)
 		return
 	}
 	select {
@@ -83,7 +83,7 @@ func (p *publisher) publish(topic string, event proto.Message) {
 		Event: &anypb.Any{TypeUrl: string(event.ProtoReflect().Descriptor().FullName()), Value: data},
 	}:
 	default:
-		p.log.Warn("event dropped: too many wait for containerd", "topic", topic)
+		p.log.Warn("event dropped: too many wait for containerd", logfields.Topic, topic)
 	}
 }
 
@@ -106,7 +106,7 @@ func (p *publisher) run() {
 			}
 		}
 		if err != nil {
-			p.log.Warn("event not published", "topic", envelope.Topic, logfields.Error, err)
+			p.log.Warn("event not published", logfields.Topic, envelope.Topic, logfields.Error, err)
 		}
 	}
 }

@@ -25,7 +25,7 @@ type extras struct{ s *Service }
 // Info says what the shim and its VM are.
 func (x extras) Info(context.Context, *shimv1.InfoRequest) (*shimv1.InfoResponse, error) {
 	return &shimv1.InfoResponse{
-		Version: contractVersion, ShimVersion: shimVersion(), SandboxId: x.s.options.ID,
+		Version: contractVersion, Features: []string{shimv1.FeaturePIDNamespaces}, ShimVersion: shimVersion(), SandboxId: x.s.options.ID,
 		StreamSocket: x.s.options.Bundle.StreamSocket(), Vm: x.s.describe(), ShimPid: uint32(os.Getpid()),
 	}, nil
 }
@@ -40,7 +40,7 @@ func (s *Service) describe() *shimv1.VM {
 		}
 		return &shimv1.VM{Exit: s.exit.Reason}
 	}
-	o, info := s.sandbox.GetVm(), s.vm.Agent().Info()
+	o, info := s.asked.Options.GetVm(), s.vm.Agent().Info()
 	m := &shimv1.VM{
 		Hypervisor: o.Hypervisor, Version: s.vm.Version(), Acceleration: o.Acceleration, VmmPid: uint32(s.vm.PID()),
 		Kernel: info.Kernel, AgentVersion: info.AgentVersion, Vcpus: o.Vcpus, MemoryBytes: o.MemoryBytes, Exit: s.exit.Reason,

@@ -48,7 +48,8 @@ func (s *Service) CreateSandbox(ctx context.Context, r *sandboxv1.CreateSandboxR
 	if err != nil {
 		return nil, fmt.Errorf("create sandbox %s: %w", r.SandboxId, err)
 	}
-	if err := s.request(options, r.NetnsPath).Validate(); err != nil {
+	request := s.request(options, r.NetnsPath)
+	if err := request.Validate(); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -56,7 +57,7 @@ func (s *Service) CreateSandbox(ctx context.Context, r *sandboxv1.CreateSandboxR
 	if err := s.stepLocked(opCreate); err != nil {
 		return nil, err
 	}
-	s.sandbox, s.netns, s.created = options, r.NetnsPath, time.Now()
+	s.asked, s.created = request, time.Now()
 	return &sandboxv1.CreateSandboxResponse{}, nil
 }
 
@@ -106,8 +107,8 @@ func (s *Service) StartSandbox(ctx context.Context, r *sandboxv1.StartSandboxReq
 	if err != nil {
 		return nil, err
 	}
-	defer s.abort()
-	defer close(s.started)
+	defer s.starting.abort()
+	defer close(s.starting.ended)
 	if err := s.boot(ctx); err != nil {
 		s.over(task.Exit{Code: exitUnknown, At: time.Now(), Reason: err.Error()})
 		return nil, err
@@ -124,8 +125,8 @@ func (s *Service) claimStart(ctx context.Context) (context.Context, error) {
 	if err := s.stepLocked(opStart); err != nil {
 		return nil, err
 	}
-	s.started = make(chan struct{})
-	ctx, s.abort = context.WithCancel(ctx)
+	s.starting.ended = make(chan struct{})
+	ctx, s.starting.abort = context.WithCancel(ctx)
 	return ctx, nil
 }
 
@@ -133,7 +134,7 @@ func (s *Service) boot(ctx context.Context) error {
 	if err := failpoint.Hit(ctx, "shim.boot"); err != nil {
 		return err
 	}
-	v, err := vm.Boot(ctx, s.request(s.sandbox, s.netns))
+	v, err := vm.Boot(ctx, s.asked)
 	if err != nil {
 		return err
 	}
@@ -142,13 +143,14 @@ func (s *Service) boot(ctx context.Context) error {
 	if err := s.stepLocked(opStarted); err != nil {
 		return err
 	}
-	s.vm = v
+	o := s.asked.Options.GetVm()
+	s.vm, s.limits = v, newPodLimits(o.Vcpus, o.MemoryBytes, s.options.Drivers[o.Hypervisor].Capabilities().MinMemory)
 	s.running.Go(func() { s.supervise(v) })
 	args := []any{logfields.Sandbox, s.options.ID, logfields.PID, v.PID()}
 	for _, p := range v.Phases() {
 		args = append(args, p.Name, p.Duration.Round(100*time.Microsecond).String())
 	}
-	s.log.Info("virtual machine is ready", args...)
+	s.options.Log.Info("virtual machine is ready", args...)
 	return nil
 }
 
@@ -179,7 +181,7 @@ func (s *Service) joinCgroup(path string) error {
 func (s *Service) supervise(v *vm.VM) {
 	<-v.Done()
 	exit := vmExit(v)
-	s.log.Info("virtual machine has ended", logfields.Sandbox, s.options.ID, logfields.Reason, exit.Reason)
+	s.options.Log.Info("virtual machine has ended", logfields.Sandbox, s.options.ID, logfields.Reason, exit.Reason)
 	s.over(exit)
 }
 
@@ -243,8 +245,8 @@ func (s *Service) claimStop(ctx context.Context) (*vm.VM, error) {
 			}
 			return s.vm, s.stepLocked(opStop)
 		}
-		s.abort()
-		started := s.started
+		s.starting.abort()
+		started := s.starting.ended
 		s.mu.Unlock()
 		select {
 		case <-started:

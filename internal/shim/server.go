@@ -123,7 +123,7 @@ func serveUntil(service *Service, rpc, streams net.Listener, signals <-chan os.S
 	select {
 	case <-service.Quit():
 	case s := <-signals:
-		service.log.Info("stopping", logfields.Signal, s.String())
+		service.options.Log.Info("stopping", logfields.Signal, s.String())
 	case err = <-failed:
 	}
 	stopping, done := context.WithTimeout(context.Background(), closeTimeout)

@@ -10,7 +10,6 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
 	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/network/tap"
@@ -42,7 +41,6 @@ type Options struct {
 // Service is one sandbox with its tasks.
 type Service struct {
 	options Options
-	log     *slog.Logger
 	events  *publisher
 	// quit is closed when the shim shall end.
 	quit     chan struct{}
@@ -52,17 +50,21 @@ type Service struct {
 	// ended is closed when the sandbox is over, whatever the reason; exit is set before.
 	ended chan struct{}
 
-	mu      sync.Mutex
-	state   sandboxState
-	sandbox *shimv1.SandboxOptions
-	netns   string
-	vm      *vm.VM
-	exit    task.Exit
-	created time.Time
-	// abort ends a start that is under way; started is closed when it has ended, well or not.
-	abort      context.CancelFunc
-	started    chan struct{}
+	mu         sync.Mutex
+	state      sandboxState
+	asked      vm.Request // from the sandbox's creation on
+	vm         *vm.VM
+	limits     *podLimits // of the VM's containers; set with vm
+	exit       task.Exit
+	created    time.Time
+	starting   startup
 	containers map[string]*container
+}
+
+// startup of a sandbox, under way or over.
+type startup struct {
+	abort context.CancelFunc
+	ended chan struct{} // closed when it has ended, well or not
 }
 
 // New makes the service of a sandbox that is not there yet.
@@ -71,7 +73,7 @@ func New(o Options) *Service {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Service{
-		options: o, log: o.Log, events: newPublisher(o.TTRPCAddress, o.Namespace, o.Log),
+		options: o, events: newPublisher(o.TTRPCAddress, o.Namespace, o.Log),
 		quit: make(chan struct{}), ended: make(chan struct{}),
 		state: sandboxNew, containers: map[string]*container{},
 	}

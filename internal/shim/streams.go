@@ -38,7 +38,7 @@ func (s *Service) ServeStreams(ctx context.Context, l net.Listener) error {
 			return nil
 		case transport.IsExhausted(err):
 			// Descriptors come back when streams end. The pod lives on meanwhile.
-			s.log.Warn("stream not accepted", logfields.Error, err)
+			s.options.Log.Warn("stream not accepted", logfields.Error, err)
 			select {
 			case <-time.After(acceptPause):
 				continue
@@ -71,7 +71,7 @@ func (s *Service) serveStream(ctx context.Context, conn net.Conn) {
 	conn.SetDeadline(time.Now().Add(headerTimeout))
 	var header shimv1.StreamHeader
 	if err := agentv1.ReadMessage(conn, &header); err != nil {
-		s.log.Debug("stream without header", logfields.Error, err)
+		s.options.Log.Debug("stream without header", logfields.Error, err)
 		return
 	}
 	conn.SetDeadline(time.Time{})

@@ -250,19 +250,6 @@ func (s *Service) CloseIO(_ context.Context, r *taskapi.CloseIORequest) error {
 	return nil
 }
 
-// Update changes the limits of a container.
-func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) error {
-	_, v, err := s.use(r.ID)
-	if err != nil {
-		return err
-	}
-	data, err := s.limits(r.Resources.GetValue())
-	if err != nil {
-		return fmt.Errorf("update container %s: %w", r.ID, err)
-	}
-	return v.Agent().Update(ctx, r.ID, data)
-}
-
 // TaskStats answers with the metrics of a cgroup v2, which a guest has.
 func (s *Service) TaskStats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
 	_, v, err := s.use(r.ID)

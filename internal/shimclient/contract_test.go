@@ -159,6 +159,10 @@ func TestOldShim(t *testing.T) {
 			t.Errorf("%s = %v, want not implemented", what, err)
 		}
 	}
+	_, err = c.Create(t.Context(), task.CreateRequest{ID: "c2", PID: task.PIDNamespace{Container: "c1"}})
+	if !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("an option that the shim would ignore: %v", err)
+	}
 	if err := c.Delete(t.Context(), id); err != nil {
 		t.Error(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
@@ -34,10 +35,15 @@ var (
 // Create makes a container; the spec is read from the request's bundle.
 func (c *Client) Create(ctx context.Context, req task.CreateRequest) (task.User, error) {
 	options, err := anypb.New(&shimv1.CreateOptions{
-		User: wireUser(req.User), LogPath: req.LogPath, Stdin: req.Stdin, StdinOnce: req.StdinOnce,
+		User: wireUser(req.User), LogPath: req.LogPath, Stdin: req.Stdin, StdinOnce: req.StdinOnce, PidNamespace: wirePID(req.PID),
 	})
 	if err != nil {
 		return task.User{}, err
+	}
+	if req.PID != (task.PIDNamespace{}) {
+		if err := c.needs(ctx, shimv1.FeaturePIDNamespaces, "PID namespaces of other containers"); err != nil {
+			return task.User{}, err
+		}
 	}
 	r := &taskapi.CreateTaskRequest{ID: req.ID, Bundle: req.Bundle, Terminal: req.Terminal, Options: options}
 	for _, layer := range req.Layers {
@@ -59,6 +65,28 @@ func wireUser(u task.UserRequest) *shimv1.UserRequest {
 		return nil
 	}
 	return &shimv1.UserRequest{User: u.User, Gid: u.GID, SupplementalGroups: u.SupplementalGroups, Strict: u.Strict}
+}
+
+// needs is FailedPrecondition for a shim that lacks a feature, as that of a pod which an older daemon made.
+func (c *Client) needs(ctx context.Context, feature, what string) error {
+	info, err := c.Info(ctx)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(info.Features, feature) {
+		return fmt.Errorf("sandbox %s was made by an older version (%s), which has no %s: make the pod anew: %w", c.id, info.ShimVersion, what, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+func wirePID(n task.PIDNamespace) *shimv1.PIDNamespace {
+	switch {
+	case n.Container != "":
+		return &shimv1.PIDNamespace{Of: &shimv1.PIDNamespace_Container{Container: n.Container}}
+	case n.Own:
+		return &shimv1.PIDNamespace{Of: &shimv1.PIDNamespace_Own{Own: true}}
+	}
+	return nil
 }
 
 func (c *Client) inspect(ctx context.Context, id task.ID) (*shimv1.InspectResponse, error) {

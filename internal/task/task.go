@@ -44,6 +44,15 @@ type UserRequest struct {
 	Strict bool
 }
 
+// PIDNamespace says which processes a container sees beside its own. The zero value: those of the pod where the pod
+// shares a namespace, or the host's where it has that, otherwise none.
+type PIDNamespace struct {
+	// Own: none, also in a pod that shares a namespace.
+	Own bool
+	// Container: those of another container of the pod, which has to run.
+	Container string
+}
+
 // CreateRequest describes a container completely.
 type CreateRequest struct {
 	ID string
@@ -61,23 +70,6 @@ type CreateRequest struct {
 	StdinOnce bool
 	Terminal  bool
 }
-
-// PIDNamespace says which processes a container sees.
-type PIDNamespace struct {
-	Mode PIDMode
-	// Target is the container that is joined, for PIDTarget.
-	Target string
-}
-
-// PIDMode is whose PID namespace a container has.
-type PIDMode string
-
-const (
-	PIDContainer PIDMode = "" // its own
-	PIDPod       PIDMode = "pod"
-	PIDHost      PIDMode = "host"
-	PIDTarget    PIDMode = "target" // another container's
-)
 
 // ExecRequest describes a further process in a container. Its stdio is attached before Start.
 type ExecRequest struct {

@@ -20,6 +20,7 @@ import (
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/failpoint"
 	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/podfiles"
 	"github.com/pistis-run/pistis/internal/sandbox"
 )
@@ -193,7 +194,7 @@ func (l *Launcher) instance(ctx context.Context, client client) (sandbox.Instanc
 // Cleanup ends the shim and its VM and removes what was made for them.
 func (l *Launcher) Cleanup(ctx context.Context, req sandbox.LaunchRequest) error {
 	if err := l.claim(req); err != nil && !errdefs.IsAlreadyExists(err) {
-		l.Log.WarnContext(ctx, "state of a VM cannot be read; it is removed without", "sandbox", req.ID, "error", err)
+		l.Log.WarnContext(ctx, "state of a VM cannot be read; it is removed without", logfields.Sandbox, req.ID, logfields.Error, err)
 	}
 	if err := l.remove(ctx, req.ID); err != nil {
 		return err
@@ -228,7 +229,7 @@ func (l *Launcher) Sweep(ctx context.Context, keep map[string]bool) error {
 	}
 	var errs []error
 	for id := range lost {
-		l.Log.InfoContext(ctx, "removing a virtual machine that belongs to no sandbox", "sandbox", id)
+		l.Log.InfoContext(ctx, "removing a virtual machine that belongs to no sandbox", logfields.Sandbox, id)
 		errs = append(errs, l.remove(ctx, id))
 	}
 	return errors.Join(errs...)

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -80,6 +81,44 @@ func TestPodSharesNamespaces(t *testing.T) {
 		"ps -o args | grep -c '[h]ttpd -f'",
 	)))
 	expect(t, "the client's output", out, "over-localhost\nfrom-shm\nshared\n0 1000\n1\n")
+}
+
+// TestTargetPID: a container that debugs another one sees its processes; and one that wants to be alone is, in a pod that
+// shares.
+func TestTargetPID(t *testing.T) {
+	d := startDaemon(t, "")
+	d.pull(testImage)
+	pod, config := d.runPod("targets", func(c *runtime.PodSandboxConfig) {
+		c.Linux.SecurityContext.NamespaceOptions = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_POD}
+	})
+	in := func(name, script string, option *runtime.NamespaceOption) *runtime.ContainerConfig {
+		c := shell(name, script)
+		c.Linux.SecurityContext.NamespaceOptions = option
+		return c
+	}
+	alone := d.launch(pod, config, in("alone", "sleep 12345 & "+forever, ownPID()))
+	d.launch(pod, config, in("sharing", "sleep 54321 & "+forever, &runtime.NamespaceOption{Pid: runtime.NamespaceMode_POD}))
+	expect(t, "its first process", d.execSync(alone, "sh", "-c", "tr '\\0' ' ' < /proc/1/cmdline | cut -c 1-5"), "sh -c\n")
+
+	const look = "ps -o args | grep -x 'sleep [0-9]\\{5\\}'"
+	target := func(id string) *runtime.NamespaceOption {
+		return &runtime.NamespaceOption{Pid: runtime.NamespaceMode_TARGET, TargetId: id}
+	}
+	debugger := d.launch(pod, config, in("debugger", look+"; "+forever, target(alone)))
+	expect(t, "what the one alone sees", d.execSync(alone, "sh", "-c", look), "sleep 12345\n")
+	expect(t, "what its debugger sees", d.execSync(debugger, "sh", "-c", look), "sleep 12345\n")
+	d.execSync(debugger, "sh", "-c", "kill $(ps -o pid,args | awk '$2 == \"sleep\" && $3 == \"12345\" { print $1 }')")
+	eventually(t, "the target's process to end", func() bool { return d.execSync(alone, "sh", "-c", look+" || :") == "" })
+
+	// The namespace ends with the target's first process, and all that are in it do.
+	if _, err := d.StopContainer(d.call(), &runtime.StopContainerRequest{ContainerId: alone, Timeout: 60}); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "exit code of the debugger", d.wait(debugger).ExitCode, 137)
+	_, err := d.CreateContainer(d.call(), &runtime.CreateContainerRequest{PodSandboxId: pod, Config: in("late", "true", target(alone)), SandboxConfig: config})
+	refused(t, "a target that has ended", err, codes.FailedPrecondition, alone)
+	_, err = d.CreateContainer(d.call(), &runtime.CreateContainerRequest{PodSandboxId: pod, Config: in("lost", "true", target("0123456789")), SandboxConfig: config})
+	refused(t, "a target that is not there", err, codes.NotFound, "0123456789")
 }
 
 // TestPodPrivatePID: without sharing, a container sees its own processes only.

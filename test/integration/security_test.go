@@ -1,9 +1,12 @@
 package integration
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -87,6 +90,83 @@ func TestResources(t *testing.T) {
 	status := d.wait(d.launch(pod, config, hungry))
 	expect(t, "reason of a container that used too much memory", status.Reason, "OOMKilled")
 	expect(t, "its exit code", status.ExitCode, 137)
+}
+
+// TestUpdatedResources: containers are resized as the kubelet does it, up to what the VM has, and confined to processors.
+func TestUpdatedResources(t *testing.T) {
+	d := startDaemon(t, "memory_mib = 256\n")
+	d.pull(testImage)
+	host := unix.CPUSet{}
+	if err := unix.SchedGetaffinity(0, &host); err != nil {
+		t.Fatal(err)
+	}
+	if !host.IsSet(0) || !host.IsSet(1) {
+		t.Skip("SKIPPED: needs the processors 0 and 1")
+	}
+	pod, config := d.runPod("resized", func(c *runtime.PodSandboxConfig) {
+		c.Linux.Resources = &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 200000, MemoryLimitInBytes: 256 << 20}
+	})
+	resources := func(change func(*runtime.LinuxContainerResources)) *runtime.LinuxContainerResources {
+		r := &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 50000, CpuShares: 512, MemoryLimitInBytes: 128 << 20, OomScoreAdj: 990}
+		change(r)
+		return r
+	}
+	c := shell("resized", forever)
+	c.Linux.Resources = resources(func(r *runtime.LinuxContainerResources) { r.CpusetCpus, r.CpusetMems = "1", "0" })
+	id := d.launch(pod, config, c)
+	state := func() string {
+		return d.execSync(id, "sh", "-c", "cd /sys/fs/cgroup; cat memory.max cpu.max; nproc")
+	}
+	vmm := func() (on string) {
+		t.Helper()
+		var set unix.CPUSet
+		if err := unix.SchedGetaffinity(d.process(pod, "vmmPid"), &set); err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(set.IsSet(0), set.IsSet(1))
+	}
+	expect(t, "at first", state(), "134217728\n50000 100000\n1\n")
+	expect(t, "the VM's processors", vmm(), "false true")
+	update := func(change func(*runtime.LinuxContainerResources)) error {
+		_, err := d.UpdateContainerResources(d.call(), &runtime.UpdateContainerResourcesRequest{ContainerId: id, Linux: resources(change)})
+		return err
+	}
+	for _, step := range []struct {
+		what   string
+		change func(*runtime.LinuxContainerResources)
+		state  string
+		vmm    string
+	}{
+		{"up", func(r *runtime.LinuxContainerResources) {
+			r.CpuQuota, r.MemoryLimitInBytes, r.CpusetCpus = 150000, 256<<20, "0-1"
+		}, "268435456\n150000 100000\n2\n", "true true"},
+		{"without a CPU limit", func(r *runtime.LinuxContainerResources) { r.CpuQuota, r.MemoryLimitInBytes = -1, 256<<20 }, "268435456\nmax 100000\n2\n", "true true"},
+		{"down, with another OOM score", func(r *runtime.LinuxContainerResources) { r.CpusetCpus, r.OomScoreAdj = "0", 900 }, "134217728\n50000 100000\n1\n", "true false"},
+	} {
+		if err := update(step.change); err != nil {
+			t.Errorf("%s: %v", step.what, err)
+		}
+		expect(t, step.what, state(), step.state)
+		expect(t, step.what+": the VM's processors", vmm(), step.vmm)
+	}
+	refused(t, "more memory than the VM has", update(func(r *runtime.LinuxContainerResources) { r.MemoryLimitInBytes = 1 << 30 }), codes.ResourceExhausted, "1024 MiB", "make the pod anew")
+	refused(t, "more processors than the VM has", update(func(r *runtime.LinuxContainerResources) { r.CpuQuota = 300000 }), codes.ResourceExhausted, "3.000 processors")
+	refused(t, "a processor that is not there", update(func(r *runtime.LinuxContainerResources) { r.CpusetCpus = "4000" }), codes.InvalidArgument, "4000")
+	refused(t, "another OOM score alone", func() error {
+		_, err := d.UpdateContainerResources(d.call(), &runtime.UpdateContainerResourcesRequest{ContainerId: id, Linux: &runtime.LinuxContainerResources{OomScoreAdj: 1}})
+		return err
+	}(), codes.Unimplemented, "oom_score_adj")
+	expect(t, "after what was refused", state(), "134217728\n50000 100000\n1\n")
+	told := d.status(id).Resources.GetLinux()
+	expect(t, "the status", fmt.Sprintf("%d %d %s %d", told.MemoryLimitInBytes, told.CpuQuota, told.CpusetCpus, told.OomScoreAdj), "134217728 50000 0 990")
+
+	// A container that may run anywhere frees the VM, and its end confines it again.
+	other := d.launch(pod, config, shell("other", forever))
+	expect(t, "the VM's processors beside another container", vmm(), "true true")
+	if _, err := d.RemoveContainer(d.call(), &runtime.RemoveContainerRequest{ContainerId: other}); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "the VM's processors after it", vmm(), "true false")
 }
 
 // TestImageUsers: names of users and groups come from the image.

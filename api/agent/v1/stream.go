@@ -33,6 +33,8 @@ const (
 	FeatureShares = "shares"
 	// FeatureShareChanges in HelloResponse.Features: the agent knows ShareChange.
 	FeatureShareChanges = "share-changes"
+	// FeaturePIDNamespaces: it knows CreateContainerRequest.pid_namespace.
+	FeaturePIDNamespaces = "pid-namespaces"
 
 	shareDir = "/run/pistis/shares/"
 )

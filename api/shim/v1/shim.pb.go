@@ -1473,9 +1473,11 @@ type CreateOptions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	User  *UserRequest           `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
 	// log_path is the CRI log file that the shim writes; empty writes none.
-	LogPath       string `protobuf:"bytes,2,opt,name=log_path,json=logPath,proto3" json:"log_path,omitempty"`
-	Stdin         bool   `protobuf:"varint,3,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	StdinOnce     bool   `protobuf:"varint,4,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"`
+	LogPath   string `protobuf:"bytes,2,opt,name=log_path,json=logPath,proto3" json:"log_path,omitempty"`
+	Stdin     bool   `protobuf:"varint,3,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	StdinOnce bool   `protobuf:"varint,4,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"`
+	// pid_namespace is known to shims with the feature "pid-namespaces".
+	PidNamespace  *PIDNamespace `protobuf:"bytes,5,opt,name=pid_namespace,json=pidNamespace,proto3" json:"pid_namespace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1538,6 +1540,99 @@ func (x *CreateOptions) GetStdinOnce() bool {
 	return false
 }
 
+func (x *CreateOptions) GetPidNamespace() *PIDNamespace {
+	if x != nil {
+		return x.PidNamespace
+	}
+	return nil
+}
+
+// PIDNamespace says which processes a container sees beside its own. Absent it is the pod's where the pod shares one,
+// otherwise a new one.
+type PIDNamespace struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Of:
+	//
+	//	*PIDNamespace_Own
+	//	*PIDNamespace_Container
+	Of            isPIDNamespace_Of `protobuf_oneof:"of"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PIDNamespace) Reset() {
+	*x = PIDNamespace{}
+	mi := &file_shim_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PIDNamespace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PIDNamespace) ProtoMessage() {}
+
+func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PIDNamespace.ProtoReflect.Descriptor instead.
+func (*PIDNamespace) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *PIDNamespace) GetOf() isPIDNamespace_Of {
+	if x != nil {
+		return x.Of
+	}
+	return nil
+}
+
+func (x *PIDNamespace) GetOwn() bool {
+	if x != nil {
+		if x, ok := x.Of.(*PIDNamespace_Own); ok {
+			return x.Own
+		}
+	}
+	return false
+}
+
+func (x *PIDNamespace) GetContainer() string {
+	if x != nil {
+		if x, ok := x.Of.(*PIDNamespace_Container); ok {
+			return x.Container
+		}
+	}
+	return ""
+}
+
+type isPIDNamespace_Of interface {
+	isPIDNamespace_Of()
+}
+
+type PIDNamespace_Own struct {
+	// own is true: a new one, also in a pod that shares one.
+	Own bool `protobuf:"varint,1,opt,name=own,proto3,oneof"`
+}
+
+type PIDNamespace_Container struct {
+	// container is another container of the pod, which has to run.
+	Container string `protobuf:"bytes,2,opt,name=container,proto3,oneof"`
+}
+
+func (*PIDNamespace_Own) isPIDNamespace_Of() {}
+
+func (*PIDNamespace_Container) isPIDNamespace_Of() {}
+
 type UserRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// user is as an image's USER: name or uid, optionally with :group or :gid.
@@ -1551,7 +1646,7 @@ type UserRequest struct {
 
 func (x *UserRequest) Reset() {
 	*x = UserRequest{}
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1658,7 @@ func (x *UserRequest) String() string {
 func (*UserRequest) ProtoMessage() {}
 
 func (x *UserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1671,7 @@ func (x *UserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRequest.ProtoReflect.Descriptor instead.
 func (*UserRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{20}
+	return file_shim_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UserRequest) GetUser() string {
@@ -1621,7 +1716,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +1728,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +1741,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{21}
+	return file_shim_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StreamHeader) GetKind() isStreamHeader_Kind {
@@ -1707,7 +1802,7 @@ type AttachStream struct {
 
 func (x *AttachStream) Reset() {
 	*x = AttachStream{}
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1719,7 +1814,7 @@ func (x *AttachStream) String() string {
 func (*AttachStream) ProtoMessage() {}
 
 func (x *AttachStream) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1732,7 +1827,7 @@ func (x *AttachStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachStream.ProtoReflect.Descriptor instead.
 func (*AttachStream) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{22}
+	return file_shim_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AttachStream) GetContainer() string {
@@ -1781,7 +1876,7 @@ type DialStream struct {
 
 func (x *DialStream) Reset() {
 	*x = DialStream{}
-	mi := &file_shim_proto_msgTypes[23]
+	mi := &file_shim_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +1888,7 @@ func (x *DialStream) String() string {
 func (*DialStream) ProtoMessage() {}
 
 func (x *DialStream) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[23]
+	mi := &file_shim_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +1901,7 @@ func (x *DialStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialStream.ProtoReflect.Descriptor instead.
 func (*DialStream) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{23}
+	return file_shim_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DialStream) GetNetwork() string {
@@ -1833,7 +1928,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +1940,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +1953,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{24}
+	return file_shim_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StreamReply) GetError() string {
@@ -2010,13 +2105,18 @@ const file_shim_proto_rawDesc = "" +
 	" \x01(\rR\x03gid\x12<\n" +
 	"\fboot_timeout\x18\v \x01(\v2\x19.google.protobuf.DurationR\vbootTimeout\x12>\n" +
 	"\ragent_timeout\x18\f \x01(\v2\x19.google.protobuf.DurationR\fagentTimeout\x12\x18\n" +
-	"\amachine\x18\r \x01(\tR\amachine\"\x90\x01\n" +
+	"\amachine\x18\r \x01(\tR\amachine\"\xd3\x01\n" +
 	"\rCreateOptions\x12/\n" +
 	"\x04user\x18\x01 \x01(\v2\x1b.pistis.shim.v1.UserRequestR\x04user\x12\x19\n" +
 	"\blog_path\x18\x02 \x01(\tR\alogPath\x12\x14\n" +
 	"\x05stdin\x18\x03 \x01(\bR\x05stdin\x12\x1d\n" +
 	"\n" +
-	"stdin_once\x18\x04 \x01(\bR\tstdinOnce\"\x89\x01\n" +
+	"stdin_once\x18\x04 \x01(\bR\tstdinOnce\x12A\n" +
+	"\rpid_namespace\x18\x05 \x01(\v2\x1c.pistis.shim.v1.PIDNamespaceR\fpidNamespace\"H\n" +
+	"\fPIDNamespace\x12\x12\n" +
+	"\x03own\x18\x01 \x01(\bH\x00R\x03own\x12\x1e\n" +
+	"\tcontainer\x18\x02 \x01(\tH\x00R\tcontainerB\x04\n" +
+	"\x02of\"\x89\x01\n" +
 	"\vUserRequest\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x15\n" +
 	"\x03gid\x18\x02 \x01(\rH\x00R\x03gid\x88\x01\x01\x12/\n" +
@@ -2068,7 +2168,7 @@ func file_shim_proto_rawDescGZIP() []byte {
 }
 
 var file_shim_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_shim_proto_goTypes = []any{
 	(FrameKind)(0),                // 0: pistis.shim.v1.FrameKind
 	(*Empty)(nil),                 // 1: pistis.shim.v1.Empty
@@ -2091,25 +2191,26 @@ var file_shim_proto_goTypes = []any{
 	(*SandboxOptions)(nil),        // 18: pistis.shim.v1.SandboxOptions
 	(*VMOptions)(nil),             // 19: pistis.shim.v1.VMOptions
 	(*CreateOptions)(nil),         // 20: pistis.shim.v1.CreateOptions
-	(*UserRequest)(nil),           // 21: pistis.shim.v1.UserRequest
-	(*StreamHeader)(nil),          // 22: pistis.shim.v1.StreamHeader
-	(*AttachStream)(nil),          // 23: pistis.shim.v1.AttachStream
-	(*DialStream)(nil),            // 24: pistis.shim.v1.DialStream
-	(*StreamReply)(nil),           // 25: pistis.shim.v1.StreamReply
-	nil,                           // 26: pistis.shim.v1.SandboxOptions.SysctlsEntry
-	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(*PIDNamespace)(nil),          // 21: pistis.shim.v1.PIDNamespace
+	(*UserRequest)(nil),           // 22: pistis.shim.v1.UserRequest
+	(*StreamHeader)(nil),          // 23: pistis.shim.v1.StreamHeader
+	(*AttachStream)(nil),          // 24: pistis.shim.v1.AttachStream
+	(*DialStream)(nil),            // 25: pistis.shim.v1.DialStream
+	(*StreamReply)(nil),           // 26: pistis.shim.v1.StreamReply
+	nil,                           // 27: pistis.shim.v1.SandboxOptions.SysctlsEntry
+	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
 }
 var file_shim_proto_depIdxs = []int32{
 	4,  // 0: pistis.shim.v1.InfoResponse.vm:type_name -> pistis.shim.v1.VM
 	5,  // 1: pistis.shim.v1.VM.phases:type_name -> pistis.shim.v1.Phase
-	27, // 2: pistis.shim.v1.Phase.duration:type_name -> google.protobuf.Duration
+	28, // 2: pistis.shim.v1.Phase.duration:type_name -> google.protobuf.Duration
 	8,  // 3: pistis.shim.v1.InspectResponse.user:type_name -> pistis.shim.v1.User
 	12, // 4: pistis.shim.v1.StatsResponse.containers:type_name -> pistis.shim.v1.ContainerStats
 	17, // 5: pistis.shim.v1.StatsResponse.interfaces:type_name -> pistis.shim.v1.InterfaceStats
 	13, // 6: pistis.shim.v1.StatsResponse.cpu:type_name -> pistis.shim.v1.CPUStats
 	14, // 7: pistis.shim.v1.StatsResponse.memory:type_name -> pistis.shim.v1.MemoryStats
-	28, // 8: pistis.shim.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
+	29, // 8: pistis.shim.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
 	13, // 9: pistis.shim.v1.ContainerStats.cpu:type_name -> pistis.shim.v1.CPUStats
 	14, // 10: pistis.shim.v1.ContainerStats.memory:type_name -> pistis.shim.v1.MemoryStats
 	15, // 11: pistis.shim.v1.CPUStats.psi:type_name -> pistis.shim.v1.PSI
@@ -2117,25 +2218,26 @@ var file_shim_proto_depIdxs = []int32{
 	16, // 13: pistis.shim.v1.PSI.full:type_name -> pistis.shim.v1.PSIData
 	16, // 14: pistis.shim.v1.PSI.some:type_name -> pistis.shim.v1.PSIData
 	19, // 15: pistis.shim.v1.SandboxOptions.vm:type_name -> pistis.shim.v1.VMOptions
-	26, // 16: pistis.shim.v1.SandboxOptions.sysctls:type_name -> pistis.shim.v1.SandboxOptions.SysctlsEntry
-	27, // 17: pistis.shim.v1.VMOptions.boot_timeout:type_name -> google.protobuf.Duration
-	27, // 18: pistis.shim.v1.VMOptions.agent_timeout:type_name -> google.protobuf.Duration
-	21, // 19: pistis.shim.v1.CreateOptions.user:type_name -> pistis.shim.v1.UserRequest
-	23, // 20: pistis.shim.v1.StreamHeader.attach:type_name -> pistis.shim.v1.AttachStream
-	24, // 21: pistis.shim.v1.StreamHeader.dial:type_name -> pistis.shim.v1.DialStream
-	2,  // 22: pistis.shim.v1.Shim.Info:input_type -> pistis.shim.v1.InfoRequest
-	6,  // 23: pistis.shim.v1.Shim.Inspect:input_type -> pistis.shim.v1.InspectRequest
-	9,  // 24: pistis.shim.v1.Shim.ReopenLog:input_type -> pistis.shim.v1.ReopenLogRequest
-	10, // 25: pistis.shim.v1.Shim.Stats:input_type -> pistis.shim.v1.StatsRequest
-	3,  // 26: pistis.shim.v1.Shim.Info:output_type -> pistis.shim.v1.InfoResponse
-	7,  // 27: pistis.shim.v1.Shim.Inspect:output_type -> pistis.shim.v1.InspectResponse
-	1,  // 28: pistis.shim.v1.Shim.ReopenLog:output_type -> pistis.shim.v1.Empty
-	11, // 29: pistis.shim.v1.Shim.Stats:output_type -> pistis.shim.v1.StatsResponse
-	26, // [26:30] is the sub-list for method output_type
-	22, // [22:26] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	27, // 16: pistis.shim.v1.SandboxOptions.sysctls:type_name -> pistis.shim.v1.SandboxOptions.SysctlsEntry
+	28, // 17: pistis.shim.v1.VMOptions.boot_timeout:type_name -> google.protobuf.Duration
+	28, // 18: pistis.shim.v1.VMOptions.agent_timeout:type_name -> google.protobuf.Duration
+	22, // 19: pistis.shim.v1.CreateOptions.user:type_name -> pistis.shim.v1.UserRequest
+	21, // 20: pistis.shim.v1.CreateOptions.pid_namespace:type_name -> pistis.shim.v1.PIDNamespace
+	24, // 21: pistis.shim.v1.StreamHeader.attach:type_name -> pistis.shim.v1.AttachStream
+	25, // 22: pistis.shim.v1.StreamHeader.dial:type_name -> pistis.shim.v1.DialStream
+	2,  // 23: pistis.shim.v1.Shim.Info:input_type -> pistis.shim.v1.InfoRequest
+	6,  // 24: pistis.shim.v1.Shim.Inspect:input_type -> pistis.shim.v1.InspectRequest
+	9,  // 25: pistis.shim.v1.Shim.ReopenLog:input_type -> pistis.shim.v1.ReopenLogRequest
+	10, // 26: pistis.shim.v1.Shim.Stats:input_type -> pistis.shim.v1.StatsRequest
+	3,  // 27: pistis.shim.v1.Shim.Info:output_type -> pistis.shim.v1.InfoResponse
+	7,  // 28: pistis.shim.v1.Shim.Inspect:output_type -> pistis.shim.v1.InspectResponse
+	1,  // 29: pistis.shim.v1.Shim.ReopenLog:output_type -> pistis.shim.v1.Empty
+	11, // 30: pistis.shim.v1.Shim.Stats:output_type -> pistis.shim.v1.StatsResponse
+	27, // [27:31] is the sub-list for method output_type
+	23, // [23:27] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_shim_proto_init() }
@@ -2143,8 +2245,12 @@ func file_shim_proto_init() {
 	if File_shim_proto != nil {
 		return
 	}
-	file_shim_proto_msgTypes[20].OneofWrappers = []any{}
-	file_shim_proto_msgTypes[21].OneofWrappers = []any{
+	file_shim_proto_msgTypes[20].OneofWrappers = []any{
+		(*PIDNamespace_Own)(nil),
+		(*PIDNamespace_Container)(nil),
+	}
+	file_shim_proto_msgTypes[21].OneofWrappers = []any{}
+	file_shim_proto_msgTypes[22].OneofWrappers = []any{
 		(*StreamHeader_Attach)(nil),
 		(*StreamHeader_Dial)(nil),
 	}
@@ -2154,7 +2260,7 @@ func file_shim_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_proto_rawDesc), len(file_shim_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/pistis-run/pistis/internal/agent/cgroup"
 	"github.com/pistis-run/pistis/internal/agent/guestnet"
+	"github.com/pistis-run/pistis/internal/logfields"
 )
 
 // probeAnswer is what the console shows when the kernel was told to probe: the guest's kernel and its first
@@ -52,11 +53,11 @@ func Prepare() (Params, *slog.Logger, error) {
 		_, _ = fmt.Fprintln(os.Stderr, probeAnswer)
 		return params, log, ErrProbed
 	}
-	log.Debug("mounted", "uptime", Uptime())
+	log.Debug("mounted", logfields.Uptime, Uptime())
 	if err := loadModules(moduleList, params.Transport, log); err != nil {
 		return params, log, err
 	}
-	log.Debug("modules loaded", "uptime", Uptime())
+	log.Debug("modules loaded", logfields.Uptime, Uptime())
 	return params, log, prepareKernel()
 }
 
@@ -142,8 +143,8 @@ func PowerOff(log *slog.Logger) {
 	unix.Sync()
 	err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	// A machine that cannot be switched off may be reset; its VMM is told to end instead of booting again.
-	log.Error("power off failed, resetting", "error", err)
+	log.Error("power off failed, resetting", logfields.Error, err)
 	err = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
-	log.Error("reset failed", "error", err)
+	log.Error("reset failed", logfields.Error, err)
 	select {}
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/transport"
 )
 
@@ -50,10 +51,10 @@ func loadModules(list, carrier string, log *slog.Logger) error {
 			continue // the way to the host that is not taken
 		}
 		if err := loadModule(path); err != nil {
-			log.Warn("kernel module not loaded", "module", path, "error", err)
+			log.Warn("kernel module not loaded", logfields.Module, path, logfields.Error, err)
 			continue
 		}
-		log.Debug("module loaded", "module", path, "uptime", Uptime())
+		log.Debug("module loaded", logfields.Module, path, logfields.Uptime, Uptime())
 	}
 	return nil
 }

@@ -1,0 +1,4 @@
+package shimv1
+
+// FeaturePIDNamespaces in InfoResponse.Features: the shim knows CreateOptions.pid_namespace.
+const FeaturePIDNamespaces = "pid-namespaces"

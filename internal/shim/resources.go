@@ -1,0 +1,74 @@
+package shim
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/pistis-run/pistis/internal/cleanup"
+	"github.com/pistis-run/pistis/internal/vm"
+)
+
+// takeLimits notes the limits of a new container and makes them the guest's.
+func (s *Service) takeLimits(v *vm.VM, id string, linux *specs.Linux) (err error) {
+	if linux == nil {
+		linux = &specs.Linux{}
+	}
+	if linux.Resources, err = s.limits.add(id, linux.Resources); err != nil {
+		return err
+	}
+	return s.applyLimits(v)
+}
+
+// dropLimits forgets those of a container that is gone.
+func (s *Service) dropLimits(v *vm.VM, id string) error {
+	s.limits.remove(id)
+	return s.applyLimits(v)
+}
+
+func (s *Service) applyLimits(v *vm.VM) error {
+	select {
+	case <-v.Done():
+		return nil // its pid may be another process's
+	default:
+		return s.limits.apply(v.PID())
+	}
+}
+
+// Update changes the limits of a container.
+func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (err error) {
+	_, v, err := s.use(r.ID)
+	if err != nil {
+		return err
+	}
+	var host specs.LinuxResources
+	if err := json.Unmarshal(r.Resources.GetValue(), &host); err != nil {
+		return fmt.Errorf("resources: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	guest, err := s.options.GuestResources(&host)
+	if err != nil {
+		return err
+	}
+	guest, restore, err := s.limits.change(r.ID, guest)
+	if err != nil {
+		return err
+	}
+	var undo cleanup.Stack
+	defer undo.Unwind(ctx, &err)
+	undo.Add("restore limits", func(context.Context) error {
+		restore()
+		return s.applyLimits(v)
+	})
+	if err := s.applyLimits(v); err != nil {
+		return err
+	}
+	data, err := json.Marshal(guest)
+	if err != nil {
+		return err
+	}
+	return v.Agent().Update(ctx, r.ID, data)
+}
