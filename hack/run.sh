@@ -56,7 +56,7 @@ trap 'exit 143' TERM
 
 tour() {
 	say "running it as a microVM pod"
-	phase 'pod and container start' pistis run --log-dir "$data/logs" --timing -d --name $pod "$IMAGE"
+	phase 'pod and container start' pistis run --handler vm --log-dir "$data/logs" --timing -d --name $pod "$IMAGE"
 	pistis pods
 	say "the kernels"
 	local host guest ip
@@ -90,7 +90,7 @@ say "pulling $IMAGE"
 phase 'pull' pistis pull "$IMAGE"
 if [ -n "$CMD" ]; then
 	say "running it: $CMD"
-	phase 'pod, start to end' pistis run --log-dir "$data/logs" --timing --name $pod ${KEEP:+--keep} "$IMAGE" sh -c "$CMD"
+	phase 'pod, start to end' pistis run --handler vm --log-dir "$data/logs" --timing --name $pod ${KEEP:+--keep} "$IMAGE" sh -c "$CMD"
 else
 	tour
 fi
