@@ -255,13 +255,3 @@ func (c *Client) ReopenLog(ctx context.Context, container string) error {
 func (c *Client) Update(ctx context.Context, container string, resources *specs.LinuxResources) error {
 	return c.call(ctx, Request{Verb: VerbUpdate, ID: task.ID{Container: container}}, resources, nil)
 }
-
-// Pause freezes the processes of a container.
-func (c *Client) Pause(ctx context.Context, container string) error {
-	return c.call(ctx, Request{Verb: VerbPause, ID: task.ID{Container: container}}, nil, nil)
-}
-
-// Resume thaws what Pause froze.
-func (c *Client) Resume(ctx context.Context, container string) error {
-	return c.call(ctx, Request{Verb: VerbResume, ID: task.ID{Container: container}}, nil, nil)
-}

@@ -97,12 +97,7 @@ func TestExecEnds(t *testing.T) {
 
 		ended := make(chan error, 1)
 		id.Exec = "e2"
-		if err := p.Exec(t.Context(), task.ExecRequest{ID: id, Process: process}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := p.Start(t.Context(), id); err != nil {
-			t.Fatal(err)
-		}
+		p.execDetached(id, []string{"/prog", "pause"})
 		go func() {
 			_, err := p.Wait(context.Background(), id)
 			ended <- err

@@ -23,12 +23,10 @@ const (
 	VerbSignal   Verb = "signal" // SignalArgs
 	VerbWait     Verb = "wait"   // result task.Exit
 	VerbDelete   Verb = "delete"
-	VerbAttach   Verb = "attach" // AttachArgs; frames of internal/stdio follow the reply
-	VerbResize   Verb = "resize" // ResizeArgs
-	VerbReopen   Verb = "reopen" // the log
-	VerbUpdate   Verb = "update" // linux.resources of the runtime specification
-	VerbPause    Verb = "pause"
-	VerbResume   Verb = "resume"
+	VerbAttach   Verb = "attach"   // AttachArgs; frames of internal/stdio follow the reply
+	VerbResize   Verb = "resize"   // ResizeArgs
+	VerbReopen   Verb = "reopen"   // the log
+	VerbUpdate   Verb = "update"   // linux.resources of the runtime specification
 	VerbShutdown Verb = "shutdown" // ShutdownArgs
 )
 

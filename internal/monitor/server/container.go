@@ -214,7 +214,6 @@ func (s *Server) follow(c *container, proc *runc.Process) {
 	}
 	c.streams.drain()
 	c.finish(out)
-	s.quiet()
 }
 
 // signal sends to the container's first process, or to all.
@@ -233,8 +232,7 @@ func (s *Server) signal(ctx context.Context, c *container, sig unix.Signal, all 
 		}
 	}
 	if !all || c.group == nil {
-		err := c.process.signal(sig)
-		return errors.Join(err, s.thaw(c, sig))
+		return c.process.signal(sig)
 	}
 	if c.is(stopped) || c.is(deleting) {
 		return fmt.Errorf("signal: %s has ended: %w", c.name(), errdefs.ErrNotFound)
@@ -244,41 +242,8 @@ func (s *Server) signal(ctx context.Context, c *container, sig unix.Signal, all 
 		if err := c.process.signal(sig); err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
-		return errors.Join(c.group.Signal(sig), s.thaw(c, sig))
 	}
 	return c.group.Signal(sig)
-}
-
-// thaw lets the processes of a paused container see that they were killed.
-func (s *Server) thaw(c *container, sig unix.Signal) error {
-	if sig != unix.SIGKILL || !c.is(paused) {
-		return nil
-	}
-	return s.resume(c)
-}
-
-func (s *Server) pause(c *container) error {
-	if err := c.check(opPause); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
-	if err := s.runtime.Pause(ctx, c.id.Container); err != nil {
-		return err
-	}
-	return c.step(opPause)
-}
-
-func (s *Server) resume(c *container) error {
-	if err := c.check(opResume); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
-	if err := s.runtime.Resume(ctx, c.id.Container); err != nil {
-		return err
-	}
-	return c.step(opResume)
 }
 
 // delete forgets a container that has ended or was never started, and what the runtime has of it.

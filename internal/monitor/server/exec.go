@@ -43,7 +43,7 @@ func (s *Server) exec(c *container, id string, args monitor.ExecArgs, files []*o
 		case <-s.ctx.Done():
 		}
 	})
-	if !c.is(running) && !c.is(paused) {
+	if !c.is(running) {
 		// The container has ended meanwhile, and its processes were killed before this one was there.
 		_ = p.signal(unix.SIGKILL)
 	}

@@ -12,7 +12,6 @@ const (
 	created  state = "created"
 	starting state = "starting"
 	running  state = "running"
-	paused   state = "paused"
 	stopped  state = "stopped"
 	deleting state = "deleting"
 )
@@ -23,8 +22,6 @@ const (
 	opAttach  operation = "attach"
 	opUpdate  operation = "update"
 	opExec    operation = "exec"
-	opPause   operation = "pause"
-	opResume  operation = "resume"
 	opExit    operation = "exit"
 	opDelete  operation = "delete"
 	opRestore operation = "restore after a failed deletion"
@@ -35,8 +32,7 @@ func table() lifecycle.Table[state, operation] {
 	return lifecycle.Table[state, operation]{
 		created:  {opStart: starting, opAttach: created, opUpdate: created, opExit: stopped, opDelete: deleting},
 		starting: {opStarted: running, opAttach: starting, opExit: stopped},
-		running:  {opAttach: running, opUpdate: running, opExec: running, opPause: paused, opExit: stopped},
-		paused:   {opAttach: paused, opUpdate: paused, opResume: running, opExit: stopped},
+		running:  {opAttach: running, opUpdate: running, opExec: running, opExit: stopped},
 		stopped:  {opDelete: deleting},
 		deleting: {opRestore: stopped},
 	}

@@ -144,12 +144,15 @@ func (p *process) finishLocked(exit task.Exit) bool {
 // signal sends to the process alone. NotFound when it has ended.
 func (p *process) signal(sig unix.Signal) error {
 	p.mu.Lock()
-	proc := p.proc
+	proc, state := p.proc, p.state
 	p.mu.Unlock()
-	if proc == nil {
-		return fmt.Errorf("signal: %s has no process: %w", p.name(), errdefs.ErrFailedPrecondition)
+	err := os.ErrProcessDone
+	switch {
+	case proc != nil:
+		err = proc.Signal(sig)
+	case state != stopped && state != deleting:
+		return fmt.Errorf("signal: %s is %s: %w", p.name(), state, errdefs.ErrFailedPrecondition)
 	}
-	err := proc.Signal(sig)
 	if errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("signal: %s has ended: %w", p.name(), errdefs.ErrNotFound)
 	}

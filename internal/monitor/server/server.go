@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -27,8 +26,6 @@ import (
 const (
 	// requestTimeout bounds how long a client may take to say what it wants.
 	requestTimeout = 10 * time.Second
-	// quietTime is after how long without work memory is given back.
-	quietTime = time.Second
 	// acceptPause is how long a monitor without a free descriptor waits before it accepts again.
 	acceptPause = 100 * time.Millisecond
 )
@@ -40,7 +37,6 @@ type Server struct {
 	systemd bool // how cgroupsPath is to be read
 	log     *slog.Logger
 	buffers buffers
-	idle    *time.Timer
 	// work are the goroutines that wait for processes; they end with the server's ctx, which stop ends.
 	work sync.WaitGroup
 	ctx  context.Context
@@ -55,23 +51,7 @@ type Server struct {
 func New(dir bundle.Dir, runtime *runc.Runc, systemd bool, log *slog.Logger) *Server {
 	s := &Server{dir: dir, runtime: runtime, systemd: systemd, log: log, containers: map[string]*container{}}
 	s.ctx, s.stop = context.WithCancel(context.Background())
-	s.idle = time.AfterFunc(quietTime, s.trim)
 	return s
-}
-
-// quiet is called after work: when no more follows, memory is given back.
-func (s *Server) quiet() { s.idle.Reset(quietTime) }
-
-func (s *Server) trim() {
-	s.buffers.trim()
-	s.mu.Lock()
-	for _, c := range s.containers {
-		if c.streams.log != nil {
-			c.streams.log.Trim()
-		}
-	}
-	s.mu.Unlock()
-	debug.FreeOSMemory()
 }
 
 // Serve serves the socket until a client shuts the monitor down. It is called once.
@@ -80,7 +60,6 @@ func (s *Server) Serve(l *net.UnixListener) error {
 	defer s.work.Wait()
 	defer calls.Wait()
 	defer s.stop()
-	defer s.idle.Stop()
 	ctx := s.ctx
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	for {
@@ -100,7 +79,6 @@ func (s *Server) Serve(l *net.UnixListener) error {
 			return fmt.Errorf("serve: %w", err)
 		}
 		calls.Go(func() {
-			defer s.quiet()
 			defer conn.Close()
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
 			defer stop()
@@ -236,10 +214,6 @@ func (s *Server) dispatch(ctx context.Context, req monitor.Request, files []*os.
 		return nil, nil, c.streams.log.Reopen()
 	case monitor.VerbUpdate:
 		return nil, nil, s.update(c, req.Args)
-	case monitor.VerbPause:
-		return nil, nil, s.pause(c)
-	case monitor.VerbResume:
-		return nil, nil, s.resume(c)
 	}
 	result, err = s.dispatchProcess(ctx, c, req)
 	return result, nil, err

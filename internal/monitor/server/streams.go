@@ -22,7 +22,7 @@ const (
 	// maxLeftover bounds what is shown of what a runtime that failed has said outside of its log.
 	maxLeftover = 2 << 10
 	// bufferSize is that of one read of output.
-	bufferSize = 64 << 10
+	bufferSize = 32 << 10
 )
 
 // streams carry the stdio of a container from its creation to its deletion.
@@ -209,8 +209,8 @@ type buffers struct {
 	free [][]byte
 }
 
-// maxFree is how many buffers are kept for the next reads.
-const maxFree = 2
+// maxFree is how many buffers are kept for the next reads. Output of a container that is silent holds none.
+const maxFree = 1
 
 func (b *buffers) get() []byte {
 	b.mu.Lock()
@@ -229,10 +229,4 @@ func (b *buffers) put(buf []byte) {
 	if len(b.free) < maxFree {
 		b.free = append(b.free, buf)
 	}
-}
-
-func (b *buffers) trim() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.free = nil
 }

@@ -43,7 +43,10 @@ func main() {
 	case "cat":
 		io.Copy(os.Stdout, os.Stdin)
 		fmt.Println("end of input")
-	case "flood": // n numbered lines, on stdout
+	case "flood": // n numbered lines, on stdout; with a third argument after the end of that FIFO
+		if len(args) > 2 {
+			os.ReadFile(args[2])
+		}
 		w := bufio.NewWriterSize(os.Stdout, 64<<10)
 		for i := range n {
 			fmt.Fprintf(w, "%010d %s\n", i, strings.Repeat("x", 88))
