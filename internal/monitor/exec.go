@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -25,16 +26,22 @@ const (
 	drainIdle = 10 * time.Second
 )
 
-// execution is an exec of this client, with its stdio. The monitor learns of it when it starts.
+// execution is an exec of this client, with its stdio. The monitor learns of it when it starts, and kills it when the
+// connection of that call ends before the process.
 type execution struct {
 	req  task.ExecRequest
 	ends *stdio.Ends
+	// ended is closed when exit is known, or err says why it will not be.
+	ended chan struct{}
 	// drained is closed when Attach has taken all output.
 	drained chan struct{}
 	exited  atomic.Bool
 
 	mu                sync.Mutex
 	started, attached bool
+	conn              *Conn // nil before the start
+	exit              task.Exit
+	err               error
 }
 
 // Exec registers a further process. Its stdio is joined with Attach, and Start runs it; until then nobody but this client
@@ -43,7 +50,7 @@ func (c *Client) Exec(_ context.Context, req task.ExecRequest) (err error) {
 	if req.ID.Container == "" || req.ID.Exec == "" {
 		return fmt.Errorf("exec: container and exec need an id: %w", errdefs.ErrInvalidArgument)
 	}
-	e := &execution{req: req, drained: make(chan struct{})}
+	e := &execution{req: req, ended: make(chan struct{}), drained: make(chan struct{})}
 	if req.Terminal {
 		e.ends = stdio.NewTerminal()
 	} else if e.ends, err = stdio.NewPipes([3]bool{req.Stdin, req.Stdout, req.Stderr}); err != nil {
@@ -66,17 +73,25 @@ func (c *Client) execution(id task.ID) *execution {
 	return c.execs[id]
 }
 
-func (c *Client) forget(id task.ID) {
+// forget lets go of an exec, and kills it where it runs.
+func (c *Client) forget(e *execution) {
 	c.mu.Lock()
-	e := c.execs[id]
-	delete(c.execs, id)
-	c.mu.Unlock()
-	if e != nil {
-		e.ends.Close()
+	if c.execs[e.req.ID] == e {
+		delete(c.execs, e.req.ID)
 	}
+	c.mu.Unlock()
+	e.ends.Close()
+	e.mu.Lock()
+	conn := e.conn
+	e.mu.Unlock()
+	if conn != nil {
+		conn.Close()
+	}
+	e.finish(task.Exit{}, fmt.Errorf("%s was deleted: %w", name(e.req.ID), errdefs.ErrNotFound))
 }
 
-// startExec gives the process its descriptors and closes them here, so that the end of its output is seen.
+// startExec gives the process its descriptors and closes them here, so that the end of its output is seen. The connection
+// stays open for the exit.
 func (c *Client) startExec(ctx context.Context, id task.ID) (uint32, error) {
 	e := c.execution(id)
 	if e == nil {
@@ -98,23 +113,69 @@ func (c *Client) startExec(ctx context.Context, id task.ID) (uint32, error) {
 	var result StartResult
 	conn, received, err := c.open(ctx, Request{Verb: VerbExec, ID: id}, args, &result, files...)
 	e.ends.CloseChild()
-	if err == nil {
-		err = conn.Close()
-	}
 	if err == nil && e.req.Terminal {
-		if len(received) != 1 {
-			err = fmt.Errorf("%s: the monitor sent %d terminals: %w", name(id), len(received), errdefs.ErrInternal)
-		} else {
+		if len(received) == 1 {
 			e.ends.SetConsole(received[0])
 			received = nil
+		} else {
+			err = fmt.Errorf("%s: the monitor sent %d terminals: %w", name(id), len(received), errdefs.ErrInternal)
+			conn.Close()
 		}
 	}
 	closeAll(received)
 	if err != nil {
 		e.ends.Close()
+		e.finish(task.Exit{}, err)
 		return 0, err
 	}
+	e.mu.Lock()
+	e.conn = &conn
+	e.mu.Unlock()
+	c.watch.Go(func() { e.await(conn) })
 	return result.PID, nil
+}
+
+// await takes the second answer to the start: the exit.
+func (e *execution) await(conn Conn) {
+	var reply Reply
+	var exit task.Exit
+	files, err := conn.Receive(&reply)
+	closeAll(files)
+	switch {
+	case err != nil:
+		err = fmt.Errorf("%s: the monitor has gone: %w: %w", name(e.req.ID), err, errdefs.ErrUnavailable)
+	case reply.Error != nil:
+		err = reply.Error
+	default:
+		err = json.Unmarshal(reply.Result, &exit)
+	}
+	conn.Close()
+	e.finish(exit, err)
+}
+
+// finish makes the end known, once.
+func (e *execution) finish(exit task.Exit, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	select {
+	case <-e.ended:
+	default:
+		e.exit, e.err = exit, err
+		close(e.ended)
+	}
+}
+
+// wait blocks until the process has ended and its output was taken, by Attach where there is one.
+func (e *execution) wait(ctx context.Context) (task.Exit, error) {
+	select {
+	case <-e.ended:
+	case <-ctx.Done():
+		return task.Exit{}, context.Cause(ctx)
+	}
+	if e.err != nil {
+		return task.Exit{}, e.err
+	}
+	return e.exit, e.drain(ctx)
 }
 
 // claim sets a flag of what can be done once.
@@ -128,11 +189,16 @@ func (e *execution) claim(done *bool) error {
 	return nil
 }
 
-// flags tell whether the monitor may know the exec, and whether somebody takes its output.
-func (e *execution) flags() (started, attached bool) {
+// running tells whether the process was started and has not ended.
+func (e *execution) running() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.started, e.attached
+	select {
+	case <-e.ended:
+		return false
+	default:
+		return e.started
+	}
 }
 
 // attach copies between the client's ends and the process's until the output has ended. Whatever ends it, the process's
@@ -212,7 +278,10 @@ func copyBytes(w io.Writer, r io.Reader) (int64, error) {
 
 // drain waits until the output of the process, which has ended, was taken.
 func (e *execution) drain(ctx context.Context) error {
-	if _, attached := e.flags(); !attached {
+	e.mu.Lock()
+	attached := e.attached
+	e.mu.Unlock()
+	if !attached {
 		return nil
 	}
 	e.exited.Store(true)

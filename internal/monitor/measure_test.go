@@ -47,7 +47,7 @@ func TestFootprint(t *testing.T) {
 	t.Logf("PSS: %.2f MB each, at most %.2f MB", float64(total)/count*1024/1e6, float64(worst)*1024/1e6)
 	out, _ := exec.Command("grep", "Threads", fmt.Sprintf("/proc/%d/status", pods[3].PID())).CombinedOutput()
 	t.Logf("%s", out)
-	for i := range 20 {
+	for i := range 40 {
 		for _, p := range pods {
 			if _, _, _, err := p.exec(t.Context(), "c1", fmt.Sprint(i), []string{"/prog", "exit", "0"}, ""); err != nil {
 				t.Error(err)

@@ -19,8 +19,8 @@ const (
 	VerbHello    Verb = "hello"  // result HelloResult
 	VerbCreate   Verb = "create" // CreateRequest
 	VerbStart    Verb = "start"  // result StartResult
-	VerbExec     Verb = "exec"   // ExecArgs and the process's descriptors, result StartResult and the terminal's
-	VerbSignal   Verb = "signal" // SignalArgs
+	VerbExec     Verb = "exec"   // ExecArgs and descriptors, result StartResult and a terminal; a second reply has the task.Exit
+	VerbSignal   Verb = "signal" // SignalArgs; the one call that is about containers and execs
 	VerbWait     Verb = "wait"   // result task.Exit
 	VerbDelete   Verb = "delete"
 	VerbAttach   Verb = "attach"   // AttachArgs; frames of internal/stdio follow the reply

@@ -217,7 +217,7 @@ func (s *Server) follow(c *container, proc *runc.Process) {
 }
 
 // signal sends to the container's first process, or to all.
-func (s *Server) signal(ctx context.Context, c *container, sig unix.Signal, all bool) error {
+func (c *container) signal(ctx context.Context, sig unix.Signal, all bool) error {
 	if sig == unix.SIGKILL {
 		if c.cancel(task.Exit{Code: exitKilled, At: time.Now(), Reason: "killed before it was started"}) {
 			c.streams.close()

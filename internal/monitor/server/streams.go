@@ -162,6 +162,13 @@ func (s *streams) close() {
 	s.ends.Close()
 }
 
+func (s *streams) reopenLog() error {
+	if s.log == nil {
+		return nil
+	}
+	return s.log.Reopen()
+}
+
 func (s *streams) closeLog() error {
 	if s.log == nil {
 		return nil
