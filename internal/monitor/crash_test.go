@@ -215,11 +215,18 @@ func TestBounds(t *testing.T) {
 		if err := p.Create(t.Context(), monitor.CreateRequest{ID: "c1", Bundle: "/"}); !errdefs.IsAlreadyExists(err) {
 			t.Errorf("second create = %v", err)
 		}
-		huge := task.ExecRequest{ID: task.ID{Container: "c1", Exec: "e"}, Process: []byte(`"` + strings.Repeat("x", 5<<20) + `"`)}
-		if err := p.Exec(t.Context(), huge); err != nil {
-			t.Fatal(err)
+		for _, r := range []task.ExecRequest{
+			{ID: task.ID{Container: "c1"}, Process: []byte(`{"user":{}}`)},
+			{ID: task.ID{Container: "c1", Exec: "../x"}, Process: []byte(`{"user":{}}`)},
+			{ID: task.ID{Container: "c1", Exec: "e"}, Process: []byte(`{}`)},
+			{ID: task.ID{Container: "c1", Exec: "e"}, Process: []byte(`{`)},
+		} {
+			if err := p.Exec(t.Context(), r); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("exec of %s as %q = %v", r.Process, r.ID.Exec, err)
+			}
 		}
-		if _, err := p.Start(t.Context(), huge.ID); !errdefs.IsInvalidArgument(err) {
+		huge := monitor.CreateRequest{ID: "c2", Bundle: "/" + strings.Repeat("x", 5<<20)}
+		if err := p.Create(t.Context(), huge); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("a message that is too long = %v", err)
 		}
 	})

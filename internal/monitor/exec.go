@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/stdio"
 	"github.com/pistis-run/pistis/internal/task"
 )
@@ -45,10 +47,19 @@ type execution struct {
 }
 
 // Exec registers a further process. Its stdio is joined with Attach, and Start runs it; until then nobody but this client
-// knows it.
+// knows it. The process must name its user.
 func (c *Client) Exec(_ context.Context, req task.ExecRequest) (err error) {
-	if req.ID.Container == "" || req.ID.Exec == "" {
-		return fmt.Errorf("exec: container and exec need an id: %w", errdefs.ErrInvalidArgument)
+	if !ValidID(req.ID.Container) || !ValidID(req.ID.Exec) {
+		return fmt.Errorf("exec %q in container %q: ids have letters, digits and _.+- in them: %w", req.ID.Exec, req.ID.Container, errdefs.ErrInvalidArgument)
+	}
+	var process struct {
+		User json.RawMessage `json:"user"`
+	}
+	if err := json.Unmarshal(req.Process, &process); err != nil {
+		return fmt.Errorf("%s: process: %w: %w", name(req.ID), err, errdefs.ErrInvalidArgument)
+	}
+	if process.User == nil {
+		return fmt.Errorf("%s: the process names no user: %w", name(req.ID), errdefs.ErrInvalidArgument)
 	}
 	e := &execution{req: req, ended: make(chan struct{}), drained: make(chan struct{})}
 	if req.Terminal {
@@ -100,9 +111,20 @@ func (c *Client) startExec(ctx context.Context, id task.ID) (uint32, error) {
 	if err := e.claim(&e.started); err != nil {
 		return 0, err
 	}
-	args := ExecArgs{Process: e.req.Process, Terminal: e.req.Terminal}
-	// The program may ask for its size at once, before there is a terminal here that could be resized.
-	args.Width, args.Height = e.ends.Size()
+	pid, err := c.runExec(ctx, e)
+	if err != nil {
+		e.ends.Close()
+		e.finish(task.Exit{}, err)
+	}
+	return pid, err
+}
+
+func (c *Client) runExec(ctx context.Context, e *execution) (uint32, error) {
+	if err := e.writeProcess(c.dir); err != nil {
+		return 0, err
+	}
+	defer os.Remove(ProcessFile(c.dir, e.req.ID))
+	args := ExecArgs{Terminal: e.req.Terminal}
 	var files []*os.File
 	for fd, f := range e.ends.Child() {
 		if f != nil {
@@ -111,28 +133,45 @@ func (c *Client) startExec(ctx context.Context, id task.ID) (uint32, error) {
 		}
 	}
 	var result StartResult
-	conn, received, err := c.open(ctx, Request{Verb: VerbExec, ID: id}, args, &result, files...)
+	conn, received, err := c.open(ctx, Request{Verb: VerbExec, ID: e.req.ID}, args, &result, files...)
 	e.ends.CloseChild()
-	if err == nil && e.req.Terminal {
-		if len(received) == 1 {
-			e.ends.SetConsole(received[0])
-			received = nil
-		} else {
-			err = fmt.Errorf("%s: the monitor sent %d terminals: %w", name(id), len(received), errdefs.ErrInternal)
-			conn.Close()
-		}
-	}
-	closeAll(received)
-	if err != nil {
-		e.ends.Close()
-		e.finish(task.Exit{}, err)
+	switch {
+	case err != nil:
 		return 0, err
+	case e.req.Terminal && len(received) == 1:
+		e.ends.SetConsole(received[0])
+	case e.req.Terminal || len(received) > 0:
+		closeAll(received)
+		conn.Close()
+		return 0, fmt.Errorf("%s: the monitor sent %d terminals: %w", name(e.req.ID), len(received), errdefs.ErrInternal)
 	}
 	e.mu.Lock()
 	e.conn = &conn
 	e.mu.Unlock()
 	c.watch.Go(func() { e.await(conn) })
 	return result.PID, nil
+}
+
+// writeProcess writes the process where the runtime will read it.
+func (e *execution) writeProcess(dir bundle.Dir) error {
+	process := e.req.Process
+	if width, height := e.ends.Size(); width > 0 {
+		// The program may ask for its size at once, before there is a terminal here that could be resized.
+		var fields map[string]json.RawMessage
+		if err := json.Unmarshal(process, &fields); err != nil {
+			return fmt.Errorf("%s: process: %w: %w", name(e.req.ID), err, errdefs.ErrInvalidArgument)
+		}
+		var err error
+		fields["consoleSize"] = fmt.Appendf(nil, `{"width":%d,"height":%d}`, width, height)
+		if process, err = json.Marshal(fields); err != nil {
+			return err
+		}
+	}
+	err := os.WriteFile(ProcessFile(dir, e.req.ID), process, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: the container does not run: %w", name(e.req.ID), errdefs.ErrFailedPrecondition)
+	}
+	return err
 }
 
 // await takes the second answer to the start: the exit.

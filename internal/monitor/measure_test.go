@@ -61,10 +61,6 @@ func TestFootprint(t *testing.T) {
 		kib := pss(t, p.PID())
 		total, worst = total+kib, max(worst, kib)
 	}
-	pid := pods[2].PID()
-	o, _ := exec.Command("true").CombinedOutput()
-	_ = pid
-	t.Logf("%s", o)
 	t.Logf("PSS after execs: %.2f MB each, at most %.2f MB", float64(total)/count*1024/1e6, float64(worst)*1024/1e6)
 	for _, p := range pods {
 		p.kill("c1")

@@ -41,6 +41,17 @@ func (l *lines) expect(t *testing.T, want string) {
 	}
 }
 
+// await wants a line, after whichever others.
+func (l *lines) await(t *testing.T, want string) {
+	t.Helper()
+	for l.scanner.Scan() {
+		if strings.TrimSuffix(l.scanner.Text(), "\r") == want {
+			return
+		}
+	}
+	t.Fatalf("output ended without %q: %v", want, l.scanner.Err())
+}
+
 func withStdin(once bool) change {
 	return func(_ *specs.Spec, r *monitor.CreateRequest) { r.Stdin, r.StdinOnce = true, once }
 }
@@ -114,11 +125,11 @@ func TestTerminal(t *testing.T) {
 		if _, err := p.Start(t.Context(), c1); err != nil {
 			t.Fatal(err)
 		}
-		out.expect(t, "size 81x25")
+		out.await(t, "size 81x25")
 		if err := p.Resize(t.Context(), c1, 100, 40); err != nil {
 			t.Fatal(err)
 		}
-		out.expect(t, "size 100x40")
+		out.await(t, "size 100x40")
 		fmt.Fprintln(write, "word")
 		out.expect(t, "word") // the terminal's echo
 		out.expect(t, "got word")

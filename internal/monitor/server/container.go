@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -50,7 +49,6 @@ type container struct {
 
 	// Set while the container starts, and not changed after it.
 	group *cgroup.Group // nil: the spec names none
-	user  json.RawMessage
 
 	execMu sync.Mutex
 	execs  map[string]*process
@@ -59,8 +57,7 @@ type container struct {
 // ownSpec is what a monitor needs to know of a spec.
 type ownSpec struct {
 	Process struct {
-		Terminal bool            `json:"terminal"`
-		User     json.RawMessage `json:"user"`
+		Terminal bool `json:"terminal"`
 	} `json:"process"`
 	Linux struct {
 		CgroupsPath string `json:"cgroupsPath"`
@@ -83,7 +80,7 @@ func readSpec(bundle string, spec any) error {
 
 // create registers a container.
 func (s *Server) create(req monitor.CreateRequest) error {
-	if !validID(req.ID) {
+	if !monitor.ValidID(req.ID) {
 		return fmt.Errorf("create container: id %q: letters, digits and _.+- are possible: %w", req.ID, errdefs.ErrInvalidArgument)
 	}
 	if !filepath.IsAbs(req.Bundle) {
@@ -107,17 +104,6 @@ func (s *Server) create(req monitor.CreateRequest) error {
 	}
 	s.containers[req.ID] = c
 	return nil
-}
-
-// validID is what runtimes take too; it becomes the name of a directory.
-func validID(id string) bool {
-	const maxID = 128
-	if id == "" || len(id) > maxID || id[0] == '.' || id[0] == '-' {
-		return false
-	}
-	return !slices.ContainsFunc([]byte(id), func(b byte) bool {
-		return (b < '0' || b > '9') && (b < 'A' || b > 'Z') && (b < 'a' || b > 'z') && b != '_' && b != '.' && b != '+' && b != '-'
-	})
 }
 
 // start runs a container. It goes on when the caller has given up, as a daemon that dies is no reason to end a container:
@@ -153,7 +139,6 @@ func (s *Server) run(ctx context.Context, c *container) (_ *runc.Process, err er
 	if spec.Process.Terminal != c.request.Terminal {
 		return nil, fmt.Errorf("the spec's terminal is %t, the request's %t: %w", spec.Process.Terminal, c.request.Terminal, errdefs.ErrInvalidArgument)
 	}
-	c.user = spec.Process.User
 	if path := spec.Linux.CgroupsPath; path != "" {
 		if c.group, err = cgroup.OfSpec(path, s.systemd); err != nil {
 			return nil, err

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 
@@ -54,6 +53,9 @@ func (s *Server) serveExec(conn monitor.Conn, req monitor.Request, files []*os.F
 // exec runs a further process with the client's descriptors, or with a terminal.
 func (s *Server) exec(c *container, req monitor.Request, files []*os.File) (*process, *runc.Process, error) {
 	p := newProcess(req.ID, starting)
+	if !monitor.ValidID(req.ID.Exec) {
+		return nil, nil, fmt.Errorf("exec in container %s: id %q: letters, digits and _.+- are possible: %w", c.id.Container, req.ID.Exec, errdefs.ErrInvalidArgument)
+	}
 	var args monitor.ExecArgs
 	if err := decode(req.Args, &args); err != nil {
 		return nil, nil, err
@@ -68,7 +70,9 @@ func (s *Server) exec(c *container, req monitor.Request, files []*os.File) (*pro
 	if err := c.addExec(p); err != nil {
 		return nil, nil, err
 	}
-	proc, err := s.runExec(c, args, stdio)
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	proc, err := s.runtime.Exec(ctx, c.id.Container, c.dir, monitor.ProcessFile(s.dir, p.id), stdio)
 	if err != nil {
 		c.removeExec(p)
 		p.fail(task.Exit{Code: exitUnknown, Reason: err.Error()})
@@ -98,46 +102,6 @@ func execStdio(args monitor.ExecArgs, files []*os.File) (runc.Stdio, error) {
 		return stdio, fmt.Errorf("%d descriptors too many: %w", len(files), errdefs.ErrInvalidArgument)
 	}
 	return stdio, nil
-}
-
-func (s *Server) runExec(c *container, args monitor.ExecArgs, stdio runc.Stdio) (*runc.Process, error) {
-	process, err := complete(args, c.user)
-	if err != nil {
-		return nil, err
-	}
-	file, err := writeTemp(c.dir, "process-", process)
-	if err != nil {
-		return nil, err
-	}
-	defer os.Remove(file)
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
-	defer cancel()
-	return s.runtime.Exec(ctx, c.id.Container, c.dir, file, stdio)
-}
-
-// complete gives a process the container's user where it names none, and its terminal its size.
-func complete(args monitor.ExecArgs, user json.RawMessage) (json.RawMessage, error) {
-	var named struct {
-		User json.RawMessage `json:"user"`
-	}
-	if err := json.Unmarshal(args.Process, &named); err != nil {
-		return nil, fmt.Errorf("process: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	sized := args.Terminal && args.Width > 0
-	if (named.User != nil || user == nil) && !sized {
-		return args.Process, nil
-	}
-	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(args.Process, &fields); err != nil {
-		return nil, fmt.Errorf("process: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	if named.User == nil && user != nil {
-		fields["user"] = user
-	}
-	if sized {
-		fields["consoleSize"] = json.RawMessage(fmt.Sprintf(`{"width":%d,"height":%d}`, args.Width, args.Height))
-	}
-	return json.Marshal(fields)
 }
 
 // addExec reserves an exec's id.

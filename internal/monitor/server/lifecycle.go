@@ -1,6 +1,10 @@
 package server
 
-import "github.com/pistis-run/pistis/internal/lifecycle"
+import (
+	"sync"
+
+	"github.com/pistis-run/pistis/internal/lifecycle"
+)
 
 type (
 	state     string
@@ -27,8 +31,9 @@ const (
 	opRestore operation = "restore after a failed deletion"
 )
 
-// table says what a state allows. What was only created ends when it is killed.
-func table() lifecycle.Table[state, operation] {
+// table says what a state allows. What was only created ends when it is killed. It is made once: garbage is what makes a
+// monitor grow.
+var table = sync.OnceValue(func() lifecycle.Table[state, operation] {
 	return lifecycle.Table[state, operation]{
 		created:  {opStart: starting, opAttach: created, opUpdate: created, opExit: stopped, opDelete: deleting},
 		starting: {opStarted: running, opAttach: starting, opExit: stopped},
@@ -36,4 +41,4 @@ func table() lifecycle.Table[state, operation] {
 		stopped:  {opDelete: deleting},
 		deleting: {opRestore: stopped},
 	}
-}
+})

@@ -62,12 +62,15 @@ func main() {
 			held = append(held, block)
 		}
 		fmt.Println(len(held))
-	case "tty": // the size, then the next one, then a line of input
+	case "tty": // the size, whenever it changes, until there is a line of input
 		signals := make(chan os.Signal, 1)
 		signal.Notify(signals, syscall.SIGWINCH)
 		size()
-		<-signals
-		size()
+		go func() {
+			for range signals {
+				size()
+			}
+		}()
 		line, _ := bufio.NewReader(os.Stdin).ReadString('\n')
 		fmt.Printf("got %s\n", strings.TrimSpace(line))
 	case "child": // leaves a process that holds the output, and ends
