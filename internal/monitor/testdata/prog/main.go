@@ -52,6 +52,11 @@ func main() {
 			fmt.Fprintf(w, "%010d %s\n", i, strings.Repeat("x", 88))
 		}
 		w.Flush()
+	case "drip": // the same, with a system call for each line
+		line := []byte(strings.Repeat("x", 99) + "\n")
+		for range n {
+			os.Stdout.Write(line)
+		}
 	case "memory": // touches n MiB
 		var held [][]byte
 		for range n {
