@@ -82,7 +82,7 @@ func (c Conn) Receive(message any) (files []*os.File, err error) {
 	if files, err = parseRights(rights[:rn]); err != nil {
 		return files, err
 	}
-	if flags&unix.MSG_CTRUNC != 0 {
+	if flags&unix.MSG_CTRUNC != 0 || len(files) > maxFiles {
 		return files, fmt.Errorf("message with more than %d descriptors: %w", maxFiles, errdefs.ErrInvalidArgument)
 	}
 	if _, err := io.ReadFull(c, header[n:]); err != nil {

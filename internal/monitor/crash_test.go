@@ -3,9 +3,12 @@ package monitor_test
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -230,4 +233,41 @@ func TestBounds(t *testing.T) {
 			t.Errorf("a message that is too long = %v", err)
 		}
 	})
+}
+
+// TestStrangeRequests says things to the socket that no client of ours says.
+func TestStrangeRequests(t *testing.T) {
+	forEach(t, func(t *testing.T, p *pod) {
+		p.run("c1", []string{"/prog", "pause"})
+		socket := filepath.Join(p.config.Dir, "shim.sock")
+		for request, want := range map[string]string{
+			"\xff\xff\xff\xff": "InvalidArgument", "GET / HTTP/1.0\r\n\r\n": "InvalidArgument", "\x00\x00\x00\x02[]": "InvalidArgument",
+			message(`{"version":2,"verb":"hello"}`): "NotImplemented", message(`{"version":1,"verb":"dance","id":{"Container":"c1"}}`): "NotImplemented",
+			message(`{"version":1,"verb":"wait","id":{"Container":"c1","Exec":"e"}}`):                        "InvalidArgument",
+			message(`{"version":1,"verb":"attach","id":{"Container":"c1","Exec":"e"}}`):                      "InvalidArgument",
+			message(`{"version":1,"verb":"exec","id":{"Container":"c1","Exec":"../e"},"args":{}}`):           "InvalidArgument",
+			message(`{"version":1,"verb":"exec","id":{"Container":"c1","Exec":"e"},"args":{"stdin":true}}`):  "InvalidArgument",
+			message(`{"version":1,"verb":"signal","id":{"Container":"c1"},"args":{"signal":-1}}`):            "InvalidArgument",
+			message(`{"version":1,"verb":"resize","id":{"Container":"c1"},"args":{"width":70000}}`):          "InvalidArgument",
+			message(`{"version":1,"verb":"update","id":{"Container":"c1"},"args":{"memory":{"limit":"x"}}}`): "InvalidArgument",
+		} {
+			conn, err := net.Dial("unix", socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.WriteString(conn, request)
+			var reply monitor.Reply
+			_, err = monitor.Conn{UnixConn: conn.(*net.UnixConn)}.Receive(&reply)
+			if err != nil || reply.Error == nil || reply.Error.Class != want {
+				t.Errorf("%q: %+v, %v, want %s", request, reply.Error, err, want)
+			}
+			conn.Close()
+		}
+		p.kill("c1")
+		p.end("c1")
+	})
+}
+
+func message(body string) string {
+	return string(binary.BigEndian.AppendUint32(nil, uint32(len(body)))) + body
 }

@@ -86,14 +86,6 @@ func (s *Server) create(req monitor.CreateRequest) error {
 	if !filepath.IsAbs(req.Bundle) {
 		return fmt.Errorf("create container %s: bundle %q is not absolute: %w", req.ID, req.Bundle, errdefs.ErrInvalidArgument)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.containers[req.ID] != nil {
-		return fmt.Errorf("container %s: %w", req.ID, errdefs.ErrAlreadyExists)
-	}
-	if s.ending {
-		return fmt.Errorf("create container %s: the monitor is shutting down: %w", req.ID, errdefs.ErrUnavailable)
-	}
 	streams, err := openStreams(req.Terminal, req.Stdin, req.LogPath, &s.buffers)
 	if err != nil {
 		return fmt.Errorf("create container %s: %w", req.ID, err)
@@ -102,7 +94,23 @@ func (s *Server) create(req monitor.CreateRequest) error {
 		process: newProcess(task.ID{Container: req.ID}, created), request: req, streams: streams,
 		dir: filepath.Join(monitor.ContainerDirs(s.dir), req.ID), execs: map[string]*process{},
 	}
-	s.containers[req.ID] = c
+	if err := s.add(c); err != nil {
+		streams.close()
+		return errors.Join(err, streams.closeLog())
+	}
+	return nil
+}
+
+func (s *Server) add(c *container) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.containers[c.id.Container] != nil:
+		return fmt.Errorf("%s: %w", c.name(), errdefs.ErrAlreadyExists)
+	case s.ending:
+		return fmt.Errorf("%s: the monitor is shutting down: %w", c.name(), errdefs.ErrUnavailable)
+	}
+	s.containers[c.id.Container] = c
 	return nil
 }
 
