@@ -164,6 +164,15 @@ func newPod(t *testing.T, runtime runtime) *pod {
 		if p.Client != nil {
 			p.Close()
 		}
+		log, _ := os.ReadFile(filepath.Join(p.config.Dir, "shim.log"))
+		for _, bad := range []string{"DATA RACE", "panic:", "fatal error:"} {
+			if bytes.Contains(log, []byte(bad)) {
+				t.Errorf("the monitor has failed")
+			}
+		}
+		if t.Failed() {
+			t.Logf("the monitor's log: %s", log)
+		}
 		for range 2 {
 			if err := monitor.Cleanup(context.Background(), p.config.Dir); err != nil {
 				t.Errorf("clean up: %v", err)
