@@ -17,7 +17,7 @@ type Verb string
 
 // The calls of version 1, with their arguments and results.
 const (
-	VerbHello    Verb = "hello"  // result HelloResult
+	VerbHello    Verb = "hello"  // does nothing but answer
 	VerbCreate   Verb = "create" // CreateRequest
 	VerbStart    Verb = "start"  // result StartResult
 	VerbExec     Verb = "exec"   // ExecArgs and descriptors, result StartResult and a terminal; a second reply has the task.Exit
@@ -43,12 +43,6 @@ type Request struct {
 type Reply struct {
 	Error  *Error          `json:"error,omitempty"`
 	Result json.RawMessage `json:"result,omitempty"`
-}
-
-// HelloResult says who answers.
-type HelloResult struct {
-	PID     int    `json:"pid"`
-	Version string `json:"version"` // of the program
 }
 
 // CreateRequest describes a container. Its spec is the config.json of its bundle, which is read when it starts.

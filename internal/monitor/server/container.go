@@ -30,7 +30,7 @@ const (
 	callTimeout = time.Minute
 	// killTimeout is how long killed processes may take to end.
 	killTimeout = 10 * time.Second
-	// maxExecs bounds the execs of one container that were not deleted.
+	// maxExecs bounds the execs of one container that have not ended.
 	maxExecs = 1024
 	// maxSpec bounds a bundle's spec, in bytes.
 	maxSpec = 16 << 20
@@ -47,8 +47,7 @@ type container struct {
 	// streams are there from the creation on, so that clients attach before the start.
 	streams *streams
 
-	// Set while the container starts, and not changed after it.
-	group *cgroup.Group // nil: the spec names none
+	group *cgroup.Group // nil before the start, and where the spec names none; guarded by the process's mu
 
 	execMu sync.Mutex
 	execs  map[string]*process
@@ -148,9 +147,11 @@ func (s *Server) run(ctx context.Context, c *container) (_ *runc.Process, err er
 		return nil, fmt.Errorf("the spec's terminal is %t, the request's %t: %w", spec.Process.Terminal, c.request.Terminal, errdefs.ErrInvalidArgument)
 	}
 	if path := spec.Linux.CgroupsPath; path != "" {
-		if c.group, err = cgroup.OfSpec(path, s.systemd); err != nil {
+		group, err := cgroup.OfSpec(path, s.systemd)
+		if err != nil {
 			return nil, err
 		}
+		c.setGroup(group)
 	}
 	if width, height := c.streams.ends.Size(); width > 0 {
 		// The program may ask at once, before there is a terminal here whose size could be set.
@@ -171,20 +172,33 @@ func (s *Server) run(ctx context.Context, c *container) (_ *runc.Process, err er
 		err = fmt.Errorf("%w: it said: %s", err, text)
 	}
 	// A runtime that was killed may have left more than it knows of itself.
-	return nil, errors.Join(err, s.sweep(c), os.RemoveAll(c.dir))
+	return nil, errors.Join(err, c.sweep(), os.RemoveAll(c.dir))
+}
+
+func (c *container) setGroup(group *cgroup.Group) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.group = group
+}
+
+func (c *container) cgroup() *cgroup.Group {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.group
 }
 
 // sweep ends what is left in a container's cgroup, and removes that.
-func (s *Server) sweep(c *container) error {
-	if c.group == nil {
+func (c *container) sweep() error {
+	group := c.cgroup()
+	if group == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
-	if err := c.group.Kill(ctx); err != nil {
+	if err := group.Kill(ctx); err != nil {
 		return err
 	}
-	return c.group.Remove(ctx)
+	return group.Remove(ctx)
 }
 
 // follow waits for the end of a container and makes it known.
@@ -196,11 +210,11 @@ func (s *Server) follow(c *container, proc *runc.Process) {
 	}
 	exit := proc.Exit()
 	out := task.Exit{Code: exit.Code, At: exit.At}
-	if c.group != nil {
-		out.OOMKilled = c.group.OOMKills() > 0
+	if group := c.cgroup(); group != nil {
+		out.OOMKilled = group.OOMKills() > 0
 		// Where the process was not the first of a PID namespace, others have outlived it.
 		ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
-		if err := c.group.Kill(ctx); err != nil {
+		if err := group.Kill(ctx); err != nil {
 			s.log.Warn("processes of a container outlive it", logfields.Container, c.id.Container, logfields.Error, err)
 		}
 		cancel()
@@ -209,7 +223,7 @@ func (s *Server) follow(c *container, proc *runc.Process) {
 	c.finish(out)
 }
 
-// signal sends to the container's first process, or to all.
+// signal sends to the container's first process, or to all, who are found by the cgroup: without one they are the first.
 func (c *container) signal(ctx context.Context, sig unix.Signal, all bool) error {
 	if sig == unix.SIGKILL {
 		if c.cancel(task.Exit{Code: exitKilled, At: time.Now(), Reason: "killed before it was started"}) {
@@ -224,7 +238,8 @@ func (c *container) signal(ctx context.Context, sig unix.Signal, all bool) error
 			return ctx.Err()
 		}
 	}
-	if !all || c.group == nil {
+	group := c.cgroup()
+	if !all || group == nil {
 		return c.process.signal(sig)
 	}
 	if c.is(stopped) || c.is(deleting) {
@@ -236,7 +251,7 @@ func (c *container) signal(ctx context.Context, sig unix.Signal, all bool) error
 			return err
 		}
 	}
-	return c.group.Signal(sig)
+	return group.Signal(sig)
 }
 
 // delete forgets a container that has ended or was never started, and what the runtime has of it.
@@ -301,28 +316,24 @@ func writeTemp(dir, prefix string, data []byte) (path string, err error) {
 	return f.Name(), nil
 }
 
-// attach shows a container's output from now on and gives it the client's input, until either ends.
-func (c *container) attach(client monitor.Conn, args monitor.AttachArgs, answer func(error) error) error {
+func (c *container) attachable(args monitor.AttachArgs) error {
 	if args.Stdin && !c.request.Stdin {
-		return answer(fmt.Errorf("attach: %s was created without stdin: %w", c.name(), errdefs.ErrFailedPrecondition))
+		return fmt.Errorf("attach: %s was created without stdin: %w", c.name(), errdefs.ErrFailedPrecondition)
 	}
-	if err := c.check(opAttach); err != nil {
-		return answer(err)
-	}
-	viewer := c.streams.fanout.Join(args.Stdout, args.Stderr)
-	if err := answer(nil); err != nil {
-		viewer.Leave()
-		return err
-	}
+	return c.check(opAttach)
+}
+
+// attach shows a container's output and gives it the client's input, until either ends.
+func (c *container) attach(client monitor.Conn, viewer *stdio.Viewer, stdin bool) {
 	var input sync.WaitGroup
 	defer input.Wait()
 	input.Go(func() {
-		stdio.ReadInput(client, c.streams, args.Stdin, c.request.StdinOnce)
-		if args.Stdin && c.request.StdinOnce {
+		stdio.ReadInput(client, c.streams, stdin, c.request.StdinOnce)
+		if stdin && c.request.StdinOnce {
 			c.streams.CloseStdin()
 		}
 		viewer.Leave() // the client has gone
 	})
 	defer client.Close() // which ends the input
-	return viewer.Run(client)
+	_ = viewer.Run(client)
 }

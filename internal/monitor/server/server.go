@@ -19,7 +19,6 @@ import (
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/runc"
-	"github.com/pistis-run/pistis/internal/version"
 )
 
 const (
@@ -102,13 +101,13 @@ func (s *Server) serve(conn monitor.Conn) {
 	}()
 	if err != nil {
 		if !errors.Is(err, io.EOF) {
-			reply(conn, nil, err)
+			_ = reply(conn, nil, err)
 		}
 		return
 	}
 	conn.SetDeadline(time.Time{})
 	if req.Version != monitor.Version {
-		reply(conn, nil, fmt.Errorf("monitor protocol version %d: this monitor speaks %d; its pod must be made anew: %w", req.Version, monitor.Version, errdefs.ErrNotImplemented))
+		_ = reply(conn, nil, fmt.Errorf("monitor protocol version %d: this monitor speaks %d; its pod must be made anew: %w", req.Version, monitor.Version, errdefs.ErrNotImplemented))
 		return
 	}
 	switch req.Verb {
@@ -183,7 +182,7 @@ func decode(args json.RawMessage, into any) error {
 func (s *Server) dispatch(ctx context.Context, req monitor.Request) (result any, err error) {
 	switch req.Verb {
 	case monitor.VerbHello:
-		return monitor.HelloResult{PID: os.Getpid(), Version: version.Version}, nil
+		return nil, nil
 	case monitor.VerbCreate:
 		var args monitor.CreateRequest
 		if err := decode(req.Args, &args); err != nil {
@@ -249,8 +248,8 @@ func (s *Server) container(id string) (*container, error) {
 	return nil, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
 }
 
+// serveAttach joins a client to a container, until the client has gone or the output has ended.
 func (s *Server) serveAttach(conn monitor.Conn, req monitor.Request) {
-	answer := func(err error) error { return errors.Join(err, reply(conn, nil, err)) }
 	var args monitor.AttachArgs
 	c, err := s.container(req.ID.Container)
 	if err == nil {
@@ -259,11 +258,20 @@ func (s *Server) serveAttach(conn monitor.Conn, req monitor.Request) {
 	if err == nil && req.ID.Exec != "" {
 		err = fmt.Errorf("attach: the stdio of an exec is its client's: %w", errdefs.ErrInvalidArgument)
 	}
+	if err == nil {
+		err = c.attachable(args)
+	}
 	if err != nil {
-		_ = answer(err)
+		_ = reply(conn, nil, err)
 		return
 	}
-	_ = c.attach(conn, args, answer) // the client knows
+	// It sees the output from here on, and its first frame comes after the reply.
+	viewer := c.streams.fanout.Join(args.Stdout, args.Stderr)
+	if reply(conn, nil, nil) != nil {
+		viewer.Leave()
+		return
+	}
+	c.attach(conn, viewer, args.Stdin)
 }
 
 // shutdown makes the monitor ready to end.
@@ -285,7 +293,13 @@ func (s *Server) shutdown(ctx context.Context, force bool) error {
 		group.Go(func() { errs[i] = s.end(ctx, c) })
 	}
 	group.Wait()
-	return errors.Join(errs...)
+	err := errors.Join(errs...)
+	if err != nil {
+		s.mu.Lock()
+		s.ending = false
+		s.mu.Unlock()
+	}
+	return err
 }
 
 // end kills and deletes a container.
