@@ -77,6 +77,8 @@ func pss(t *testing.T, pid int) (kib int) {
 	return kib
 }
 
+func milliseconds(since time.Time) float64 { return float64(time.Since(since).Microseconds()) / 1000 }
+
 // cpu is what a process has used, children not counted.
 func cpu(t *testing.T, pid int) time.Duration {
 	data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
@@ -96,7 +98,7 @@ func cpu(t *testing.T, pid int) time.Duration {
 	return time.Duration(ticks) * time.Second / 100
 }
 
-// TestSpeed measures how fast output goes from a container into its log, and how long an exec takes.
+// TestSpeed measures how fast output goes from a container into its log, and how long starts and execs take.
 func TestSpeed(t *testing.T) {
 	binary := os.Getenv(monitorVariable)
 	if binary == "" {
@@ -105,10 +107,19 @@ func TestSpeed(t *testing.T) {
 	for name, r := range runtimes(t) {
 		p := newPod(t, r)
 		p.config.Binary = binary
+		begin := time.Now()
 		var err error
 		if p.Client, err = monitor.Launch(t.Context(), p.config); err != nil {
 			t.Fatal(err)
 		}
+		t.Logf("%s, launch: %.1f ms", name, milliseconds(begin))
+		const times = 20
+		begin = time.Now()
+		for range times {
+			os.RemoveAll(p.run("c1", []string{"/prog", "exit", "0"}).Bundle)
+			p.end("c1")
+		}
+		t.Logf("%s, start, exit and deletion: %.1f ms", name, milliseconds(begin)/times)
 		const lineBytes = 100
 		for how, lines := range map[string]int{"flood": 5_000_000, "drip": 1_000_000} {
 			begin, used := time.Now(), cpu(t, p.PID())
@@ -121,14 +132,13 @@ func TestSpeed(t *testing.T) {
 			os.RemoveAll(req.Bundle)
 		}
 		p.run("c1", []string{"/prog", "pause"})
-		const execs = 50
-		begin := time.Now()
-		for i := range execs {
+		begin = time.Now()
+		for i := range times {
 			if _, _, _, err := p.exec(t.Context(), "c1", fmt.Sprint(i), []string{"/prog", "exit", "0"}, ""); err != nil {
 				t.Fatal(err)
 			}
 		}
-		t.Logf("%s, exec: %.1f ms", name, float64(time.Since(begin).Microseconds())/1000/execs)
+		t.Logf("%s, exec: %.1f ms", name, milliseconds(begin)/times)
 		p.kill("c1")
 		p.end("c1")
 	}
