@@ -76,7 +76,8 @@ func connect(dir bundle.Dir, child *os.Process) (*Client, error) {
 // PID is the monitor's.
 func (c *Client) PID() int { return c.pid }
 
-// Close lets go of the monitor, which lives on with its containers. Execs of this client are killed.
+// Close lets go of the monitor, which lives on with its containers. Execs of this client are killed. A monitor that this
+// process has launched is reaped by its client: one that shall end is closed after its end, and not before.
 func (c *Client) Close() error {
 	c.cancel()
 	c.mu.Lock()
@@ -117,6 +118,8 @@ func (c *Client) Shutdown(ctx context.Context, force bool) error {
 	select {
 	case <-c.died:
 		return nil
+	case <-c.closed:
+		return fmt.Errorf("shut down monitor %d: the client was closed: %w", c.pid, errdefs.ErrUnavailable)
 	case <-ctx.Done():
 		return fmt.Errorf("shut down monitor %d: %w", c.pid, context.Cause(ctx))
 	}
