@@ -87,6 +87,12 @@ func TestForbiddenDependencies(t *testing.T) {
 			forbidden:  []string{"google.golang.org/grpc", "k8s.io/...", "github.com/containerd/containerd/v2/core/metadata", module + "internal/sandbox", module + "internal/container"},
 		},
 		{
+			why:        "a node runs a monitor per pod: it stays small",
+			packages:   []string{"internal/monitor/...", "cmd/pistis-monitor"},
+			transitive: true,
+			forbidden:  []string{"google.golang.org/protobuf/...", "google.golang.org/grpc/...", "github.com/containerd/ttrpc", "github.com/containerd/containerd/...", "net/http", "k8s.io/..."},
+		},
+		{
 			why:       "the CRI API is the business of the CRI server and of its clients",
 			packages:  []string{"internal/...", "cmd/..."},
 			except:    []string{"internal/cri/...", "internal/cli/..."},
@@ -95,7 +101,7 @@ func TestForbiddenDependencies(t *testing.T) {
 		{
 			why:       "sandbox and container see mechanisms only as interfaces that are injected",
 			packages:  []string{"internal/sandbox", "internal/container"},
-			forbidden: []string{module + "internal/shimclient", module + "internal/hypervisor/...", module + "internal/vm/...", module + "internal/vmpod", module + "internal/cri/..."},
+			forbidden: []string{module + "internal/shimclient", module + "internal/hypervisor/...", module + "internal/vm/...", module + "internal/vmpod", module + "internal/monitor/...", module + "internal/cri/..."},
 		},
 		{
 			why:       "vocabulary and leaves import nothing of ours",

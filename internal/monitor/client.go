@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -74,17 +76,17 @@ func connect(dir bundle.Dir, child *os.Process) (*Client, error) {
 // PID is the monitor's.
 func (c *Client) PID() int { return c.pid }
 
-// Close lets go of the monitor, which lives on, and of the execs' stdio.
+// Close lets go of the monitor, which lives on with its containers. Execs of this client are killed. A monitor that this
+// process has launched is reaped by its client: one that shall end is closed after its end, and not before.
 func (c *Client) Close() error {
 	c.cancel()
-	c.watch.Wait()
 	c.mu.Lock()
-	execs := c.execs
-	c.execs = map[task.ID]*execution{}
+	execs := slices.Collect(maps.Values(c.execs))
 	c.mu.Unlock()
 	for _, e := range execs {
-		e.ends.Close()
+		c.forget(e)
 	}
+	c.watch.Wait()
 	c.process.Close() // a wait that was given up has closed it already
 	return nil
 }
@@ -116,6 +118,8 @@ func (c *Client) Shutdown(ctx context.Context, force bool) error {
 	select {
 	case <-c.died:
 		return nil
+	case <-c.closed:
+		return fmt.Errorf("shut down monitor %d: the client was closed: %w", c.pid, errdefs.ErrUnavailable)
 	case <-ctx.Done():
 		return fmt.Errorf("shut down monitor %d: %w", c.pid, context.Cause(ctx))
 	}
@@ -210,34 +214,31 @@ func (c *Client) Signal(ctx context.Context, id task.ID, signal uint32, all bool
 
 // Wait blocks until the process has ended and its output was drained. Unavailable when the monitor has gone; how the
 // process ends is lost then.
-func (c *Client) Wait(ctx context.Context, id task.ID) (task.Exit, error) {
-	var exit task.Exit
-	if err := c.call(ctx, Request{Verb: VerbWait, ID: id}, nil, &exit); err != nil {
-		return task.Exit{}, err
+func (c *Client) Wait(ctx context.Context, id task.ID) (exit task.Exit, err error) {
+	if id.Exec == "" {
+		err = c.call(ctx, Request{Verb: VerbWait, ID: id}, nil, &exit)
+		return exit, err
 	}
 	if e := c.execution(id); e != nil {
-		if err := e.drain(ctx); err != nil {
-			return task.Exit{}, err
-		}
+		return e.wait(ctx)
 	}
-	return exit, nil
+	return task.Exit{}, fmt.Errorf("%s: %w", name(id), errdefs.ErrNotFound)
 }
 
 // Delete forgets a process that has ended or was never started. FailedPrecondition for one that runs.
 func (c *Client) Delete(ctx context.Context, id task.ID) error {
+	if id.Exec == "" {
+		return c.call(ctx, Request{Verb: VerbDelete, ID: id}, nil, nil)
+	}
 	e := c.execution(id)
-	if e != nil {
-		if started, _ := e.flags(); !started {
-			c.forget(id)
-			return nil
-		}
+	switch {
+	case e == nil:
+		return fmt.Errorf("%s: %w", name(id), errdefs.ErrNotFound)
+	case e.running():
+		return fmt.Errorf("delete: %s runs: %w", name(id), errdefs.ErrFailedPrecondition)
 	}
-	err := c.call(ctx, Request{Verb: VerbDelete, ID: id}, nil, nil)
-	if e != nil && (err == nil || errdefs.IsNotFound(err)) {
-		c.forget(id)
-		return nil // one that could not be started is not known to the monitor
-	}
-	return err
+	c.forget(e)
+	return nil
 }
 
 // Resize sets the size of a terminal, which one that is not there yet is made with.
@@ -261,14 +262,4 @@ func (c *Client) ReopenLog(ctx context.Context, container string) error {
 // Update changes limits of a container, which may run or be created; what resources leave out stays as it is.
 func (c *Client) Update(ctx context.Context, container string, resources *specs.LinuxResources) error {
 	return c.call(ctx, Request{Verb: VerbUpdate, ID: task.ID{Container: container}}, resources, nil)
-}
-
-// Pause freezes the processes of a container.
-func (c *Client) Pause(ctx context.Context, container string) error {
-	return c.call(ctx, Request{Verb: VerbPause, ID: task.ID{Container: container}}, nil, nil)
-}
-
-// Resume thaws what Pause froze.
-func (c *Client) Resume(ctx context.Context, container string) error {
-	return c.call(ctx, Request{Verb: VerbResume, ID: task.ID{Container: container}}, nil, nil)
 }

@@ -3,62 +3,106 @@ package monitor_test
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
-// TestDaemonAway writes 100 MB of log while nobody is connected, and asks for the exit later.
-func TestDaemonAway(t *testing.T) {
+// TestDaemonDies kills the daemon, and 100 MB of log are written while there is none.
+func TestDaemonDies(t *testing.T) {
 	const lineCount = 1_000_000
-	forEach(t, func(t *testing.T, p *pod) {
-		req := p.run("c1", []string{"/prog", "flood", fmt.Sprint(lineCount)})
-		if err := p.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := p.Wait(t.Context(), c1); err != nil { // a call needs no watch of the process
-			t.Fatal(err)
-		}
-		again, err := monitor.Connect(t.Context(), p.config.Dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p.Client = again
-		if exit := p.end("c1"); exit.Code != 0 {
-			t.Errorf("exit = %+v", exit)
-		}
-		f, err := os.Open(req.LogPath)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		scanner, n := bufio.NewScanner(f), 0
-		content := strings.Repeat("x", 88)
-		for ; scanner.Scan(); n++ {
-			_, record, _ := strings.Cut(scanner.Text(), " ")
-			if want := fmt.Sprintf("stdout F %010d %s", n, content); record != want {
-				t.Fatalf("record %d = %q, want %q", n, record, want)
+	for name, r := range runtimes(t) {
+		t.Run(name, func(t *testing.T) {
+			p := newPod(t, r)
+			gate := filepath.Join(p.work, "gate")
+			if err := unix.Mkfifo(gate, 0o600); err != nil {
+				t.Fatal(err)
 			}
+			req := p.prepare("c1", []string{"/prog", "flood", fmt.Sprint(lineCount), "/gate"}, func(s *specs.Spec, _ *monitor.CreateRequest) {
+				s.Mounts = append(s.Mounts, specs.Mount{Destination: "/gate", Type: "bind", Source: gate, Options: []string{"bind"}})
+			})
+			p.withDaemon(order{p.config, req})
+			// Only now may it begin.
+			if err := os.WriteFile(gate, nil, 0); err != nil {
+				t.Fatal(err)
+			}
+			p.afterDaemon(req, lineCount)
+		})
+	}
+}
+
+// withDaemon lets a daemon carry out an order and kills it.
+func (p *pod) withDaemon(o order) {
+	p.t.Helper()
+	text, err := json.Marshal(o)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), daemonVariable+"="+string(text))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil || line != "started\n" {
+		p.t.Errorf("the daemon said %q, %v", line, err)
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+}
+
+// afterDaemon asks for the exit and compares the log with what was written.
+func (p *pod) afterDaemon(req monitor.CreateRequest, lineCount int) {
+	t := p.t
+	t.Helper()
+	var err error
+	if p.Client, err = monitor.Connect(t.Context(), p.config.Dir); err != nil {
+		t.Fatal(err)
+	}
+	if exit := p.end("c1"); exit.Code != 0 {
+		t.Errorf("exit = %+v", exit)
+	}
+	f, err := os.Open(req.LogPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	scanner, n := bufio.NewScanner(f), 0
+	content := strings.Repeat("x", 88)
+	for ; scanner.Scan(); n++ {
+		_, record, _ := strings.Cut(scanner.Text(), " ")
+		if want := fmt.Sprintf("stdout F %010d %s", n, content); record != want {
+			t.Fatalf("record %d = %q, want %q", n, record, want)
 		}
-		if n != lineCount || scanner.Err() != nil {
-			t.Errorf("%d records, %v", n, scanner.Err())
-		}
-	})
+	}
+	if n != lineCount || scanner.Err() != nil {
+		t.Errorf("%d records, %v", n, scanner.Err())
+	}
 }
 
 // TestMonitorDies: its containers live on until they are cleaned up, which needs no monitor.
 func TestMonitorDies(t *testing.T) {
 	forEach(t, func(t *testing.T, p *pod) {
-		req := p.create("c1", []string{"/prog", "pause"})
+		p.create("c1", []string{"/prog", "pause"})
 		pid, err := p.Start(t.Context(), c1)
 		if err != nil {
 			t.Fatal(err)
@@ -90,13 +134,17 @@ func TestMonitorDies(t *testing.T) {
 		if err := monitor.Cleanup(t.Context(), p.config.Dir); err != nil {
 			t.Fatal(err)
 		}
-		if err := unix.Kill(int(pid), 0); err == nil {
-			if state, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); !strings.Contains(string(state), ") Z ") {
-				t.Errorf("the container lives: %s", state)
-			}
-		}
-		_ = req
+		checkDead(t, int(pid))
 	})
+}
+
+// checkDead wants a process gone, or a zombie that its parent has not yet taken notice of.
+func checkDead(t *testing.T, pid int) {
+	t.Helper()
+	state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err == nil && !strings.Contains(string(state), ") Z ") {
+		t.Errorf("process %d lives: %s", pid, state)
+	}
 }
 
 func TestShutdown(t *testing.T) {
@@ -170,12 +218,56 @@ func TestBounds(t *testing.T) {
 		if err := p.Create(t.Context(), monitor.CreateRequest{ID: "c1", Bundle: "/"}); !errdefs.IsAlreadyExists(err) {
 			t.Errorf("second create = %v", err)
 		}
-		huge := task.ExecRequest{ID: task.ID{Container: "c1", Exec: "e"}, Process: []byte(`"` + strings.Repeat("x", 5<<20) + `"`)}
-		if err := p.Exec(t.Context(), huge); err != nil {
-			t.Fatal(err)
+		for _, r := range []task.ExecRequest{
+			{ID: task.ID{Container: "c1"}, Process: []byte(`{"user":{}}`)},
+			{ID: task.ID{Container: "c1", Exec: "../x"}, Process: []byte(`{"user":{}}`)},
+			{ID: task.ID{Container: "c1", Exec: "e"}, Process: []byte(`{}`)},
+			{ID: task.ID{Container: "c1", Exec: "e"}, Process: []byte(`{`)},
+		} {
+			if err := p.Exec(t.Context(), r); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("exec of %s as %q = %v", r.Process, r.ID.Exec, err)
+			}
 		}
-		if _, err := p.Start(t.Context(), huge.ID); !errdefs.IsInvalidArgument(err) {
+		huge := monitor.CreateRequest{ID: "c2", Bundle: "/" + strings.Repeat("x", 5<<20)}
+		if err := p.Create(t.Context(), huge); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("a message that is too long = %v", err)
 		}
 	})
+}
+
+// TestStrangeRequests says things to the socket that no client of ours says.
+func TestStrangeRequests(t *testing.T) {
+	forEach(t, func(t *testing.T, p *pod) {
+		p.run("c1", []string{"/prog", "pause"})
+		socket := filepath.Join(p.config.Dir, "shim.sock")
+		for request, want := range map[string]string{
+			"\xff\xff\xff\xff": "InvalidArgument", "GET / HTTP/1.0\r\n\r\n": "InvalidArgument", "\x00\x00\x00\x02[]": "InvalidArgument",
+			message(`{"version":2,"verb":"hello"}`): "NotImplemented", message(`{"version":1,"verb":"dance","id":{"Container":"c1"}}`): "NotImplemented",
+			message(`{"version":1,"verb":"wait","id":{"Container":"c1","Exec":"e"}}`):                        "InvalidArgument",
+			message(`{"version":1,"verb":"attach","id":{"Container":"c1","Exec":"e"}}`):                      "InvalidArgument",
+			message(`{"version":1,"verb":"exec","id":{"Container":"c1","Exec":"../e"},"args":{}}`):           "InvalidArgument",
+			message(`{"version":1,"verb":"exec","id":{"Container":"c1","Exec":"e"},"args":{"stdin":true}}`):  "InvalidArgument",
+			message(`{"version":1,"verb":"signal","id":{"Container":"c1"},"args":{"signal":-1}}`):            "InvalidArgument",
+			message(`{"version":1,"verb":"resize","id":{"Container":"c1"},"args":{"width":70000}}`):          "InvalidArgument",
+			message(`{"version":1,"verb":"update","id":{"Container":"c1"},"args":{"memory":{"limit":"x"}}}`): "InvalidArgument",
+		} {
+			conn, err := net.Dial("unix", socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.WriteString(conn, request)
+			var reply monitor.Reply
+			_, err = monitor.Conn{UnixConn: conn.(*net.UnixConn)}.Receive(&reply)
+			if err != nil || reply.Error == nil || reply.Error.Class != want {
+				t.Errorf("%q: %+v, %v, want %s", request, reply.Error, err, want)
+			}
+			conn.Close()
+		}
+		p.kill("c1")
+		p.end("c1")
+	})
+}
+
+func message(body string) string {
+	return string(binary.BigEndian.AppendUint32(nil, uint32(len(body)))) + body
 }

@@ -2,9 +2,11 @@ package monitor
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -13,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/stdio"
 	"github.com/pistis-run/pistis/internal/task"
 )
@@ -25,25 +28,40 @@ const (
 	drainIdle = 10 * time.Second
 )
 
-// execution is an exec of this client, with its stdio. The monitor learns of it when it starts.
+// execution is an exec of this client, with its stdio. The monitor learns of it when it starts, and kills it when the
+// connection of that call ends before the process.
 type execution struct {
 	req  task.ExecRequest
 	ends *stdio.Ends
+	// ended is closed when exit is known, or err says why it will not be.
+	ended chan struct{}
 	// drained is closed when Attach has taken all output.
 	drained chan struct{}
 	exited  atomic.Bool
 
 	mu                sync.Mutex
 	started, attached bool
+	conn              *Conn // nil before the start
+	exit              task.Exit
+	err               error
 }
 
 // Exec registers a further process. Its stdio is joined with Attach, and Start runs it; until then nobody but this client
-// knows it.
+// knows it. The process must name its user.
 func (c *Client) Exec(_ context.Context, req task.ExecRequest) (err error) {
-	if req.ID.Container == "" || req.ID.Exec == "" {
-		return fmt.Errorf("exec: container and exec need an id: %w", errdefs.ErrInvalidArgument)
+	if !ValidID(req.ID.Container) || !ValidID(req.ID.Exec) {
+		return fmt.Errorf("exec %q in container %q: ids have letters, digits and _.+- in them: %w", req.ID.Exec, req.ID.Container, errdefs.ErrInvalidArgument)
 	}
-	e := &execution{req: req, drained: make(chan struct{})}
+	var process struct {
+		User json.RawMessage `json:"user"`
+	}
+	if err := json.Unmarshal(req.Process, &process); err != nil {
+		return fmt.Errorf("%s: process: %w: %w", name(req.ID), err, errdefs.ErrInvalidArgument)
+	}
+	if process.User == nil {
+		return fmt.Errorf("%s: the process names no user: %w", name(req.ID), errdefs.ErrInvalidArgument)
+	}
+	e := &execution{req: req, ended: make(chan struct{}), drained: make(chan struct{})}
 	if req.Terminal {
 		e.ends = stdio.NewTerminal()
 	} else if e.ends, err = stdio.NewPipes([3]bool{req.Stdin, req.Stdout, req.Stderr}); err != nil {
@@ -66,17 +84,25 @@ func (c *Client) execution(id task.ID) *execution {
 	return c.execs[id]
 }
 
-func (c *Client) forget(id task.ID) {
+// forget lets go of an exec, and kills it where it runs.
+func (c *Client) forget(e *execution) {
 	c.mu.Lock()
-	e := c.execs[id]
-	delete(c.execs, id)
-	c.mu.Unlock()
-	if e != nil {
-		e.ends.Close()
+	if c.execs[e.req.ID] == e {
+		delete(c.execs, e.req.ID)
 	}
+	c.mu.Unlock()
+	e.ends.Close()
+	e.mu.Lock()
+	conn := e.conn
+	e.mu.Unlock()
+	if conn != nil {
+		conn.Close()
+	}
+	e.finish(task.Exit{}, fmt.Errorf("%s was deleted: %w", name(e.req.ID), errdefs.ErrNotFound))
 }
 
-// startExec gives the process its descriptors and closes them here, so that the end of its output is seen.
+// startExec gives the process its descriptors and closes them here, so that the end of its output is seen. The connection
+// stays open for the exit.
 func (c *Client) startExec(ctx context.Context, id task.ID) (uint32, error) {
 	e := c.execution(id)
 	if e == nil {
@@ -85,9 +111,20 @@ func (c *Client) startExec(ctx context.Context, id task.ID) (uint32, error) {
 	if err := e.claim(&e.started); err != nil {
 		return 0, err
 	}
-	args := ExecArgs{Process: e.req.Process, Terminal: e.req.Terminal}
-	// The program may ask for its size at once, before there is a terminal here that could be resized.
-	args.Width, args.Height = e.ends.Size()
+	pid, err := c.runExec(ctx, e)
+	if err != nil {
+		e.ends.Close()
+		e.finish(task.Exit{}, err)
+	}
+	return pid, err
+}
+
+func (c *Client) runExec(ctx context.Context, e *execution) (uint32, error) {
+	if err := e.writeProcess(c.dir); err != nil {
+		return 0, err
+	}
+	defer os.Remove(ProcessFile(c.dir, e.req.ID))
+	args := ExecArgs{Terminal: e.req.Terminal}
 	var files []*os.File
 	for fd, f := range e.ends.Child() {
 		if f != nil {
@@ -96,25 +133,88 @@ func (c *Client) startExec(ctx context.Context, id task.ID) (uint32, error) {
 		}
 	}
 	var result StartResult
-	conn, received, err := c.open(ctx, Request{Verb: VerbExec, ID: id}, args, &result, files...)
+	conn, received, err := c.open(ctx, Request{Verb: VerbExec, ID: e.req.ID}, args, &result, files...)
 	e.ends.CloseChild()
-	if err == nil {
-		err = conn.Close()
+	switch {
+	case err != nil:
+		return 0, err
+	case e.req.Terminal && len(received) == 1:
+		e.ends.SetConsole(received[0])
+	case e.req.Terminal || len(received) > 0:
+		closeAll(received)
+		conn.Close()
+		return 0, fmt.Errorf("%s: the monitor sent %d terminals: %w", name(e.req.ID), len(received), errdefs.ErrInternal)
 	}
-	if err == nil && e.req.Terminal {
-		if len(received) != 1 {
-			err = fmt.Errorf("%s: the monitor sent %d terminals: %w", name(id), len(received), errdefs.ErrInternal)
-		} else {
-			e.ends.SetConsole(received[0])
-			received = nil
+	e.mu.Lock()
+	e.conn = &conn
+	e.mu.Unlock()
+	c.watch.Go(func() { e.await(conn) })
+	return result.PID, nil
+}
+
+// writeProcess writes the process where the runtime will read it.
+func (e *execution) writeProcess(dir bundle.Dir) error {
+	process := e.req.Process
+	if width, height := e.ends.Size(); width > 0 {
+		// The program may ask for its size at once, before there is a terminal here that could be resized.
+		var fields map[string]json.RawMessage
+		if err := json.Unmarshal(process, &fields); err != nil {
+			return fmt.Errorf("%s: process: %w: %w", name(e.req.ID), err, errdefs.ErrInvalidArgument)
+		}
+		var err error
+		fields["consoleSize"] = fmt.Appendf(nil, `{"width":%d,"height":%d}`, width, height)
+		if process, err = json.Marshal(fields); err != nil {
+			return err
 		}
 	}
-	closeAll(received)
-	if err != nil {
-		e.ends.Close()
-		return 0, err
+	err := os.WriteFile(ProcessFile(dir, e.req.ID), process, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: the container does not run: %w", name(e.req.ID), errdefs.ErrFailedPrecondition)
 	}
-	return result.PID, nil
+	return err
+}
+
+// await takes the second answer to the start: the exit.
+func (e *execution) await(conn Conn) {
+	var reply Reply
+	var exit task.Exit
+	files, err := conn.Receive(&reply)
+	closeAll(files)
+	switch {
+	case err != nil:
+		err = fmt.Errorf("%s: the monitor has gone: %w: %w", name(e.req.ID), err, errdefs.ErrUnavailable)
+	case reply.Error != nil:
+		err = reply.Error
+	default:
+		err = json.Unmarshal(reply.Result, &exit)
+	}
+	conn.Close()
+	e.finish(exit, err)
+}
+
+// finish makes the end known, once.
+func (e *execution) finish(exit task.Exit, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	select {
+	case <-e.ended:
+	default:
+		e.exit, e.err = exit, err
+		close(e.ended)
+	}
+}
+
+// wait blocks until the process has ended and its output was taken, by Attach where there is one.
+func (e *execution) wait(ctx context.Context) (task.Exit, error) {
+	select {
+	case <-e.ended:
+	case <-ctx.Done():
+		return task.Exit{}, context.Cause(ctx)
+	}
+	if e.err != nil {
+		return task.Exit{}, e.err
+	}
+	return e.exit, e.drain(ctx)
 }
 
 // claim sets a flag of what can be done once.
@@ -128,11 +228,16 @@ func (e *execution) claim(done *bool) error {
 	return nil
 }
 
-// flags tell whether the monitor may know the exec, and whether somebody takes its output.
-func (e *execution) flags() (started, attached bool) {
+// running tells whether the process was started and has not ended.
+func (e *execution) running() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.started, e.attached
+	select {
+	case <-e.ended:
+		return false
+	default:
+		return e.started
+	}
 }
 
 // attach copies between the client's ends and the process's until the output has ended. Whatever ends it, the process's
@@ -212,7 +317,10 @@ func copyBytes(w io.Writer, r io.Reader) (int64, error) {
 
 // drain waits until the output of the process, which has ended, was taken.
 func (e *execution) drain(ctx context.Context) error {
-	if _, attached := e.flags(); !attached {
+	e.mu.Lock()
+	attached := e.attached
+	e.mu.Unlock()
+	if !attached {
 		return nil
 	}
 	e.exited.Store(true)

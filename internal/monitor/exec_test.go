@@ -51,7 +51,7 @@ func TestExec(t *testing.T) {
 		}
 		p.kill("c1")
 		p.end("c1")
-		if _, _, _, err := p.exec(t.Context(), "c1", "late", []string{"/prog"}, ""); !errdefs.IsNotFound(err) {
+		if _, _, _, err := p.exec(t.Context(), "c1", "late", []string{"/prog"}, ""); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("exec after the end = %v", err)
 		}
 	})
@@ -97,12 +97,7 @@ func TestExecEnds(t *testing.T) {
 
 		ended := make(chan error, 1)
 		id.Exec = "e2"
-		if err := p.Exec(t.Context(), task.ExecRequest{ID: id, Process: process}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := p.Start(t.Context(), id); err != nil {
-			t.Fatal(err)
-		}
+		p.execDetached(id, []string{"/prog", "pause"})
 		go func() {
 			_, err := p.Wait(context.Background(), id)
 			ended <- err
@@ -133,11 +128,11 @@ func TestExecTerminal(t *testing.T) {
 		if _, err := p.Start(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}
-		out.expect(t, "size 81x25")
+		out.await(t, "size 81x25")
 		if err := p.Resize(t.Context(), id, 100, 40); err != nil {
 			t.Fatal(err)
 		}
-		out.expect(t, "size 100x40")
+		out.await(t, "size 100x40")
 		fmt.Fprintln(write, "word")
 		out.expect(t, "word")
 		out.expect(t, "got word")

@@ -15,20 +15,56 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/monitor/server"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
-// monitorName makes this test binary a monitor, when it is run by that name.
-const monitorName = "pistis-monitor"
+const (
+	// monitorName makes this test binary a monitor, when it is run by that name.
+	monitorName = "pistis-monitor"
+	// daemonVariable makes it a daemon that does what the value, an order in JSON, says, and then waits to be killed.
+	daemonVariable = "PISTIS_TEST_DAEMON"
+)
 
 func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == monitorName {
 		os.Exit(server.Main(os.Args[1:]))
 	}
+	if text := os.Getenv(daemonVariable); text != "" {
+		if err := daemon(text); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+	}
 	os.Exit(m.Run())
+}
+
+// order is a monitor to launch with one container in it.
+type order struct {
+	Config  monitor.Config
+	Request monitor.CreateRequest
+}
+
+func daemon(text string) error {
+	var o order
+	if err := json.Unmarshal([]byte(text), &o); err != nil {
+		return err
+	}
+	c, err := monitor.Launch(context.Background(), o.Config)
+	if err != nil {
+		return err
+	}
+	if err := c.Create(context.Background(), o.Request); err != nil {
+		return err
+	}
+	if _, err := c.Start(context.Background(), task.ID{Container: o.Request.ID}); err != nil {
+		return err
+	}
+	fmt.Println("started")
+	return unix.Pause()
 }
 
 // buildProgram builds the containers' program once.
@@ -99,6 +135,17 @@ func runtimes(t *testing.T) map[string]runtime {
 // launch starts a monitor, and checks at the end of the test that nothing is left of it.
 func launch(t *testing.T, runtime runtime) *pod {
 	t.Helper()
+	p := newPod(t, runtime)
+	var err error
+	if p.Client, err = monitor.Launch(t.Context(), p.config); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// newPod is a pod whose monitor is still to be launched.
+func newPod(t *testing.T, runtime runtime) *pod {
+	t.Helper()
 	work := t.TempDir()
 	self, err := os.Executable()
 	if err != nil {
@@ -113,11 +160,19 @@ func launch(t *testing.T, runtime runtime) *pod {
 		Binary: binary, Dir: filepath.Join(work, "b"), Runtime: runtime.path, RuntimeArgs: []string{"--root", filepath.Join(work, "state")},
 		Cgroup: name + "/monitor",
 	}}
-	if p.Client, err = monitor.Launch(t.Context(), p.config); err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
-		p.Close()
+		if p.Client != nil {
+			p.Close()
+		}
+		log, _ := os.ReadFile(filepath.Join(p.config.Dir, "shim.log"))
+		for _, bad := range []string{"DATA RACE", "panic:", "fatal error:"} {
+			if bytes.Contains(log, []byte(bad)) {
+				t.Errorf("the monitor has failed")
+			}
+		}
+		if t.Failed() {
+			t.Logf("the monitor's log: %s", log)
+		}
 		for range 2 {
 			if err := monitor.Cleanup(context.Background(), p.config.Dir); err != nil {
 				t.Errorf("clean up: %v", err)
@@ -169,6 +224,16 @@ type change func(*specs.Spec, *monitor.CreateRequest)
 // create makes the bundle of a container and registers it.
 func (p *pod) create(id string, args []string, changes ...change) monitor.CreateRequest {
 	p.t.Helper()
+	req := p.prepare(id, args, changes...)
+	if err := p.Create(p.t.Context(), req); err != nil {
+		p.t.Fatal(err)
+	}
+	return req
+}
+
+// prepare makes the bundle of a container.
+func (p *pod) prepare(id string, args []string, changes ...change) monitor.CreateRequest {
+	p.t.Helper()
 	program, err := buildProgram()
 	if err != nil {
 		p.t.Fatal(err)
@@ -206,9 +271,6 @@ func (p *pod) create(id string, args []string, changes ...change) monitor.Create
 		p.t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(bundle, "config.json"), data, 0o600); err != nil {
-		p.t.Fatal(err)
-	}
-	if err := p.Create(p.t.Context(), req); err != nil {
 		p.t.Fatal(err)
 	}
 	return req
@@ -266,6 +328,20 @@ func (p *pod) exec(ctx context.Context, container, id string, args []string, std
 		err = attachErr
 	}
 	return out.String(), errOut.String(), exit, err
+}
+
+// execDetached starts a command without stdio.
+func (p *pod) execDetached(id task.ID, args []string) (pid int) {
+	p.t.Helper()
+	process, _ := json.Marshal(specs.Process{Args: args, Cwd: "/"})
+	if err := p.Exec(p.t.Context(), task.ExecRequest{ID: id, Process: process}); err != nil {
+		p.t.Fatal(err)
+	}
+	started, err := p.Start(p.t.Context(), id)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return int(started)
 }
 
 // records are the contents of a CRI log, as "stdout F text".

@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"encoding/json"
+	"slices"
 
 	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/task"
@@ -16,20 +17,18 @@ type Verb string
 
 // The calls of version 1, with their arguments and results.
 const (
-	VerbHello    Verb = "hello"  // result HelloResult
+	VerbHello    Verb = "hello"  // does nothing but answer
 	VerbCreate   Verb = "create" // CreateRequest
 	VerbStart    Verb = "start"  // result StartResult
 	VerbPID      Verb = "pid"    // result StartResult, of a container that runs
-	VerbExec     Verb = "exec"   // ExecArgs and the process's descriptors, result StartResult and the terminal's
-	VerbSignal   Verb = "signal" // SignalArgs
+	VerbExec     Verb = "exec"   // ExecArgs and descriptors, result StartResult and a terminal; a second reply has the task.Exit
+	VerbSignal   Verb = "signal" // SignalArgs; the one call that is about containers and execs
 	VerbWait     Verb = "wait"   // result task.Exit
 	VerbDelete   Verb = "delete"
-	VerbAttach   Verb = "attach" // AttachArgs; frames of internal/stdio follow the reply
-	VerbResize   Verb = "resize" // ResizeArgs
-	VerbReopen   Verb = "reopen" // the log
-	VerbUpdate   Verb = "update" // linux.resources of the runtime specification
-	VerbPause    Verb = "pause"
-	VerbResume   Verb = "resume"
+	VerbAttach   Verb = "attach"   // AttachArgs; frames of internal/stdio follow the reply
+	VerbResize   Verb = "resize"   // ResizeArgs
+	VerbReopen   Verb = "reopen"   // the log
+	VerbUpdate   Verb = "update"   // linux.resources of the runtime specification
 	VerbShutdown Verb = "shutdown" // ShutdownArgs
 )
 
@@ -47,12 +46,6 @@ type Reply struct {
 	Result json.RawMessage `json:"result,omitempty"`
 }
 
-// HelloResult says who answers.
-type HelloResult struct {
-	PID     int    `json:"pid"`
-	Version string `json:"version"` // of the program
-}
-
 // CreateRequest describes a container. Its spec is the config.json of its bundle, which is read when it starts.
 type CreateRequest struct {
 	ID string `json:"id"`
@@ -65,15 +58,14 @@ type CreateRequest struct {
 	StdinOnce bool   `json:"stdin_once,omitempty"`
 }
 
-// ExecArgs describe a further process. The descriptors that it says are there follow in this order.
+// ExecArgs describe the stdio of a further process. The descriptors that they say are there follow in this order. The
+// process itself is described by a file of the client's, ProcessFile, which is there until the call was answered: it can
+// be long, and only the runtime reads it.
 type ExecArgs struct {
-	Process json.RawMessage `json:"process"`
-	// Terminal of the size that ResizeArgs has, where that is known.
 	Terminal bool `json:"terminal,omitempty"`
-	ResizeArgs
-	Stdin  bool `json:"stdin,omitempty"`
-	Stdout bool `json:"stdout,omitempty"`
-	Stderr bool `json:"stderr,omitempty"`
+	Stdin    bool `json:"stdin,omitempty"`
+	Stdout   bool `json:"stdout,omitempty"`
+	Stderr   bool `json:"stderr,omitempty"`
 }
 
 // StartResult has the process's pid on the host.
@@ -96,8 +88,8 @@ type AttachArgs struct {
 
 // ResizeArgs have the size of a terminal in characters.
 type ResizeArgs struct {
-	Width  uint16 `json:"width,omitempty"`
-	Height uint16 `json:"height,omitempty"`
+	Width  uint16 `json:"width"`
+	Height uint16 `json:"height"`
 }
 
 // ShutdownArgs say whether containers that are there are killed and deleted first.
@@ -125,3 +117,19 @@ func SettingsFile(d bundle.Dir) string { return string(d) + "/" + settingsFile }
 
 // ContainerDirs is the directory of the containers' directories.
 func ContainerDirs(d bundle.Dir) string { return string(d) + "/" + containers }
+
+// ProcessFile is where a runtime-spec process is for an exec.
+func ProcessFile(d bundle.Dir, id task.ID) string {
+	return ContainerDirs(d) + "/" + id.Container + "/process-" + id.Exec
+}
+
+// ValidID tells whether an id is one: what runtimes take too, and a file may be named by.
+func ValidID(id string) bool {
+	const maxID = 128
+	if id == "" || len(id) > maxID || id[0] == '.' || id[0] == '-' {
+		return false
+	}
+	return !slices.ContainsFunc([]byte(id), func(b byte) bool {
+		return (b < '0' || b > '9') && (b < 'A' || b > 'Z') && (b < 'a' || b > 'z') && b != '_' && b != '.' && b != '+' && b != '-'
+	})
+}

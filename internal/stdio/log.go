@@ -83,13 +83,6 @@ func (l *Log) Close() error {
 	return err
 }
 
-// Trim gives back memory that a burst of output has taken.
-func (l *Log) Trim() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.out = nil
-}
-
 // write appends whole records; the caller holds the lock. A failure must not stop the container, so that it is kept for
 // Close.
 func (l *Log) write(records []byte) {

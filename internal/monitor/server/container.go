@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -31,7 +30,7 @@ const (
 	callTimeout = time.Minute
 	// killTimeout is how long killed processes may take to end.
 	killTimeout = 10 * time.Second
-	// maxExecs bounds the execs of one container that were not deleted.
+	// maxExecs bounds the execs of one container that have not ended.
 	maxExecs = 1024
 	// maxSpec bounds a bundle's spec, in bytes.
 	maxSpec = 16 << 20
@@ -48,9 +47,7 @@ type container struct {
 	// streams are there from the creation on, so that clients attach before the start.
 	streams *streams
 
-	// Set while the container starts, and not changed after it.
-	group *cgroup.Group // nil: the spec names none
-	user  json.RawMessage
+	group *cgroup.Group // nil before the start, and where the spec names none; guarded by the process's mu
 
 	execMu sync.Mutex
 	execs  map[string]*process
@@ -59,8 +56,7 @@ type container struct {
 // ownSpec is what a monitor needs to know of a spec.
 type ownSpec struct {
 	Process struct {
-		Terminal bool            `json:"terminal"`
-		User     json.RawMessage `json:"user"`
+		Terminal bool `json:"terminal"`
 	} `json:"process"`
 	Linux struct {
 		CgroupsPath string `json:"cgroupsPath"`
@@ -83,19 +79,11 @@ func readSpec(bundle string, spec any) error {
 
 // create registers a container.
 func (s *Server) create(req monitor.CreateRequest) error {
-	if !validID(req.ID) {
+	if !monitor.ValidID(req.ID) {
 		return fmt.Errorf("create container: id %q: letters, digits and _.+- are possible: %w", req.ID, errdefs.ErrInvalidArgument)
 	}
 	if !filepath.IsAbs(req.Bundle) {
 		return fmt.Errorf("create container %s: bundle %q is not absolute: %w", req.ID, req.Bundle, errdefs.ErrInvalidArgument)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.containers[req.ID] != nil {
-		return fmt.Errorf("container %s: %w", req.ID, errdefs.ErrAlreadyExists)
-	}
-	if s.ending {
-		return fmt.Errorf("create container %s: the monitor is shutting down: %w", req.ID, errdefs.ErrUnavailable)
 	}
 	streams, err := openStreams(req.Terminal, req.Stdin, req.LogPath, &s.buffers)
 	if err != nil {
@@ -105,19 +93,24 @@ func (s *Server) create(req monitor.CreateRequest) error {
 		process: newProcess(task.ID{Container: req.ID}, created), request: req, streams: streams,
 		dir: filepath.Join(monitor.ContainerDirs(s.dir), req.ID), execs: map[string]*process{},
 	}
-	s.containers[req.ID] = c
+	if err := s.add(c); err != nil {
+		streams.close()
+		return errors.Join(err, streams.closeLog())
+	}
 	return nil
 }
 
-// validID is what runtimes take too; it becomes the name of a directory.
-func validID(id string) bool {
-	const maxID = 128
-	if id == "" || len(id) > maxID || id[0] == '.' || id[0] == '-' {
-		return false
+func (s *Server) add(c *container) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.containers[c.id.Container] != nil:
+		return fmt.Errorf("%s: %w", c.name(), errdefs.ErrAlreadyExists)
+	case s.ending:
+		return fmt.Errorf("%s: the monitor is shutting down: %w", c.name(), errdefs.ErrUnavailable)
 	}
-	return !slices.ContainsFunc([]byte(id), func(b byte) bool {
-		return (b < '0' || b > '9') && (b < 'A' || b > 'Z') && (b < 'a' || b > 'z') && b != '_' && b != '.' && b != '+' && b != '-'
-	})
+	s.containers[c.id.Container] = c
+	return nil
 }
 
 // start runs a container. It goes on when the caller has given up, as a daemon that dies is no reason to end a container:
@@ -153,11 +146,12 @@ func (s *Server) run(ctx context.Context, c *container) (_ *runc.Process, err er
 	if spec.Process.Terminal != c.request.Terminal {
 		return nil, fmt.Errorf("the spec's terminal is %t, the request's %t: %w", spec.Process.Terminal, c.request.Terminal, errdefs.ErrInvalidArgument)
 	}
-	c.user = spec.Process.User
 	if path := spec.Linux.CgroupsPath; path != "" {
-		if c.group, err = cgroup.OfSpec(path, s.systemd); err != nil {
+		group, err := cgroup.OfSpec(path, s.systemd)
+		if err != nil {
 			return nil, err
 		}
+		c.setGroup(group)
 	}
 	if width, height := c.streams.ends.Size(); width > 0 {
 		// The program may ask at once, before there is a terminal here whose size could be set.
@@ -178,20 +172,33 @@ func (s *Server) run(ctx context.Context, c *container) (_ *runc.Process, err er
 		err = fmt.Errorf("%w: it said: %s", err, text)
 	}
 	// A runtime that was killed may have left more than it knows of itself.
-	return nil, errors.Join(err, s.sweep(c), os.RemoveAll(c.dir))
+	return nil, errors.Join(err, c.sweep(), os.RemoveAll(c.dir))
+}
+
+func (c *container) setGroup(group *cgroup.Group) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.group = group
+}
+
+func (c *container) cgroup() *cgroup.Group {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.group
 }
 
 // sweep ends what is left in a container's cgroup, and removes that.
-func (s *Server) sweep(c *container) error {
-	if c.group == nil {
+func (c *container) sweep() error {
+	group := c.cgroup()
+	if group == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
-	if err := c.group.Kill(ctx); err != nil {
+	if err := group.Kill(ctx); err != nil {
 		return err
 	}
-	return c.group.Remove(ctx)
+	return group.Remove(ctx)
 }
 
 // follow waits for the end of a container and makes it known.
@@ -203,22 +210,21 @@ func (s *Server) follow(c *container, proc *runc.Process) {
 	}
 	exit := proc.Exit()
 	out := task.Exit{Code: exit.Code, At: exit.At}
-	if c.group != nil {
-		out.OOMKilled = c.group.OOMKills() > 0
+	if group := c.cgroup(); group != nil {
+		out.OOMKilled = group.OOMKills() > 0
 		// Where the process was not the first of a PID namespace, others have outlived it.
 		ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
-		if err := c.group.Kill(ctx); err != nil {
+		if err := group.Kill(ctx); err != nil {
 			s.log.Warn("processes of a container outlive it", logfields.Container, c.id.Container, logfields.Error, err)
 		}
 		cancel()
 	}
 	c.streams.drain()
 	c.finish(out)
-	s.quiet()
 }
 
-// signal sends to the container's first process, or to all.
-func (s *Server) signal(ctx context.Context, c *container, sig unix.Signal, all bool) error {
+// signal sends to the container's first process, or to all, who are found by the cgroup: without one they are the first.
+func (c *container) signal(ctx context.Context, sig unix.Signal, all bool) error {
 	if sig == unix.SIGKILL {
 		if c.cancel(task.Exit{Code: exitKilled, At: time.Now(), Reason: "killed before it was started"}) {
 			c.streams.close()
@@ -232,9 +238,9 @@ func (s *Server) signal(ctx context.Context, c *container, sig unix.Signal, all 
 			return ctx.Err()
 		}
 	}
-	if !all || c.group == nil {
-		err := c.process.signal(sig)
-		return errors.Join(err, s.thaw(c, sig))
+	group := c.cgroup()
+	if !all || group == nil {
+		return c.process.signal(sig)
 	}
 	if c.is(stopped) || c.is(deleting) {
 		return fmt.Errorf("signal: %s has ended: %w", c.name(), errdefs.ErrNotFound)
@@ -244,41 +250,8 @@ func (s *Server) signal(ctx context.Context, c *container, sig unix.Signal, all 
 		if err := c.process.signal(sig); err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
-		return errors.Join(c.group.Signal(sig), s.thaw(c, sig))
 	}
-	return c.group.Signal(sig)
-}
-
-// thaw lets the processes of a paused container see that they were killed.
-func (s *Server) thaw(c *container, sig unix.Signal) error {
-	if sig != unix.SIGKILL || !c.is(paused) {
-		return nil
-	}
-	return s.resume(c)
-}
-
-func (s *Server) pause(c *container) error {
-	if err := c.check(opPause); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
-	if err := s.runtime.Pause(ctx, c.id.Container); err != nil {
-		return err
-	}
-	return c.step(opPause)
-}
-
-func (s *Server) resume(c *container) error {
-	if err := c.check(opResume); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
-	if err := s.runtime.Resume(ctx, c.id.Container); err != nil {
-		return err
-	}
-	return c.step(opResume)
+	return group.Signal(sig)
 }
 
 // delete forgets a container that has ended or was never started, and what the runtime has of it.
@@ -343,28 +316,24 @@ func writeTemp(dir, prefix string, data []byte) (path string, err error) {
 	return f.Name(), nil
 }
 
-// attach shows a container's output from now on and gives it the client's input, until either ends.
-func (c *container) attach(client monitor.Conn, args monitor.AttachArgs, answer func(error) error) error {
+func (c *container) attachable(args monitor.AttachArgs) error {
 	if args.Stdin && !c.request.Stdin {
-		return answer(fmt.Errorf("attach: %s was created without stdin: %w", c.name(), errdefs.ErrFailedPrecondition))
+		return fmt.Errorf("attach: %s was created without stdin: %w", c.name(), errdefs.ErrFailedPrecondition)
 	}
-	if err := c.check(opAttach); err != nil {
-		return answer(err)
-	}
-	viewer := c.streams.fanout.Join(args.Stdout, args.Stderr)
-	if err := answer(nil); err != nil {
-		viewer.Leave()
-		return err
-	}
+	return c.check(opAttach)
+}
+
+// attach shows a container's output and gives it the client's input, until either ends.
+func (c *container) attach(client monitor.Conn, viewer *stdio.Viewer, stdin bool) {
 	var input sync.WaitGroup
 	defer input.Wait()
 	input.Go(func() {
-		stdio.ReadInput(client, c.streams, args.Stdin, c.request.StdinOnce)
-		if args.Stdin && c.request.StdinOnce {
+		stdio.ReadInput(client, c.streams, stdin, c.request.StdinOnce)
+		if stdin && c.request.StdinOnce {
 			c.streams.CloseStdin()
 		}
 		viewer.Leave() // the client has gone
 	})
 	defer client.Close() // which ends the input
-	return viewer.Run(client)
+	_ = viewer.Run(client)
 }

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 
@@ -14,40 +13,77 @@ import (
 	"github.com/pistis-run/pistis/internal/task"
 )
 
-// exec runs a further process with the client's descriptors, or with a terminal, which is returned and the caller's. It
-// goes on when the caller has given up: the process ends by its client's end of the stdio, or by a signal.
-func (s *Server) exec(c *container, id string, args monitor.ExecArgs, files []*os.File) (pid int, console *os.File, err error) {
+// serveExec runs a further process and answers twice: when it runs, and when it has ended. An exec belongs to its client:
+// when that goes, the process is killed.
+func (s *Server) serveExec(conn monitor.Conn, req monitor.Request, files []*os.File) {
+	c, err := s.container(req.ID.Container)
+	if err != nil {
+		_ = reply(conn, nil, err)
+		return
+	}
+	p, proc, err := s.exec(c, req, files)
+	for _, f := range files {
+		f.Close() // the process has its own
+	}
+	if err != nil {
+		_ = reply(conn, nil, err)
+		return
+	}
+	started := monitor.StartResult{PID: uint32(proc.PID())}
+	if proc.Console != nil {
+		_ = reply(conn, started, nil, proc.Console)
+		proc.Console.Close()
+	} else {
+		_ = reply(conn, started, nil)
+	}
+	ctx, stop := untilGone(s.ctx, conn)
+	defer stop()
+	select {
+	case <-proc.Done():
+	case <-ctx.Done():
+		_ = p.signal(unix.SIGKILL) // one that has ended needs none
+		<-proc.Done()
+	}
+	exit := task.Exit{Code: proc.Exit().Code, At: proc.Exit().At}
+	p.finish(exit)
+	c.removeExec(p)
+	_ = reply(conn, exit, nil)
+}
+
+// exec runs a further process with the client's descriptors, or with a terminal.
+func (s *Server) exec(c *container, req monitor.Request, files []*os.File) (*process, *runc.Process, error) {
+	p := newProcess(req.ID, starting)
+	if !monitor.ValidID(req.ID.Exec) {
+		return nil, nil, fmt.Errorf("exec in container %s: id %q: letters, digits and _.+- are possible: %w", c.id.Container, req.ID.Exec, errdefs.ErrInvalidArgument)
+	}
+	var args monitor.ExecArgs
+	if err := decode(req.Args, &args); err != nil {
+		return nil, nil, err
+	}
 	stdio, err := execStdio(args, files)
 	if err != nil {
-		return 0, nil, fmt.Errorf("exec %s in container %s: %w", id, c.id.Container, err)
+		return nil, nil, fmt.Errorf("%s: %w", p.name(), err)
 	}
 	if err := c.check(opExec); err != nil {
-		return 0, nil, err
+		return nil, nil, err
 	}
-	p := newProcess(task.ID{Container: c.id.Container, Exec: id}, starting)
 	if err := c.addExec(p); err != nil {
-		return 0, nil, err
+		return nil, nil, err
 	}
-	proc, err := s.runExec(c, args, stdio)
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	proc, err := s.runtime.Exec(ctx, c.id.Container, c.dir, monitor.ProcessFile(s.dir, p.id), stdio)
 	if err != nil {
-		err = fmt.Errorf("%s: %w", p.name(), err)
-		c.removeExec(id)
+		c.removeExec(p)
 		p.fail(task.Exit{Code: exitUnknown, Reason: err.Error()})
-		return 0, nil, err
+		return nil, nil, fmt.Errorf("%s: %w", p.name(), err)
 	}
 	p.adopt(proc)
-	s.work.Go(func() {
-		select {
-		case <-proc.Done():
-			p.finish(task.Exit{Code: proc.Exit().Code, At: proc.Exit().At})
-		case <-s.ctx.Done():
-		}
-	})
-	if !c.is(running) && !c.is(paused) {
+	if !c.is(running) {
 		// The container has ended meanwhile, and its processes were killed before this one was there.
 		_ = p.signal(unix.SIGKILL)
 	}
-	return proc.PID(), proc.Console, nil
+	return p, proc, nil
 }
 
 func execStdio(args monitor.ExecArgs, files []*os.File) (runc.Stdio, error) {
@@ -68,59 +104,6 @@ func execStdio(args monitor.ExecArgs, files []*os.File) (runc.Stdio, error) {
 	return stdio, nil
 }
 
-func (s *Server) runExec(c *container, args monitor.ExecArgs, stdio runc.Stdio) (*runc.Process, error) {
-	process, err := complete(args, c.user)
-	if err != nil {
-		return nil, err
-	}
-	file, err := writeTemp(c.dir, "process-", process)
-	if err != nil {
-		return nil, err
-	}
-	defer os.Remove(file)
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
-	defer cancel()
-	return s.runtime.Exec(ctx, c.id.Container, c.dir, file, stdio)
-}
-
-// complete gives a process the container's user where it names none, and its terminal its size.
-func complete(args monitor.ExecArgs, user json.RawMessage) (json.RawMessage, error) {
-	var named struct {
-		User json.RawMessage `json:"user"`
-	}
-	if err := json.Unmarshal(args.Process, &named); err != nil {
-		return nil, fmt.Errorf("process: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	sized := args.Terminal && args.Width > 0
-	if (named.User != nil || user == nil) && !sized {
-		return args.Process, nil
-	}
-	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(args.Process, &fields); err != nil {
-		return nil, fmt.Errorf("process: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	if named.User == nil && user != nil {
-		fields["user"] = user
-	}
-	if sized {
-		fields["consoleSize"] = json.RawMessage(fmt.Sprintf(`{"width":%d,"height":%d}`, args.Width, args.Height))
-	}
-	return json.Marshal(fields)
-}
-
-// lookup finds the container's own process or an exec.
-func (c *container) lookup(exec string) (*process, error) {
-	if exec == "" {
-		return c.process, nil
-	}
-	c.execMu.Lock()
-	defer c.execMu.Unlock()
-	if p := c.execs[exec]; p != nil {
-		return p, nil
-	}
-	return nil, fmt.Errorf("exec %s in container %s: %w", exec, c.id.Container, errdefs.ErrNotFound)
-}
-
 // addExec reserves an exec's id.
 func (c *container) addExec(p *process) error {
 	c.execMu.Lock()
@@ -129,36 +112,30 @@ func (c *container) addExec(p *process) error {
 		return fmt.Errorf("%s: %w", p.name(), errdefs.ErrAlreadyExists)
 	}
 	if len(c.execs) >= maxExecs {
-		return fmt.Errorf("%s: there are %d execs that were not deleted: %w", p.name(), maxExecs, errdefs.ErrResourceExhausted)
+		return fmt.Errorf("%s: there are %d execs that have not ended: %w", p.name(), maxExecs, errdefs.ErrResourceExhausted)
 	}
 	c.execs[p.id.Exec] = p
 	return nil
 }
 
-func (c *container) removeExec(id string) {
+func (c *container) removeExec(p *process) {
 	c.execMu.Lock()
 	defer c.execMu.Unlock()
-	delete(c.execs, id)
-}
-
-// deleteExec forgets an exec that has ended.
-func (c *container) deleteExec(p *process) error {
-	if err := p.step(opDelete); err != nil {
-		return err
-	}
-	c.removeExec(p.id.Exec)
-	return nil
+	delete(c.execs, p.id.Exec)
 }
 
 // signalExec sends to an exec, once it is there.
-func signalExec(ctx context.Context, p *process, sig unix.Signal) error {
+func (c *container) signalExec(ctx context.Context, id string, sig unix.Signal) error {
+	c.execMu.Lock()
+	p := c.execs[id]
+	c.execMu.Unlock()
+	if p == nil {
+		return fmt.Errorf("signal: exec %s in container %s: %w", id, c.id.Container, errdefs.ErrNotFound)
+	}
 	select {
 	case <-p.settled:
+		return p.signal(sig)
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if p.is(stopped) {
-		return fmt.Errorf("signal: %s has ended: %w", p.name(), errdefs.ErrNotFound)
-	}
-	return p.signal(sig)
 }

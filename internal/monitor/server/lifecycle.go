@@ -1,6 +1,10 @@
 package server
 
-import "github.com/pistis-run/pistis/internal/lifecycle"
+import (
+	"sync"
+
+	"github.com/pistis-run/pistis/internal/lifecycle"
+)
 
 type (
 	state     string
@@ -12,7 +16,6 @@ const (
 	created  state = "created"
 	starting state = "starting"
 	running  state = "running"
-	paused   state = "paused"
 	stopped  state = "stopped"
 	deleting state = "deleting"
 )
@@ -23,21 +26,19 @@ const (
 	opAttach  operation = "attach"
 	opUpdate  operation = "update"
 	opExec    operation = "exec"
-	opPause   operation = "pause"
-	opResume  operation = "resume"
 	opExit    operation = "exit"
 	opDelete  operation = "delete"
 	opRestore operation = "restore after a failed deletion"
 )
 
-// table says what a state allows. What was only created ends when it is killed.
-func table() lifecycle.Table[state, operation] {
+// table says what a state allows. What was only created ends when it is killed. It is made once: garbage is what makes a
+// monitor grow.
+var table = sync.OnceValue(func() lifecycle.Table[state, operation] {
 	return lifecycle.Table[state, operation]{
 		created:  {opStart: starting, opAttach: created, opUpdate: created, opExit: stopped, opDelete: deleting},
 		starting: {opStarted: running, opAttach: starting, opExit: stopped},
-		running:  {opAttach: running, opUpdate: running, opExec: running, opPause: paused, opExit: stopped},
-		paused:   {opAttach: paused, opUpdate: paused, opResume: running, opExit: stopped},
+		running:  {opAttach: running, opUpdate: running, opExec: running, opExit: stopped},
 		stopped:  {opDelete: deleting},
 		deleting: {opRestore: stopped},
 	}
-}
+})

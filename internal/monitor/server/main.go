@@ -8,8 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"runtime"
-	"runtime/debug"
 	"slices"
 	"sync"
 
@@ -22,20 +20,13 @@ import (
 	"github.com/pistis-run/pistis/internal/version"
 )
 
-const (
-	// A monitor has little to do and there are many: memory counts more than speed.
-	gcPercent = 20
-	threads   = 2
-	// memoryLimit is where the collector works harder, in bytes. What a monitor holds at most are a few messages.
-	memoryLimit = 64 << 20
-)
-
 // Main runs a monitor, which is started by monitor.Launch and by nobody else: args are the bundle, stdin, lock and socket
 // come as descriptors. With InitArg alone it is the first process of a PID namespace. It returns the exit code.
 func Main(args []string) int {
-	debug.SetGCPercent(gcPercent)
-	debug.SetMemoryLimit(memoryLimit)
-	runtime.GOMAXPROCS(threads)
+	// They were for this process, and the runtimes are programs in Go too.
+	for _, name := range []string{"GOMAXPROCS", "GODEBUG", "GOGC"} {
+		os.Unsetenv(name)
+	}
 	if len(args) == 1 && args[0] == InitArg {
 		initProcess()
 		return 0

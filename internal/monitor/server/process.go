@@ -51,7 +51,7 @@ func (p *process) name() string {
 func (p *process) pid() (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.state != running && p.state != paused {
+	if p.state != running {
 		return 0, fmt.Errorf("%s is %s: %w", p.name(), p.state, errdefs.ErrFailedPrecondition)
 	}
 	return p.proc.PID(), nil
@@ -154,12 +154,15 @@ func (p *process) finishLocked(exit task.Exit) bool {
 // signal sends to the process alone. NotFound when it has ended.
 func (p *process) signal(sig unix.Signal) error {
 	p.mu.Lock()
-	proc := p.proc
+	proc, state := p.proc, p.state
 	p.mu.Unlock()
-	if proc == nil {
-		return fmt.Errorf("signal: %s has no process: %w", p.name(), errdefs.ErrFailedPrecondition)
+	err := os.ErrProcessDone
+	switch {
+	case proc != nil:
+		err = proc.Signal(sig)
+	case state != stopped && state != deleting:
+		return fmt.Errorf("signal: %s is %s: %w", p.name(), state, errdefs.ErrFailedPrecondition)
 	}
-	err := proc.Signal(sig)
 	if errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("signal: %s has ended: %w", p.name(), errdefs.ErrNotFound)
 	}

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -20,15 +19,11 @@ import (
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/runc"
-	"github.com/pistis-run/pistis/internal/task"
-	"github.com/pistis-run/pistis/internal/version"
 )
 
 const (
 	// requestTimeout bounds how long a client may take to say what it wants.
 	requestTimeout = 10 * time.Second
-	// quietTime is after how long without work memory is given back.
-	quietTime = time.Second
 	// acceptPause is how long a monitor without a free descriptor waits before it accepts again.
 	acceptPause = 100 * time.Millisecond
 )
@@ -40,7 +35,6 @@ type Server struct {
 	systemd bool // how cgroupsPath is to be read
 	log     *slog.Logger
 	buffers buffers
-	idle    *time.Timer
 	// work are the goroutines that wait for processes; they end with the server's ctx, which stop ends.
 	work sync.WaitGroup
 	ctx  context.Context
@@ -55,23 +49,7 @@ type Server struct {
 func New(dir bundle.Dir, runtime *runc.Runc, systemd bool, log *slog.Logger) *Server {
 	s := &Server{dir: dir, runtime: runtime, systemd: systemd, log: log, containers: map[string]*container{}}
 	s.ctx, s.stop = context.WithCancel(context.Background())
-	s.idle = time.AfterFunc(quietTime, s.trim)
 	return s
-}
-
-// quiet is called after work: when no more follows, memory is given back.
-func (s *Server) quiet() { s.idle.Reset(quietTime) }
-
-func (s *Server) trim() {
-	s.buffers.trim()
-	s.mu.Lock()
-	for _, c := range s.containers {
-		if c.streams.log != nil {
-			c.streams.log.Trim()
-		}
-	}
-	s.mu.Unlock()
-	debug.FreeOSMemory()
 }
 
 // Serve serves the socket until a client shuts the monitor down. It is called once.
@@ -80,7 +58,6 @@ func (s *Server) Serve(l *net.UnixListener) error {
 	defer s.work.Wait()
 	defer calls.Wait()
 	defer s.stop()
-	defer s.idle.Stop()
 	ctx := s.ctx
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	for {
@@ -100,17 +77,16 @@ func (s *Server) Serve(l *net.UnixListener) error {
 			return fmt.Errorf("serve: %w", err)
 		}
 		calls.Go(func() {
-			defer s.quiet()
 			defer conn.Close()
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
 			defer stop()
-			s.serve(ctx, monitor.Conn{UnixConn: conn})
+			s.serve(monitor.Conn{UnixConn: conn})
 		})
 	}
 }
 
 // serve answers one call.
-func (s *Server) serve(ctx context.Context, conn monitor.Conn) {
+func (s *Server) serve(conn monitor.Conn) {
 	if err := checkPeer(conn); err != nil {
 		s.log.Warn("connection refused", logfields.Error, err)
 		return
@@ -125,37 +101,43 @@ func (s *Server) serve(ctx context.Context, conn monitor.Conn) {
 	}()
 	if err != nil {
 		if !errors.Is(err, io.EOF) {
-			reply(conn, nil, err)
+			_ = reply(conn, nil, err)
 		}
 		return
 	}
 	conn.SetDeadline(time.Time{})
 	if req.Version != monitor.Version {
-		reply(conn, nil, fmt.Errorf("monitor protocol version %d: this monitor speaks %d; its pod must be made anew: %w", req.Version, monitor.Version, errdefs.ErrNotImplemented))
+		_ = reply(conn, nil, fmt.Errorf("monitor protocol version %d: this monitor speaks %d; its pod must be made anew: %w", req.Version, monitor.Version, errdefs.ErrNotImplemented))
 		return
 	}
-	if req.Verb == monitor.VerbAttach {
+	switch req.Verb {
+	case monitor.VerbAttach:
 		s.serveAttach(conn, req)
-		return
+	case monitor.VerbExec:
+		s.serveExec(conn, req, files)
+	default:
+		ctx, stop := untilGone(s.ctx, conn)
+		defer stop()
+		result, err := s.dispatch(ctx, req)
+		_ = reply(conn, result, err)
+		if err == nil && req.Verb == monitor.VerbShutdown {
+			s.stop()
+		}
 	}
+}
+
+// untilGone returns a context that ends when the client has gone, of which nothing more is to come. stop closes the
+// connection.
+func untilGone(ctx context.Context, conn monitor.Conn) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() {
-		// Nothing more is to come: this ends with the client, or with the call.
 		_, _ = conn.Read(make([]byte, 1))
 		cancel()
 	})
-	result, console, err := s.dispatch(ctx, req, files)
-	if console != nil {
-		reply(conn, result, err, console)
-		console.Close()
-	} else {
-		reply(conn, result, err)
-	}
-	conn.Close()
-	watch.Wait()
-	if err == nil && req.Verb == monitor.VerbShutdown {
-		s.stop()
+	return ctx, func() {
+		conn.Close()
+		watch.Wait()
 	}
 }
 
@@ -197,84 +179,54 @@ func decode(args json.RawMessage, into any) error {
 }
 
 // dispatch makes a call that has one answer.
-func (s *Server) dispatch(ctx context.Context, req monitor.Request, files []*os.File) (result any, console *os.File, err error) {
+func (s *Server) dispatch(ctx context.Context, req monitor.Request) (result any, err error) {
 	switch req.Verb {
 	case monitor.VerbHello:
-		return monitor.HelloResult{PID: os.Getpid(), Version: version.Version}, nil, nil
+		return nil, nil
 	case monitor.VerbCreate:
 		var args monitor.CreateRequest
 		if err := decode(req.Args, &args); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		return nil, nil, s.create(args)
+		return nil, s.create(args)
 	case monitor.VerbShutdown:
 		var args monitor.ShutdownArgs
 		if err := decode(req.Args, &args); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		return nil, nil, s.shutdown(ctx, args.Force)
+		return nil, s.shutdown(ctx, args.Force)
 	}
 	c, err := s.container(req.ID.Container)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
+	}
+	if req.ID.Exec != "" && req.Verb != monitor.VerbSignal {
+		return nil, fmt.Errorf("%s of an exec: that is its client's: %w", req.Verb, errdefs.ErrInvalidArgument)
 	}
 	switch req.Verb {
 	case monitor.VerbStart:
 		pid, err := s.start(c)
-		return monitor.StartResult{PID: uint32(pid)}, nil, err
+		return monitor.StartResult{PID: uint32(pid)}, err
 	case monitor.VerbPID:
 		pid, err := c.pid()
-		return monitor.StartResult{PID: uint32(pid)}, nil, err
-	case monitor.VerbExec:
-		var args monitor.ExecArgs
-		if err := decode(req.Args, &args); err != nil {
-			return nil, nil, err
-		}
-		pid, console, err := s.exec(c, req.ID.Exec, args, files)
-		return monitor.StartResult{PID: uint32(pid)}, console, err
-	case monitor.VerbReopen:
-		if c.streams.log == nil {
-			return nil, nil, nil
-		}
-		return nil, nil, c.streams.log.Reopen()
-	case monitor.VerbUpdate:
-		return nil, nil, s.update(c, req.Args)
-	case monitor.VerbPause:
-		return nil, nil, s.pause(c)
-	case monitor.VerbResume:
-		return nil, nil, s.resume(c)
-	}
-	result, err = s.dispatchProcess(ctx, c, req)
-	return result, nil, err
-}
-
-// dispatchProcess makes a call that is about one process.
-func (s *Server) dispatchProcess(ctx context.Context, c *container, req monitor.Request) (any, error) {
-	p, err := c.lookup(req.ID.Exec)
-	if err != nil {
-		return nil, err
-	}
-	switch req.Verb {
+		return monitor.StartResult{PID: uint32(pid)}, err
 	case monitor.VerbSignal:
 		var args monitor.SignalArgs
 		if err := decode(req.Args, &args); err != nil {
 			return nil, err
 		}
-		if p != c.process {
-			return nil, signalExec(ctx, p, unix.Signal(args.Signal))
+		if req.ID.Exec != "" {
+			return nil, c.signalExec(ctx, req.ID.Exec, unix.Signal(args.Signal))
 		}
-		return nil, s.signal(ctx, c, unix.Signal(args.Signal), args.All)
+		return nil, c.signal(ctx, unix.Signal(args.Signal), args.All)
 	case monitor.VerbWait:
 		select {
-		case <-p.exited:
-			return p.exit, nil
+		case <-c.exited:
+			return c.exit, nil
 		case <-ctx.Done():
-			return task.Exit{}, ctx.Err()
+			return nil, ctx.Err()
 		}
 	case monitor.VerbDelete:
-		if p != c.process {
-			return nil, c.deleteExec(p)
-		}
 		return nil, s.delete(c)
 	case monitor.VerbResize:
 		var args monitor.ResizeArgs
@@ -282,6 +234,10 @@ func (s *Server) dispatchProcess(ctx context.Context, c *container, req monitor.
 			return nil, err
 		}
 		return nil, c.streams.ends.Resize(args.Width, args.Height)
+	case monitor.VerbReopen:
+		return nil, c.streams.reopenLog()
+	case monitor.VerbUpdate:
+		return nil, s.update(c, req.Args)
 	}
 	return nil, fmt.Errorf("monitor protocol: unknown call %q: %w", req.Verb, errdefs.ErrNotImplemented)
 }
@@ -295,8 +251,8 @@ func (s *Server) container(id string) (*container, error) {
 	return nil, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
 }
 
+// serveAttach joins a client to a container, until the client has gone or the output has ended.
 func (s *Server) serveAttach(conn monitor.Conn, req monitor.Request) {
-	answer := func(err error) error { return errors.Join(err, reply(conn, nil, err)) }
 	var args monitor.AttachArgs
 	c, err := s.container(req.ID.Container)
 	if err == nil {
@@ -305,11 +261,20 @@ func (s *Server) serveAttach(conn monitor.Conn, req monitor.Request) {
 	if err == nil && req.ID.Exec != "" {
 		err = fmt.Errorf("attach: the stdio of an exec is its client's: %w", errdefs.ErrInvalidArgument)
 	}
+	if err == nil {
+		err = c.attachable(args)
+	}
 	if err != nil {
-		_ = answer(err)
+		_ = reply(conn, nil, err)
 		return
 	}
-	_ = c.attach(conn, args, answer) // the client knows
+	// It sees the output from here on, and its first frame comes after the reply.
+	viewer := c.streams.fanout.Join(args.Stdout, args.Stderr)
+	if reply(conn, nil, nil) != nil {
+		viewer.Leave()
+		return
+	}
+	c.attach(conn, viewer, args.Stdin)
 }
 
 // shutdown makes the monitor ready to end.
@@ -331,12 +296,18 @@ func (s *Server) shutdown(ctx context.Context, force bool) error {
 		group.Go(func() { errs[i] = s.end(ctx, c) })
 	}
 	group.Wait()
-	return errors.Join(errs...)
+	err := errors.Join(errs...)
+	if err != nil {
+		s.mu.Lock()
+		s.ending = false
+		s.mu.Unlock()
+	}
+	return err
 }
 
 // end kills and deletes a container.
 func (s *Server) end(ctx context.Context, c *container) error {
-	if err := s.signal(ctx, c, unix.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+	if err := c.signal(ctx, unix.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
 		return err
 	}
 	select {

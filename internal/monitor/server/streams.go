@@ -22,7 +22,7 @@ const (
 	// maxLeftover bounds what is shown of what a runtime that failed has said outside of its log.
 	maxLeftover = 2 << 10
 	// bufferSize is that of one read of output.
-	bufferSize = 64 << 10
+	bufferSize = 32 << 10
 )
 
 // streams carry the stdio of a container from its creation to its deletion.
@@ -162,6 +162,13 @@ func (s *streams) close() {
 	s.ends.Close()
 }
 
+func (s *streams) reopenLog() error {
+	if s.log == nil {
+		return nil
+	}
+	return s.log.Reopen()
+}
+
 func (s *streams) closeLog() error {
 	if s.log == nil {
 		return nil
@@ -209,8 +216,8 @@ type buffers struct {
 	free [][]byte
 }
 
-// maxFree is how many buffers are kept for the next reads.
-const maxFree = 2
+// maxFree is how many buffers are kept for the next reads. Output of a container that is silent holds none.
+const maxFree = 1
 
 func (b *buffers) get() []byte {
 	b.mu.Lock()
@@ -229,10 +236,4 @@ func (b *buffers) put(buf []byte) {
 	if len(b.free) < maxFree {
 		b.free = append(b.free, buf)
 	}
-}
-
-func (b *buffers) trim() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.free = nil
 }

@@ -43,12 +43,20 @@ func main() {
 	case "cat":
 		io.Copy(os.Stdout, os.Stdin)
 		fmt.Println("end of input")
-	case "flood": // n numbered lines, on stdout
+	case "flood": // n numbered lines, on stdout; with a third argument after the end of that FIFO
+		if len(args) > 2 {
+			os.ReadFile(args[2])
+		}
 		w := bufio.NewWriterSize(os.Stdout, 64<<10)
 		for i := range n {
 			fmt.Fprintf(w, "%010d %s\n", i, strings.Repeat("x", 88))
 		}
 		w.Flush()
+	case "drip": // the same, with a system call for each line
+		line := []byte(strings.Repeat("x", 99) + "\n")
+		for range n {
+			os.Stdout.Write(line)
+		}
 	case "memory": // touches n MiB
 		var held [][]byte
 		for range n {
@@ -59,12 +67,15 @@ func main() {
 			held = append(held, block)
 		}
 		fmt.Println(len(held))
-	case "tty": // the size, then the next one, then a line of input
+	case "tty": // the size, whenever it changes, until there is a line of input
 		signals := make(chan os.Signal, 1)
 		signal.Notify(signals, syscall.SIGWINCH)
 		size()
-		<-signals
-		size()
+		go func() {
+			for range signals {
+				size()
+			}
+		}()
 		line, _ := bufio.NewReader(os.Stdin).ReadString('\n')
 		fmt.Printf("got %s\n", strings.TrimSpace(line))
 	case "child": // leaves a process that holds the output, and ends
