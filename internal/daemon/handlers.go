@@ -162,15 +162,15 @@ func tryUserNamespace(p paths, roots *rootfs.Roots) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, netns.Remove(ns)) }()
-	layer, err := os.MkdirTemp(p.root, "trial-")
-	if err != nil {
+	layer := filepath.Join(p.root, id) // found again by the next trial, should this one be cut short
+	if err := os.MkdirAll(layer, 0o755); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.Remove(layer)) }()
-	if _, err := roots.Mount(ctx, "trial", []string{layer}, rootfs.Options{UserNS: ns + netns.UserSuffix}); err != nil {
+	if _, err := roots.Mount(ctx, id, []string{layer}, rootfs.Options{UserNS: ns + netns.UserSuffix}); err != nil {
 		return err
 	}
-	return roots.Remove(ctx, "trial")
+	return roots.Remove(ctx, id)
 }
 
 // warmUp finds out how guests run before the first pod has to wait for it. It ends with ctx.

@@ -21,6 +21,7 @@ import (
 
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/guestimage"
+	"github.com/pistis-run/pistis/internal/hostpod"
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/qemu"
 )
@@ -105,6 +106,9 @@ func (h host) runtimes(context.Context) finding {
 			continue
 		}
 		path, err := handler.FindRuntime(name)
+		if err == nil {
+			err = hostpod.CheckRuntime(path)
+		}
 		if err == nil {
 			found = append(found, path)
 			continue

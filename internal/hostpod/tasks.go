@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -261,23 +262,25 @@ func (i *instance) Wait(ctx context.Context) (string, error) {
 		return i.tasks.monitor.WaitEnd(ctx)
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
 	defer cancel()
 	type end struct {
 		reason string
 		err    error
 	}
 	ends := make(chan end, 2)
-	go func() {
+	waiting.Go(func() {
 		reason, err := i.tasks.monitor.WaitEnd(ctx)
 		ends <- end{reason, err}
-	}()
-	go func() {
+	})
+	waiting.Go(func() {
 		exit, err := i.tasks.Wait(ctx, task.ID{Container: i.tasks.p.initID()})
 		if err != nil {
 			return // the monitor's end says more
 		}
 		ends <- end{fmt.Sprintf("the first process of its PID namespace ended with %d, and all others with it", exit.Code), nil}
-	}()
+	})
 	first := <-ends
 	return first.reason, first.err
 }
