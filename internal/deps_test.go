@@ -78,19 +78,19 @@ func TestForbiddenDependencies(t *testing.T) {
 			why:        "the guest side stays small",
 			packages:   []string{"internal/agent/...", "cmd/pistis-agent"},
 			transitive: true,
-			forbidden:  []string{"google.golang.org/grpc", "k8s.io/...", "github.com/containerd/containerd/v2/core/...", "net/http"},
+			forbidden:  []string{"google.golang.org/grpc", "k8s.io/...", "github.com/containerd/containerd/v2/core/...", "net/http", "github.com/godbus/..."},
 		},
 		{
 			why:        "the shim stays small",
 			packages:   []string{"internal/shim", "internal/vm", "cmd/containerd-shim-pistis-v2"},
 			transitive: true,
-			forbidden:  []string{"google.golang.org/grpc", "k8s.io/...", "github.com/containerd/containerd/v2/core/metadata", module + "internal/sandbox", module + "internal/container"},
+			forbidden:  []string{"google.golang.org/grpc", "k8s.io/...", "github.com/containerd/containerd/v2/core/metadata", module + "internal/sandbox", module + "internal/container", "github.com/godbus/..."},
 		},
 		{
 			why:        "a node runs a monitor per pod: it stays small",
 			packages:   []string{"internal/monitor/...", "cmd/pistis-monitor"},
 			transitive: true,
-			forbidden:  []string{"google.golang.org/protobuf/...", "google.golang.org/grpc/...", "github.com/containerd/ttrpc", "github.com/containerd/containerd/...", "net/http", "k8s.io/..."},
+			forbidden:  []string{"google.golang.org/protobuf/...", "google.golang.org/grpc/...", "github.com/containerd/ttrpc", "github.com/containerd/containerd/...", "net/http", "k8s.io/...", "github.com/godbus/..."},
 		},
 		{
 			why:       "the CRI API is the business of the CRI server and of its clients",
@@ -105,7 +105,7 @@ func TestForbiddenDependencies(t *testing.T) {
 		},
 		{
 			why:       "vocabulary and leaves import nothing of ours",
-			packages:  []string{"internal/task", "internal/lifecycle", "internal/store", "internal/cleanup", "internal/failpoint", "internal/logfields", "internal/rtnl", "api/..."},
+			packages:  []string{"internal/task", "internal/lifecycle", "internal/store", "internal/cleanup", "internal/failpoint", "internal/logfields", "internal/rtnl", "internal/systemd", "api/..."},
 			forbidden: []string{module + "internal/..."},
 		},
 	}

@@ -27,9 +27,10 @@ import (
 
 // handlers are the runtime handlers of the configuration with what runs their pods.
 type handlers struct {
-	cfg   config.Config
-	guest guestFiles
-	accel *accelerator
+	cfg    config.Config
+	guest  guestFiles
+	accel  *accelerator
+	groups groups
 	// userNamespaces tells, from a trial, whether this host can map the owners of pods' files.
 	userNamespaces func() bool
 	launchers      map[string]sandbox.Launcher
@@ -119,9 +120,12 @@ func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *root
 		return nil, fmt.Errorf("daemon: vm.uids: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	uids := vmpod.NewUIDs(first, last)
+	if h.groups, err = newGroups(cfg); err != nil {
+		return nil, err
+	}
 	for name, handler := range cfg.Handlers {
 		if handler.Type == config.HandlerOCI {
-			h.launchers[name], err = openHost(name, handler, cfg, p, roots, log)
+			h.launchers[name], err = h.openHost(name, handler, p, roots, log)
 		} else {
 			h.launchers[name], err = h.openVM(handler, p, disks, uids, log)
 		}
@@ -139,15 +143,15 @@ func (h *handlers) openVM(handler config.Handler, p paths, disks *snapshot.Disks
 	}
 	return vmpod.New(vmpod.Options{
 		Config: h.cfg.VM, Hypervisor: handler.Hypervisor, Shim: shim, Guest: h.guest.find, Accel: h.accel.get,
-		NewScratch: disks.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: h.cfg.CgroupParent, Log: log,
+		NewScratch: disks.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: h.groups.parent, Units: h.groups.units, Log: log,
 	})
 }
 
-func openHost(name string, handler config.Handler, cfg config.Config, p paths, roots *rootfs.Roots, log *slog.Logger) (sandbox.Launcher, error) {
+func (h *handlers) openHost(name string, handler config.Handler, p paths, roots *rootfs.Roots, log *slog.Logger) (sandbox.Launcher, error) {
 	return hostpod.New(hostpod.Options{
-		Runtime: func() (string, error) { return handler.FindRuntime(name) }, Monitor: cfg.FindMonitor,
+		Runtime: func() (string, error) { return handler.FindRuntime(name) }, Monitor: h.cfg.FindMonitor,
 		Roots: roots, Dir: filepath.Join(p.hostPods(), name), RuntimeRoot: filepath.Join(p.runtimes(), name),
-		CgroupParent: cfg.CgroupParent, SystemdCgroups: systemdCgroups(cfg.CgroupDriver), Log: log,
+		CgroupParent: h.groups.parent, Units: h.groups.units, Log: log,
 	})
 }
 

@@ -1,6 +1,8 @@
 package hostpod
 
 import (
+	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -82,18 +84,35 @@ func TestNamespaces(t *testing.T) {
 	}
 }
 
+// fakeUnits remembers what was asked of systemd.
+type fakeUnits struct{ said []string }
+
+func (f *fakeUnits) StartScope(_ context.Context, name, slice string, pid int) error {
+	f.said = append(f.said, fmt.Sprintf("start %s in %s of %d", name, slice, pid))
+	return nil
+}
+
+func (f *fakeUnits) Stop(_ context.Context, name string) error {
+	f.said = append(f.said, "stop "+name)
+	return nil
+}
+
 func TestCgroups(t *testing.T) {
 	for _, test := range []struct {
-		systemd             bool
-		parent, path, group string
+		systemd                      bool
+		parent, path, group, monitor string
 	}{
-		{false, "", "/pistis/podp1/c1", "/pistis/podp1/c1"},
-		{false, "/kubepods/pod9", "/kubepods/pod9/c1", "/kubepods/pod9/c1"},
-		{true, "", "system.slice:pistis:c1", "/system.slice/pistis-c1.scope"},
-		{true, "kubepods-pod9.slice", "kubepods-pod9.slice:pistis:c1", "/kubepods.slice/kubepods-pod9.slice/pistis-c1.scope"},
-		{true, "/kubepods.slice/kubepods-pod9.slice", "kubepods-pod9.slice:pistis:c1", "/kubepods.slice/kubepods-pod9.slice/pistis-c1.scope"},
+		{false, "", "/pistis/podp1/c1", "/pistis/podp1/c1", "pistis/podp1/pistis-p1"},
+		{false, "/kubepods/pod9", "/kubepods/pod9/c1", "/kubepods/pod9/c1", "kubepods/pod9/pistis-p1"},
+		{true, "", "pistis-podp1.slice:pistis:c1", "/pistis.slice/pistis-podp1.slice/pistis-c1.scope", "pistis.slice/pistis-podp1.slice/pistis-p1.scope"},
+		{true, "system.slice", "system.slice:pistis:c1", "/system.slice/pistis-c1.scope", "system.slice/pistis-p1.scope"},
+		{true, "kubepods-pod9.slice", "kubepods-pod9.slice:pistis:c1", "/kubepods.slice/kubepods-pod9.slice/pistis-c1.scope", "kubepods.slice/kubepods-pod9.slice/pistis-p1.scope"},
+		{true, "/kubepods.slice/kubepods-pod9.slice", "kubepods-pod9.slice:pistis:c1", "/kubepods.slice/kubepods-pod9.slice/pistis-c1.scope", "kubepods.slice/kubepods-pod9.slice/pistis-p1.scope"},
 	} {
-		l := &Launcher{Options: Options{Dir: "/run/pods", CgroupParent: "pistis", SystemdCgroups: test.systemd}}
+		l := &Launcher{Options: Options{Dir: "/run/pods", CgroupParent: "pistis"}}
+		if test.systemd {
+			l.Units = &fakeUnits{}
+		}
 		cfg := sandbox.Config{CgroupParent: test.parent}
 		if err := l.Validate(cfg); err != nil {
 			t.Errorf("%q: %v", test.parent, err)
@@ -105,10 +124,41 @@ func TestCgroups(t *testing.T) {
 		if got, err := cgroup.SpecPath(p.cgroupsPath("c1"), test.systemd); err != nil || got != test.group {
 			t.Errorf("%q: group %q, %v, want %q", test.parent, got, err, test.group)
 		}
+		if got := p.monitorGroup(); got != test.monitor {
+			t.Errorf("%q: monitor's group %q, want %q", test.parent, got, test.monitor)
+		}
+		if p.own != (test.parent == "") {
+			t.Errorf("%q: own is %t", test.parent, p.own)
+		}
 	}
-	l := &Launcher{Options: Options{SystemdCgroups: true}}
+	l := &Launcher{Options: Options{Units: &fakeUnits{}}}
 	if err := l.Validate(sandbox.Config{CgroupParent: "/kubepods/pod9"}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a path for systemd: %v", err)
+	}
+}
+
+// TestUnits: the monitor is put into a scope in the pod's slice, and a slice of our own is stopped at the end.
+func TestUnits(t *testing.T) {
+	units := &fakeUnits{}
+	l := &Launcher{Options: Options{CgroupParent: "pistis", Units: units}}
+	for parent, want := range map[string][]string{
+		"":                            {"start pistis-p1.scope in pistis-podp1.slice of 7", "stop pistis-podp1.slice"},
+		"/kube.slice/kube-pod1.slice": {"start pistis-p1.scope in kube-pod1.slice of 7"},
+	} {
+		units.said = nil
+		p := l.pod(sandbox.LaunchRequest{ID: "p1", Config: sandbox.Config{CgroupParent: parent}})
+		if err := l.adopt(t.Context(), p)(7); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.removeOwn(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(units.said, want) {
+			t.Errorf("%q: asked for %q, want %q", parent, units.said, want)
+		}
+	}
+	if l.Units = nil; l.adopt(t.Context(), l.pod(sandbox.LaunchRequest{ID: "p1"})) != nil {
+		t.Error("a scope without systemd")
 	}
 }
 

@@ -54,6 +54,8 @@ type Config struct {
 	// Cgroup is a group for this monitor alone, relative to the root of each hierarchy. Launch makes it, Cleanup kills
 	// what is in it and removes it. Empty leaves the monitor in the caller's.
 	Cgroup string
+	// Adopt, where set, makes Cgroup with the process in it, where that is not for whoever launches a monitor to do.
+	Adopt func(pid int) error
 	// Debug makes the monitor log more.
 	Debug bool
 }
@@ -154,6 +156,12 @@ func record(cfg Config, dir bundle.Dir, pid int) error {
 	if cfg.Cgroup == "" {
 		return nil
 	}
+	if cfg.Adopt != nil {
+		if err := cfg.Adopt(pid); err != nil {
+			return fmt.Errorf("cgroup of the monitor: %w", err)
+		}
+	}
+	// Nobody else makes it on every hierarchy of cgroup v1.
 	group, err := cgroup.Open(cfg.Cgroup)
 	if err != nil {
 		return err
