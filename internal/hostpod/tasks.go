@@ -141,7 +141,31 @@ func (t *tasks) Update(ctx context.Context, container string, resources *specs.L
 	if err := t.l.clamp.resources(&wanted); err != nil {
 		return err
 	}
+	if err := t.fits(container, wanted.Memory); err != nil {
+		return err
+	}
 	return t.monitor.Update(ctx, container, &wanted)
+}
+
+// fits refuses a limit below what a container uses: cgroup v2 takes it, and kills the container.
+func (t *tasks) fits(container string, limits *specs.LinuxMemory) error {
+	if limits == nil || limits.Limit == nil || *limits.Limit <= 0 {
+		return nil
+	}
+	group, err := cgroup.SpecPath(t.p.cgroupsPath(container), t.p.systemd)
+	if err != nil {
+		return err
+	}
+	usage, err := t.l.cgroups.Usage(group)
+	if errdefs.IsNotFound(err) {
+		return nil // it does not run
+	} else if err != nil {
+		return err
+	}
+	if used := usage.Memory.WorkingSet; used > uint64(*limits.Limit) {
+		return fmt.Errorf("a memory limit of %d bytes is less than the %d that the container uses: %w", *limits.Limit, used, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 // Stats reads the pod's cgroups, which needs no other process.
