@@ -31,9 +31,12 @@ func containerConfig(c *runtime.ContainerConfig, pod sandbox.Status, h Handler) 
 	}
 	cfg := container.Config{
 		SandboxID: pod.ID, Name: c.Metadata.Name, Attempt: c.Metadata.Attempt, Image: userImage(c.Image),
-		Command: slices.Clone(c.Command), Args: slices.Clone(c.Args), WorkDir: c.WorkingDir,
+		Process: container.Process{
+			Command: slices.Clone(c.Command), Args: slices.Clone(c.Args), WorkDir: c.WorkingDir,
+			Stdin: c.Stdin, StdinOnce: c.StdinOnce, TTY: c.Tty,
+		},
 		Labels: maps.Clone(c.Labels), Annotations: maps.Clone(c.Annotations),
-		LogPath: c.LogPath, Stdin: c.Stdin, StdinOnce: c.StdinOnce, TTY: c.Tty,
+		LogPath: c.LogPath,
 	}
 	var err error
 	if cfg.StopSignal, err = signalName(c.StopSignal); err != nil {

@@ -270,7 +270,7 @@ func fullContainer() *runtime.ContainerConfig {
 }
 
 func testPod() sandbox.Status {
-	return sandbox.Status{ID: "pod", Config: sandbox.Config{LogDir: "/logs", Privileged: true, SharedPID: true}}
+	return sandbox.Status{ID: "pod", Config: sandbox.Config{LogDir: "/logs", Privileged: true, Namespaces: sandbox.Namespaces{SharedPID: true}}}
 }
 
 // TestEveryFieldHasAVerdict walks the messages, so that a field that a new version of CRI brings cannot be

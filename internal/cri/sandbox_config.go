@@ -42,7 +42,7 @@ func sandboxConfig(c *runtime.PodSandboxConfig) (sandbox.Config, error) {
 		return sandbox.Config{}, err
 	}
 	cfg := sandbox.Config{
-		Name: c.Metadata.Name, Namespace: c.Metadata.Namespace, UID: c.Metadata.Uid, Attempt: c.Metadata.Attempt,
+		Identity: sandbox.Identity{Name: c.Metadata.Name, Namespace: c.Metadata.Namespace, UID: c.Metadata.Uid, Attempt: c.Metadata.Attempt},
 		Hostname: c.Hostname, LogDir: c.LogDirectory,
 		Labels: maps.Clone(c.Labels), Annotations: maps.Clone(c.Annotations),
 	}

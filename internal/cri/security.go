@@ -29,8 +29,10 @@ func securityContext(c *runtime.LinuxContainerSecurityContext, pod sandbox.Statu
 	caps := c.GetCapabilities()
 	s := container.Security{
 		Privileged: c.GetPrivileged(), NoNewPrivs: c.GetNoNewPrivs(), ReadonlyRoot: c.GetReadonlyRootfs(),
-		AddCaps: slices.Clone(caps.GetAddCapabilities()), DropCaps: slices.Clone(caps.GetDropCapabilities()),
-		AmbientCaps: slices.Clone(caps.GetAddAmbientCapabilities()),
+		Capabilities: container.Capabilities{
+			AddCaps: slices.Clone(caps.GetAddCapabilities()), DropCaps: slices.Clone(caps.GetDropCapabilities()),
+			AmbientCaps: slices.Clone(caps.GetAddAmbientCapabilities()),
+		},
 		MaskedPaths: slices.Clone(c.GetMaskedPaths()), ReadonlyPaths: slices.Clone(c.GetReadonlyPaths()),
 	}
 	if s.Privileged && !pod.Config.Privileged {

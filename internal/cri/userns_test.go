@@ -34,7 +34,7 @@ func TestUserNamespace(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	// A container says the same as its pod, or nothing.
-	pod := sandbox.Status{Config: sandbox.Config{User: got}}
+	pod := sandbox.Status{Config: sandbox.Config{Namespaces: sandbox.Namespaces{User: got}}}
 	for name, test := range map[string]struct {
 		o  *runtime.UserNamespace
 		ok bool

@@ -146,13 +146,13 @@ func TestContainerConfigRefuses(t *testing.T) {
 }
 
 func TestVMRefusesHostNamespaces(t *testing.T) {
-	for name, cfg := range map[string]sandbox.Config{
+	for name, cfg := range map[string]sandbox.Namespaces{
 		"hostNetwork": {HostNetwork: true}, "hostPID": {HostPID: true}, "hostIPC": {HostIPC: true},
 	} {
-		if err := fitsHandler(cfg, Handler{VM: true}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), name) {
+		if err := fitsHandler(sandbox.Config{Namespaces: cfg}, Handler{VM: true}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if err := fitsHandler(cfg, Handler{}); err != nil {
+		if err := fitsHandler(sandbox.Config{Namespaces: cfg}, Handler{}); err != nil {
 			t.Error(err)
 		}
 	}
