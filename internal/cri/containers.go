@@ -16,6 +16,7 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/pistis-run/pistis/internal/container"
+	"github.com/pistis-run/pistis/internal/cri/convert"
 	"github.com/pistis-run/pistis/internal/image"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/sandbox"
@@ -56,7 +57,6 @@ type containerCalls struct {
 	updater    containerUpdater
 	sandboxes  sandboxReader
 	images     imageReader
-	handlers   Handlers
 	log        *slog.Logger
 }
 
@@ -73,7 +73,7 @@ func (c *containerCalls) CreateContainer(ctx context.Context, req *runtime.Creat
 	if pod.State != sandbox.Ready {
 		return nil, fmt.Errorf("create container %q: pod %s is %s, not ready: %w", name, pod.ID, pod.State, errdefs.ErrFailedPrecondition)
 	}
-	cfg, err := containerConfig(req.GetConfig(), pod, c.handlers.ByName[pod.Config.Handler])
+	cfg, err := convert.Container(req.GetConfig(), pod)
 	if err != nil {
 		return nil, fmt.Errorf("create container %q: %w", name, err)
 	}
@@ -171,14 +171,14 @@ func (c *containerCalls) UpdateContainerResources(ctx context.Context, req *runt
 	if err != nil {
 		return nil, err
 	}
-	resources, err := updatedResources(req, s)
+	resources, err := convert.UpdatedResources(req, s)
 	if err != nil {
 		return nil, fmt.Errorf("update container %s: %w", s.ID, err)
 	}
 	if err := c.updater.Update(ctx, s.ID, resources); err != nil {
 		return nil, fmt.Errorf("update container %s: %w", s.ID, err)
 	}
-	if movesOOMScore(req.Linux, s) {
+	if convert.MovesOOMScore(req.Linux, s) {
 		c.log.WarnContext(ctx, "limits were changed; the OOM score of a container that runs stays", logfields.Container, s.ID, logfields.Score, s.Config.OOMScore, logfields.Asked, req.Linux.OomScoreAdj)
 	}
 	return &runtime.UpdateContainerResourcesResponse{}, nil

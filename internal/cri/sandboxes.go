@@ -12,6 +12,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/pistis-run/pistis/internal/container"
+	"github.com/pistis-run/pistis/internal/cri/convert"
 	"github.com/pistis-run/pistis/internal/sandbox"
 )
 
@@ -41,7 +42,7 @@ type sandboxCalls struct {
 
 // RunPodSandbox makes a sandbox and returns when it is ready.
 func (c *sandboxCalls) RunPodSandbox(ctx context.Context, req *runtime.RunPodSandboxRequest) (*runtime.RunPodSandboxResponse, error) {
-	cfg, err := sandboxConfig(req.GetConfig())
+	cfg, err := convert.Sandbox(req.GetConfig())
 	if err != nil {
 		return nil, fmt.Errorf("run pod: %w", err)
 	}

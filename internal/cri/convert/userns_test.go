@@ -1,4 +1,4 @@
-package cri
+package convert
 
 import (
 	"testing"
@@ -40,7 +40,7 @@ func TestUserNamespace(t *testing.T) {
 		ok bool
 	}{"the pod's": {ownUsers(), true}, "nothing": {nil, true}, "another": {&runtime.UserNamespace{Uids: ids(0, 5), Gids: good}, false}, "the host's": {&runtime.UserNamespace{Mode: runtime.NamespaceMode_NODE}, false}} {
 		c := &runtime.LinuxContainerSecurityContext{NamespaceOptions: &runtime.NamespaceOption{Pid: runtime.NamespaceMode_CONTAINER, UsernsOptions: test.o}}
-		if _, err := securityContext(c, pod, Handler{}); (err == nil) != test.ok {
+		if _, err := securityContext(c, pod); (err == nil) != test.ok {
 			t.Errorf("container with %s: %v", name, err)
 		}
 	}
