@@ -21,6 +21,7 @@ import (
 
 	pistis "github.com/pistis-run/pistis/api/pistis/v1"
 	"github.com/pistis-run/pistis/internal/event"
+	"github.com/pistis-run/pistis/internal/image"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/task"
 )
