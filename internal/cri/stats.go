@@ -105,12 +105,7 @@ func (c *statsCalls) ListPodSandboxStats(ctx context.Context, req *runtime.ListP
 }
 
 func (c *statsCalls) sandboxList(ctx context.Context, f *runtime.PodSandboxStatsFilter) ([]*runtime.PodSandboxStats, error) {
-	pods := map[string]sandbox.Status{}
-	for _, s := range c.sandboxes.List(ctx) {
-		if s.State == sandbox.Ready && strings.HasPrefix(s.ID, f.GetId()) && matchesLabels(s.Config.Labels, f.GetLabelSelector()) {
-			pods[s.ID] = s
-		}
-	}
+	pods := c.ready(ctx, f)
 	answers := c.ask(ctx, keys(pods))
 	running := c.running(ctx)
 	var list []*runtime.PodSandboxStats
@@ -118,6 +113,17 @@ func (c *statsCalls) sandboxList(ctx context.Context, f *runtime.PodSandboxStats
 		list = append(list, c.sandboxStats(ctx, pods[id], running[id], stats))
 	}
 	return list, ctx.Err()
+}
+
+// ready are the ready sandboxes that the filter lets through, by id.
+func (c *statsCalls) ready(ctx context.Context, f *runtime.PodSandboxStatsFilter) map[string]sandbox.Status {
+	pods := map[string]sandbox.Status{}
+	for _, s := range c.sandboxes.List(ctx) {
+		if s.State == sandbox.Ready && strings.HasPrefix(s.ID, f.GetId()) && matchesLabels(s.Config.Labels, f.GetLabelSelector()) {
+			pods[s.ID] = s
+		}
+	}
+	return pods
 }
 
 // running are the containers that run, by sandbox.
@@ -263,7 +269,7 @@ func networkUsage(stats task.Stats) *runtime.NetworkUsage {
 			continue
 		}
 		one := &runtime.NetworkInterfaceUsage{
-			Name: i.Name, RxBytes: number(i.RxBytes), RxErrors: number(i.RxErrors), TxBytes: number(i.TxBytes), TxErrors: number(i.TxErrors),
+			Name: i.Name, RxBytes: number(i.Rx.Bytes), RxErrors: number(i.Rx.Errors), TxBytes: number(i.Tx.Bytes), TxErrors: number(i.Tx.Errors),
 		}
 		if usage.DefaultInterface == nil {
 			usage.DefaultInterface = one
