@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -90,17 +91,15 @@ func (c *containerCalls) CreateContainer(ctx context.Context, req *runtime.Creat
 	}
 	id, err := c.containers.Create(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("create container %q: %w", name, imageVolumeError(cfg, err))
+		return nil, imageVolumeError(fmt.Errorf("create container %q: %w", name, err))
 	}
 	return &runtime.CreateContainerResponse{ContainerId: id}, nil
 }
 
-// imageVolumeError marks an error for the kubelet, which looks for the mark where a volume of an image failed.
-func imageVolumeError(cfg container.Config, err error) error {
-	for _, m := range cfg.Mounts {
-		if m.Image != "" && strings.Contains(err.Error(), m.ContainerPath) {
-			return fmt.Errorf("%w: %w", crierrors.ErrImageVolumeMountFailed, err)
-		}
+// imageVolumeError marks an error of a volume that is an image for the kubelet, as the beginning of its text.
+func imageVolumeError(err error) error {
+	if errors.Is(err, container.ErrImageVolume) {
+		return fmt.Errorf("%w: %w", crierrors.ErrImageVolumeMountFailed, err)
 	}
 	return err
 }
