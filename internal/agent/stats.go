@@ -23,11 +23,10 @@ func (a *Agent) Stats(_ context.Context, req *agentv1.StatsRequest) (*agentv1.St
 		a.mu.Unlock()
 	}
 	for _, id := range req.Containers {
-		c, err := a.container(id)
-		if err != nil {
-			return nil, err
+		// One that has gone meanwhile is left out, and the others are not.
+		if c, err := a.container(id); err == nil {
+			containers = append(containers, c)
 		}
-		containers = append(containers, c)
 	}
 	resp := &agentv1.StatsResponse{At: timestamppb.Now(), Writable: fileSystem(a.Roots.FileSystem())}
 	for _, c := range containers {

@@ -66,22 +66,43 @@ func (r *Reader) V2() bool { return r.v2 != "" }
 // Usage of a group, whose path is relative to each hierarchy's root. NotFound when it has gone.
 func (r *Reader) Usage(path string) (task.ContainerStats, error) {
 	var (
-		usage task.ContainerStats
-		err   error
-		f     files
+		u task.ContainerStats
+		f files
 	)
+	if err := r.total(&f, path, &u.CPU, &u.Memory); err != nil {
+		return u, err
+	}
+	dir := filepath.Join(r.v2, path)
 	if r.V2() {
-		usage, err = r.unifiedUsage(&f, filepath.Join(r.v2, path))
+		u.IO = unifiedIO(&f, dir)
 	} else {
-		usage, err = r.legacyUsage(&f, path)
+		u.IO = r.legacyIO(&f, path)
+		dir = filepath.Join(r.pids, path)
+	}
+	f.tasks(&u, dir)
+	return u, nil
+}
+
+// Total is what a group and all those below it use of processors and memory. NotFound when it has gone.
+func (r *Reader) Total(path string) (cpu task.CPU, memory task.Memory, err error) {
+	var f files
+	err = r.total(&f, path, &cpu, &memory)
+	return cpu, memory, err
+}
+
+func (r *Reader) total(f *files, path string, cpu *task.CPU, memory *task.Memory) (err error) {
+	if r.V2() {
+		err = unifiedTotal(f, filepath.Join(r.v2, path), cpu, memory)
+	} else {
+		err = r.legacyTotal(f, path, cpu, memory)
 	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-		return usage, fmt.Errorf("cgroup %s: %w", path, errdefs.ErrNotFound)
+		return fmt.Errorf("cgroup %s: %w", path, errdefs.ErrNotFound)
 	}
 	if err != nil {
-		return usage, fmt.Errorf("cgroup %s: %w", path, err)
+		return fmt.Errorf("cgroup %s: %w", path, err)
 	}
-	return usage, nil
+	return nil
 }
 
 // maxFile bounds what is read of one control file.

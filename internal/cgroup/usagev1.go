@@ -9,15 +9,12 @@ import (
 // userHZ is the unit of cpuacct.stat, a constant of the kernel's interface.
 const userHZ = 100
 
-func (r *Reader) legacyUsage(f *files, path string) (task.ContainerStats, error) {
-	var u task.ContainerStats
-	if err := legacyMemory(f, filepath.Join(r.memory, path), &u.Memory); err != nil {
-		return u, err
+func (r *Reader) legacyTotal(f *files, path string, cpu *task.CPU, memory *task.Memory) error {
+	if err := legacyMemory(f, filepath.Join(r.memory, path), memory); err != nil {
+		return err
 	}
-	r.legacyCPU(f, path, &u.CPU)
-	u.IO = r.legacyIO(f, path)
-	f.tasks(&u, filepath.Join(r.pids, path))
-	return u, nil
+	r.legacyCPU(f, path, cpu)
+	return nil
 }
 
 func (r *Reader) legacyCPU(f *files, path string, cpu *task.CPU) {

@@ -2,21 +2,22 @@ package cgroup
 
 import "github.com/pistis-run/pistis/internal/task"
 
-func (r *Reader) unifiedUsage(f *files, dir string) (task.ContainerStats, error) {
-	var u task.ContainerStats
-	if err := unifiedCPU(f, dir, &u.CPU); err != nil {
-		return u, err
+func unifiedTotal(f *files, dir string, cpu *task.CPU, memory *task.Memory) error {
+	if err := unifiedCPU(f, dir, cpu); err != nil {
+		return err
 	}
-	if err := unifiedMemory(f, dir, &u.Memory); err != nil {
-		return u, err
+	return unifiedMemory(f, dir, memory)
+}
+
+// unifiedIO is nil without the io controller.
+func unifiedIO(f *files, dir string) *task.IO {
+	data, err := f.read(dir, "io.stat")
+	if err != nil {
+		return nil
 	}
-	if data, err := f.read(dir, "io.stat"); err == nil {
-		var found devices
-		found.parseIO(data)
-		u.IO = &task.IO{Devices: found.list, PSI: f.pressure(dir, "io.pressure")}
-	}
-	f.tasks(&u, dir)
-	return u, nil
+	var found devices
+	found.parseIO(data)
+	return &task.IO{Devices: found.list, PSI: f.pressure(dir, "io.pressure")}
 }
 
 func unifiedCPU(f *files, dir string, cpu *task.CPU) error {

@@ -40,7 +40,7 @@ func (c *metricCalls) StreamPodSandboxMetrics(_ *runtime.StreamPodSandboxMetrics
 
 func (c *metricCalls) list(ctx context.Context) ([]*runtime.PodSandboxMetrics, error) {
 	pods := c.stats.ready(ctx, nil)
-	answers := c.stats.ask(ctx, keys(pods))
+	answers := c.stats.ask(ctx, whole(pods))
 	running := c.stats.running(ctx)
 	list := make([]*runtime.PodSandboxMetrics, 0, len(answers))
 	for id, stats := range answers {

@@ -191,8 +191,8 @@ func (t *tasks) Stats(ctx context.Context, containers ...string) (task.Stats, er
 // ofPod fills in what the pod uses as a whole: its cgroup's numbers where it has one of its own, else the sum.
 func (t *tasks) ofPod(stats *task.Stats) {
 	if t.p.own || t.p.cfg.CgroupParent != "" {
-		if usage, err := t.l.cgroups.Usage(t.p.group); err == nil {
-			stats.CPU, stats.Memory = usage.CPU, usage.Memory
+		if cpu, memory, err := t.l.cgroups.Total(t.p.group); err == nil {
+			stats.CPU, stats.Memory = cpu, memory
 			return
 		}
 	}
