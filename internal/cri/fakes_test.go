@@ -93,6 +93,22 @@ func (e pods) Remove(_ context.Context, id string) error {
 	return e.fail
 }
 
+func (e pods) UpdateResources(_ context.Context, id string, overhead, resources *sandbox.Resources) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s, err := find(e.pods, id)
+	if err != nil {
+		return err
+	}
+	if overhead != nil {
+		s.Config.Overhead = *overhead
+	}
+	if resources != nil {
+		s.Config.Resources = *resources
+	}
+	return e.fail
+}
+
 func (e pods) Status(_ context.Context, id string) (sandbox.Status, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -17,9 +17,7 @@ func notBuilt(what string) error {
 	return fmt.Errorf("%s: %w", what, errdefs.ErrNotImplemented)
 }
 
-const (
-	noCheckpoints = "checkpoints of pods and containers are not supported by this version"
-)
+const noCheckpoints = "checkpoints of pods and containers are not supported by this version"
 
 func (unbuiltCalls) CheckpointContainer(context.Context, *runtime.CheckpointContainerRequest) (*runtime.CheckpointContainerResponse, error) {
 	return nil, notBuilt(noCheckpoints)
@@ -31,8 +29,4 @@ func (unbuiltCalls) CheckpointPod(context.Context, *runtime.CheckpointPodRequest
 
 func (unbuiltCalls) RestorePod(context.Context, *runtime.RestorePodRequest) (*runtime.RestorePodResponse, error) {
 	return nil, notBuilt(noCheckpoints)
-}
-
-func (unbuiltCalls) UpdatePodSandboxResources(context.Context, *runtime.UpdatePodSandboxResourcesRequest) (*runtime.UpdatePodSandboxResourcesResponse, error) {
-	return nil, notBuilt("resizing a running pod is not supported by this version; resize its containers, or make the pod anew")
 }
