@@ -186,6 +186,12 @@ func (i *fakeInstance) Stop(context.Context) error {
 	})
 }
 
+func (i *fakeInstance) Resize(_ context.Context, cfg Config) error {
+	return i.do("resize", func() {
+		i.have["size of "+i.id+" "+fmt.Sprint(cfg.Resources.MemoryLimit+cfg.Overhead.MemoryLimit)] = true
+	})
+}
+
 func (i *fakeInstance) Info() map[string]string { return map[string]string{"hypervisor": "fake"} }
 func (i *fakeInstance) Close() error            { return nil }
 

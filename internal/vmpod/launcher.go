@@ -188,7 +188,10 @@ func (l *Launcher) instance(ctx context.Context, client client) (sandbox.Instanc
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("shim: %w", err), client.Close())
 	}
-	return &instance{client: client, info: describe(info)}, nil
+	return &instance{
+		client: client, info: describe(info), vcpus: info.GetVm().GetVcpus(), memory: info.GetVm().GetMemoryBytes(),
+		size: func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, uint32(runtime.NumCPU())) },
+	}, nil
 }
 
 // Cleanup ends the shim and its VM and removes what was made for them.
