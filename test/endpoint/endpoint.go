@@ -180,6 +180,15 @@ func (e *Endpoint) end(sig syscall.Signal) error {
 func (e *Endpoint) Poll(ctx context.Context, what string, ask func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	// A call waits for a daemon to connect to, also where that has ended.
+	done := e.done
+	go func() {
+		select {
+		case <-done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	const interval = 2 * time.Millisecond
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
@@ -190,9 +199,12 @@ func (e *Endpoint) Poll(ctx context.Context, what string, ask func(context.Conte
 		}
 		select {
 		case <-tick.C:
-		case <-e.done:
-			return fmt.Errorf("%s ended while waiting for %s: %w; its log is %s", e.Name, what, e.ended, e.log.Name())
 		case <-ctx.Done():
+			select {
+			case <-done:
+				return fmt.Errorf("%s ended while waiting for %s: %w; its log is %s", e.Name, what, e.ended, e.log.Name())
+			default:
+			}
 			return fmt.Errorf("%s: waiting for %s: %w: %w; its log is %s", e.Name, what, ctx.Err(), err, e.log.Name())
 		}
 	}
