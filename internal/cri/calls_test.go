@@ -92,8 +92,6 @@ func TestUnbuilt(t *testing.T) {
 	ctx := t.Context()
 	_, err := h.runtime.CheckpointContainer(ctx, &runtime.CheckpointContainerRequest{})
 	wantCode(t, err, codes.Unimplemented)
-	_, err = h.runtime.ListMetricDescriptors(ctx, &runtime.ListMetricDescriptorsRequest{})
-	wantCode(t, err, codes.Unimplemented)
 	if !strings.Contains(status.Convert(err).Message(), "not supported by this version") {
 		t.Error(err)
 	}
@@ -174,7 +172,7 @@ func TestStats(t *testing.T) {
 		defer h.engine.mu.Unlock()
 		h.engine.stats[pod] = task.Stats{
 			At: at.Add(after), CPU: task.CPU{UsageNS: usage}, Memory: task.Memory{WorkingSet: 5, Usage: 6},
-			Interfaces: []task.Interface{{Name: "lo"}, {Name: "eth0", RxBytes: 9}, {Name: "eth1"}},
+			Interfaces: []task.Interface{{Name: "lo"}, {Name: "eth0", Rx: task.Traffic{Bytes: 9}}, {Name: "eth1"}},
 			Containers: []task.ContainerStats{{
 				ID: id, CPU: task.CPU{UsageNS: usage / 2, PSI: &task.PSI{Some: task.PSIData{Total: 3}}},
 				Memory: task.Memory{WorkingSet: 50, Usage: 60, RSS: 70}, Pids: 2, WritableBytes: 80, WritableInodes: 90,

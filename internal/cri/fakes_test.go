@@ -117,7 +117,7 @@ func (e pods) Tasks(context.Context, string) (task.Service, error) {
 	return nil, errdefs.ErrNotImplemented
 }
 
-func (e pods) Stats(ctx context.Context, id string) (task.Stats, error) {
+func (e pods) Stats(ctx context.Context, id string, _ ...string) (task.Stats, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	stats, ok := e.stats[id]

@@ -20,6 +20,7 @@ import (
 	"github.com/pistis-run/pistis/internal/podfiles"
 	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
+	"github.com/pistis-run/pistis/internal/task"
 )
 
 // Options of a launcher; all are needed.
@@ -46,6 +47,8 @@ type roots interface {
 	Remove(ctx context.Context, id string) error
 	// Usage of the writable layer.
 	Usage(ctx context.Context, id string) (bytes, inodes uint64, err error)
+	// FileSystem is the one that writable layers are on.
+	FileSystem() (task.FileSystem, error)
 }
 
 // Launcher runs sandboxes on the host's kernel.

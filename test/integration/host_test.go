@@ -98,6 +98,8 @@ func TestHostPod(t *testing.T) {
 		if s := stats.Stats; s.Cpu.UsageCoreNanoSeconds.Value == 0 || s.Memory.WorkingSetBytes.Value == 0 || s.WritableLayer.UsedBytes.Value == 0 {
 			t.Errorf("statistics: %v", s)
 		}
+		ofPod, ofContainer := d.metricsOf(pod, web)
+		checkMetrics(t, ofPod, ofContainer)
 		missing := shell("missing", "")
 		missing.Command = []string{"/no/such/program"}
 		id := d.create(pod, config, missing)

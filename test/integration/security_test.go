@@ -84,6 +84,12 @@ func TestResources(t *testing.T) {
 	if net := sandbox.Stats.GetLinux().GetNetwork().GetDefaultInterface(); net.GetName() == "" {
 		t.Errorf("no network statistics: %v", sandbox.Stats)
 	}
+	ofPod, ofContainer := d.metricsOf(pod, id)
+	checkMetrics(t, ofPod, ofContainer)
+	expect(t, "the limit among the metrics", ofContainer["container_spec_memory_limit_bytes"], 96<<20)
+	if ofContainer["container_cpu_cfs_periods_total"] == 0 {
+		t.Errorf("no periods of the CPU quota: %v", ofContainer)
+	}
 
 	hungry := shell("hungry", "tail /dev/zero")
 	hungry.Linux.Resources = &runtime.LinuxContainerResources{MemoryLimitInBytes: 16 << 20}
