@@ -215,7 +215,7 @@ func (e *Endpoint) wipe() error {
 	if filepath.Base(e.argv[0]) != "pistisd" {
 		return nil
 	}
-	if out, err := exec.Command(e.argv[0], append(e.argv[1:len(e.argv):len(e.argv)], "wipe")...).CombinedOutput(); err != nil {
+	if out, err := exec.Command(e.argv[0], append(e.argv[1:len(e.argv):len(e.argv)], "wipe", "--yes")...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: wipe: %w: %s", e.Name, err, out)
 	}
 	return nil
