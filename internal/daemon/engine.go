@@ -60,7 +60,7 @@ type engine struct {
 	images     *image.Service
 	disks      *snapshot.Disks
 	dirs       *snapshot.Layers
-	roots      *rootfs.Roots
+	roots      *rootfs.Watched
 	network    *network.Node
 	handlers   *handlers
 	events     *event.Broker
@@ -84,9 +84,12 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 		return nil, err
 	}
 	down.Add("close directories", closing(e.dirs.Close))
-	if e.roots, err = rootfs.Open(e.paths.roots()); err != nil {
+	roots, err := rootfs.Open(e.paths.roots())
+	if err != nil {
 		return nil, err
 	}
+	e.roots = rootfs.Watch(roots)
+	down.Add("close roots", closing(e.roots.Close))
 	volumes, err := rootfs.Open(e.paths.volumes())
 	if err != nil {
 		return nil, err
