@@ -49,9 +49,10 @@ func (p paths) hostPods() string { return filepath.Join(p.state, "host") }
 func (p paths) runtimes() string { return filepath.Join(p.state, "runtimes") }
 
 // ofState are the directories below state that hold files alone.
-func (p paths) ofState() []string {
-	return []string{p.bundles(), p.pods(), p.hostPods(), p.runtimes()}
-}
+func (p paths) ofState() []string { return []string{p.bundles(), p.pods(), p.runtimes()} }
+
+// pins are the directories below state that hold pins of namespaces: mounts that reach their copies.
+func (p paths) pins() []string { return []string{p.netns(), p.hostPods()} }
 
 // engine is what does the work below the CRI.
 type engine struct {
@@ -59,7 +60,7 @@ type engine struct {
 	images     *image.Service
 	disks      *snapshot.Disks
 	dirs       *snapshot.Layers
-	roots      *rootfs.Roots
+	roots      *rootfs.Watched
 	network    *network.Node
 	handlers   *handlers
 	events     *event.Broker
@@ -83,9 +84,12 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 		return nil, err
 	}
 	down.Add("close directories", closing(e.dirs.Close))
-	if e.roots, err = rootfs.Open(e.paths.roots()); err != nil {
+	roots, err := rootfs.Open(e.paths.roots())
+	if err != nil {
 		return nil, err
 	}
+	e.roots = rootfs.Watch(roots)
+	down.Add("close roots", closing(e.roots.Close))
 	volumes, err := rootfs.Open(e.paths.volumes())
 	if err != nil {
 		return nil, err
@@ -103,8 +107,10 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 	if e.handlers, err = openHandlers(cfg, e.paths, e.disks, e.roots, log); err != nil {
 		return nil, err
 	}
-	if err := netns.OpenDir(e.paths.netns()); err != nil {
-		return nil, fmt.Errorf("daemon: %w", err)
+	for _, dir := range e.paths.pins() {
+		if err := netns.OpenDir(dir); err != nil {
+			return nil, fmt.Errorf("daemon: %w", err)
+		}
 	}
 	e.sandboxes, err = sandbox.New(sandbox.Options{
 		Dir: e.paths.sandboxRecords(), NetNSDir: e.paths.netns(),

@@ -78,7 +78,8 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 		return task.User{}, err
 	}
 	err = t.monitor.Create(ctx, monitorclient.CreateRequest{
-		ID: req.ID, Bundle: req.Bundle, LogPath: req.LogPath, Terminal: req.Terminal, Stdin: req.Stdin, StdinOnce: req.StdinOnce,
+		ID: req.ID, Bundle: req.Bundle, CgroupsPath: req.Spec.Linux.CgroupsPath,
+		LogPath: req.LogPath, Terminal: req.Terminal, Stdin: req.Stdin, StdinOnce: req.StdinOnce,
 	})
 	if err != nil {
 		return task.User{}, err

@@ -11,10 +11,12 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/errdefs"
 	"github.com/google/uuid"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/pistis-run/pistis/internal/logfields"
 )
@@ -189,43 +191,32 @@ func (s *Service) Unuse(ctx context.Context, owner string) error {
 	return nil
 }
 
-// hold adds an image to a lease, which it makes where it does not exist.
-func (s *Service) hold(ctx context.Context, id string, img Image) (err error) {
-	l, err := s.leases.Create(ctx, leases.WithID(id))
-	created := err == nil
-	if errdefs.IsAlreadyExists(err) {
-		l, err = leases.Lease{ID: id}, nil
-	}
-	if err != nil {
-		return err
-	}
-	res := leases.Resource{ID: img.Manifest.Digest.String(), Type: resourceContent}
-	defer func() {
-		if err == nil {
-			return
+// hold adds an image to a lease, which it makes where it does not exist: in one transaction, since each waits for the disk.
+func (s *Service) hold(ctx context.Context, id string, img Image) error {
+	return s.db.Update(func(tx *bolt.Tx) error {
+		ctx := boltutil.WithTransaction(ctx, tx)
+		l, err := s.leases.Create(ctx, leases.WithID(id))
+		if errdefs.IsAlreadyExists(err) {
+			l, err = leases.Lease{ID: id}, nil
 		}
-		ctx, cancel := detached(ctx)
-		defer cancel()
-		undo := s.leases.DeleteResource(ctx, l, res)
-		if created {
-			undo = s.leases.Delete(ctx, l)
+		if err != nil {
+			return err
 		}
-		err = errors.Join(err, undo)
-	}()
-	if err := s.leases.AddResource(ctx, l, res); err != nil {
-		return err
-	}
-	// The manifest keeps the rest, but all of it may have been collected just before.
-	parts := []digest.Digest{img.Manifest.Digest, img.ID}
-	for _, layer := range img.Layers {
-		parts = append(parts, layer.Blob.Digest)
-	}
-	for _, d := range parts {
-		if _, err := s.content.Info(ctx, d); err != nil {
-			return fmt.Errorf("it was removed meanwhile, pull it again: %w", err)
+		if err := s.leases.AddResource(ctx, l, leases.Resource{ID: img.Manifest.Digest.String(), Type: resourceContent}); err != nil {
+			return err
 		}
-	}
-	return nil
+		// The manifest keeps the rest, but all of it may have been collected just before.
+		parts := []digest.Digest{img.Manifest.Digest, img.ID}
+		for _, layer := range img.Layers {
+			parts = append(parts, layer.Blob.Digest)
+		}
+		for _, d := range parts {
+			if _, err := s.content.Info(ctx, d); err != nil {
+				return fmt.Errorf("it was removed meanwhile, pull it again: %w", err)
+			}
+		}
+		return nil
+	})
 }
 
 // release ends a lease, and collects what it alone has kept.

@@ -105,10 +105,13 @@ func (fakeLauncher) Validate(cfg Config) error {
 	return nil
 }
 
-func (l fakeLauncher) Launch(_ context.Context, req LaunchRequest) (Instance, error) {
+func (l fakeLauncher) Launch(ctx context.Context, req LaunchRequest) (Instance, error) {
 	err := l.do("launch files", func() { l.have["files "+req.ID] = true })
 	if err == nil {
 		err = req.Save(json.RawMessage(`{"files":true}`))
+	}
+	if err == nil {
+		_, err = req.Connected(ctx)
 	}
 	if err != nil {
 		return nil, err

@@ -104,7 +104,10 @@ func request(id string) (sandbox.LaunchRequest, *json.RawMessage) {
 	var saved json.RawMessage
 	return sandbox.LaunchRequest{
 		ID: id, Config: sandbox.Config{Identity: sandbox.Identity{Name: "a"}, Hostname: "a", Sysctls: map[string]string{"net.core.somaxconn": "9"}},
-		NetNS: "/netns/" + id, IPs: []string{"10.0.0.2"}, DNS: sandbox.DNS{Servers: []string{"10.0.0.1"}},
+		NetNS: "/netns/" + id,
+		Connected: func(context.Context) (sandbox.Connection, error) {
+			return sandbox.Connection{IPs: []string{"10.0.0.2"}, DNS: sandbox.DNS{Servers: []string{"10.0.0.1"}}}, nil
+		},
 		Save: func(s json.RawMessage) error { saved = s; return nil },
 	}, &saved
 }
