@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -174,13 +175,24 @@ func (s *Service) open(ctx context.Context) error {
 	if err := os.MkdirAll(s.opts.Root, 0o700); err != nil {
 		return err
 	}
-	db, err := bolt.Open(filepath.Join(s.opts.Root, "metadata.db"), 0o600, &bolt.Options{Timeout: lockTimeout})
-	if errors.Is(err, bolterrors.ErrTimeout) {
+	path := filepath.Join(s.opts.Root, "metadata.db")
+	return guarded(path, func() error { return s.openDB(ctx, path) })
+}
+
+func (s *Service) openDB(ctx context.Context, path string) error {
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockTimeout})
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
 		return fmt.Errorf("in use by another process: %w", errdefs.ErrFailedPrecondition)
-	} else if err != nil {
+	case err != nil && errors.As(err, new(syscall.Errno)):
 		return fmt.Errorf("metadata.db: %w", err)
+	case err != nil:
+		return damagedDB(path, err)
 	}
 	s.bolt = db
+	if err := readAll(db); err != nil {
+		return damagedDB(path, err)
+	}
 	blobs, err := local.NewStore(filepath.Join(s.opts.Root, "content"))
 	if err != nil {
 		return err
