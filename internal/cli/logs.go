@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"time"
@@ -36,6 +37,11 @@ func (a *app) logsCommand() *cobra.Command {
 			}
 			if since > 0 {
 				opts.Since = time.Now().Add(-since)
+			}
+			if a.output == "json" {
+				opts.Timestamp = true
+				stdout, stderr := &jsonLines{to: a.out, stream: "stdout"}, &jsonLines{to: a.out, stream: "stderr"}
+				return errors.Join(c.readLogs(cmd.Context(), ctr.Id, opts, stdout, stderr), stdout.close(), stderr.close())
 			}
 			return c.readLogs(cmd.Context(), ctr.Id, opts, a.out, a.err)
 		},

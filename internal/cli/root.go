@@ -83,9 +83,20 @@ func (a *app) command() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.socket, "socket", socket, "the daemon's socket (PISTIS_SOCKET)")
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "", "output format: json")
 	root.AddCommand(
-		a.runCommand(), a.psCommand(), a.podsCommand(), a.execCommand(), a.attachCommand(), a.logsCommand(),
-		a.stopCommand(), a.rmCommand(), a.imagesCommand(), a.pullCommand(), a.rmiCommand(),
-		a.importCommand(), a.exportCommand(), a.statsCommand(), a.inspectCommand(), a.portForwardCommand(),
+		a.completes(a.runCommand(), true, imageNames),
+		a.psCommand(), a.podsCommand(),
+		a.completes(a.execCommand(), true, containerNames),
+		a.completes(a.attachCommand(), true, containerNames),
+		a.completes(a.logsCommand(), true, containerNames),
+		a.completes(a.stopCommand(), false, podNames, containerNames),
+		a.completes(a.rmCommand(), false, podNames, containerNames),
+		a.imagesCommand(), a.pullCommand(),
+		a.completes(a.rmiCommand(), false, imageNames),
+		a.importCommand(),
+		a.completes(a.exportCommand(), false, imageNames),
+		a.completes(a.statsCommand(), false, containerNames),
+		a.completes(a.inspectCommand(), true, podNames, containerNames, imageNames),
+		a.completes(a.portForwardCommand(), true, podNames),
 		a.pruneCommand(), a.wipeCommand(), a.infoCommand(), a.doctorCommand(), a.guestCommand(),
 	)
 	return root

@@ -55,6 +55,7 @@ func (a *app) runCommand() *cobra.Command {
 	o.flags(cmd)
 	f.StringVar(&o.name, "name", "", "the pod's name (default: made up)")
 	f.StringVar(&o.handler, "handler", "", "runtime handler (default: the daemon's)")
+	_ = cmd.RegisterFlagCompletionFunc("handler", a.offer(handlerNames))
 	f.BoolVarP(&o.detach, "detach", "d", false, "print the pod's name and leave it running")
 	f.BoolVar(&o.keep, "keep", false, "keep the pod after its container ended")
 	f.Bool("rm", false, "remove the pod when its command ended, which is what happens anyway")
@@ -74,6 +75,11 @@ func (a *app) runCommand() *cobra.Command {
 
 // run makes the pod, and takes it down again unless it is to stay.
 func (a *app) run(ctx context.Context, o runOptions, image string, command []string) (err error) {
+	if !o.detach {
+		if err := a.streams("run without -d"); err != nil {
+			return err
+		}
+	}
 	podConfig, ctrConfig, err := o.configs(image, command)
 	if err != nil {
 		return err
@@ -114,6 +120,9 @@ func (a *app) run(ctx context.Context, o runOptions, image string, command []str
 			return err
 		}
 		step("start")
+		if a.output == "json" {
+			return printValue(a.out, map[string]string{"name": podConfig.Metadata.Name, "pod": pod, "container": ctr})
+		}
 		fmt.Fprintln(a.out, podConfig.Metadata.Name)
 		return nil
 	}

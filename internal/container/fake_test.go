@@ -123,7 +123,9 @@ func (s fakeSandboxes) Status(_ context.Context, id string) (sandbox.Status, err
 	if s.gone {
 		return sandbox.Status{}, errdefs.ErrNotFound
 	}
-	return sandbox.Status{ID: "pod1", State: s.state, Reason: s.reason, VM: true, Config: sandbox.Config{Name: "pod", Namespace: "default", UID: "u", Hostname: "pod", SharedPID: s.sharedPID}}, nil
+	return sandbox.Status{ID: "pod1", State: s.state, Reason: s.reason, VM: true, Config: sandbox.Config{
+		Identity: sandbox.Identity{Name: "pod", Namespace: "default", UID: "u"}, Hostname: "pod", Namespaces: sandbox.Namespaces{SharedPID: s.sharedPID},
+	}}, nil
 }
 
 func (s fakeSandboxes) List(ctx context.Context) []sandbox.Status {

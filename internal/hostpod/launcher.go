@@ -27,7 +27,7 @@ type Options struct {
 	// Runtime and Monitor find the programs, or say why there are none. They are asked at each launch.
 	Runtime, Monitor func() (path string, err error)
 	// Roots make the containers' root file systems.
-	Roots Roots
+	Roots roots
 	// Dir has a directory for each sandbox. It is this launcher's alone, and below a run directory.
 	Dir string
 	// RuntimeRoot is where the OCI runtime keeps its state.
@@ -38,8 +38,8 @@ type Options struct {
 	Log            *slog.Logger
 }
 
-// Roots makes root file systems of layers. All methods are safe for concurrent use.
-type Roots interface {
+// roots makes root file systems of layers. All methods are safe for concurrent use.
+type roots interface {
 	// Mount stacks the layers, the lowest first, below a fresh writable one and returns where. On error nothing is left.
 	Mount(ctx context.Context, id string, layers []string, opts rootfs.Options) (path string, err error)
 	// Remove unmounts a root and removes its writable layer. It is idempotent.

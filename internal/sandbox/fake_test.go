@@ -220,7 +220,7 @@ func newManager(t *testing.T, w *world, dir string) *Manager {
 }
 
 func podConfig(name string) Config {
-	return Config{Name: name, Namespace: "default", UID: "uid", Handler: "vm"}
+	return Config{Identity: Identity{Name: name, Namespace: "default", UID: "uid"}, Handler: "vm"}
 }
 
 // assertNothing fails when the world or the state directory still has something.

@@ -17,15 +17,13 @@ import (
 // contractVersion is that of api/shim/v1.
 const contractVersion = 1
 
-func shimVersion() string { return version.Version }
-
 // extras serves api/shim/v1.
 type extras struct{ s *Service }
 
 // Info says what the shim and its VM are.
 func (x extras) Info(context.Context, *shimv1.InfoRequest) (*shimv1.InfoResponse, error) {
 	return &shimv1.InfoResponse{
-		Version: contractVersion, Features: []string{shimv1.FeaturePIDNamespaces}, ShimVersion: shimVersion(), SandboxId: x.s.options.ID,
+		Version: contractVersion, Features: []string{shimv1.FeaturePIDNamespaces}, ShimVersion: version.Version, SandboxId: x.s.options.ID,
 		StreamSocket: x.s.options.Bundle.StreamSocket(), Vm: x.s.describe(), ShimPid: uint32(os.Getpid()),
 	}, nil
 }

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/pistis-run/pistis/internal/task"
+	"github.com/pistis-run/pistis/internal/version"
 )
 
 const (
@@ -287,7 +288,7 @@ func metrics(c task.ContainerStats) (*taskapi.StatsResponse, error) {
 
 // Connect tells who serves a task.
 func (s *Service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
-	answer := &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid()), Version: shimVersion()}
+	answer := &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid()), Version: version.Version}
 	if c, err := s.container(r.ID); err == nil {
 		_, answer.TaskPid, _ = c.snapshot()
 	}

@@ -95,7 +95,7 @@ func newTestLauncher(t *testing.T, uids *UIDs) (*Launcher, *fakeShims, string) {
 func request(id string) (sandbox.LaunchRequest, *json.RawMessage) {
 	var saved json.RawMessage
 	return sandbox.LaunchRequest{
-		ID: id, Config: sandbox.Config{Name: "a", Hostname: "a", Sysctls: map[string]string{"net.core.somaxconn": "9"}},
+		ID: id, Config: sandbox.Config{Identity: sandbox.Identity{Name: "a"}, Hostname: "a", Sysctls: map[string]string{"net.core.somaxconn": "9"}},
 		NetNS: "/netns/" + id, IPs: []string{"10.0.0.2"}, DNS: sandbox.DNS{Servers: []string{"10.0.0.1"}},
 		Save: func(s json.RawMessage) error { saved = s; return nil },
 	}, &saved
@@ -236,8 +236,8 @@ func TestValidate(t *testing.T) {
 	if err := l.Validate(sandbox.Config{}); err != nil {
 		t.Error(err)
 	}
-	for _, cfg := range []sandbox.Config{{HostNetwork: true}, {HostPID: true}, {HostIPC: true}} {
-		if err := l.Validate(cfg); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "RuntimeClass") {
+	for _, cfg := range []sandbox.Namespaces{{HostNetwork: true}, {HostPID: true}, {HostIPC: true}} {
+		if err := l.Validate(sandbox.Config{Namespaces: cfg}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "RuntimeClass") {
 			t.Errorf("%+v: %v", cfg, err)
 		}
 	}

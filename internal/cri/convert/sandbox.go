@@ -1,4 +1,4 @@
-package cri
+package convert
 
 import (
 	"fmt"
@@ -30,8 +30,8 @@ func unsupported(format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, errdefs.ErrNotImplemented)...)
 }
 
-// sandboxConfig validates a sandbox's configuration and converts it. The handler is not chosen yet.
-func sandboxConfig(c *runtime.PodSandboxConfig) (sandbox.Config, error) {
+// Sandbox validates a sandbox's configuration and converts it. The handler is not chosen yet.
+func Sandbox(c *runtime.PodSandboxConfig) (sandbox.Config, error) {
 	if c == nil {
 		return sandbox.Config{}, invalid("the request has no config")
 	}
@@ -42,7 +42,7 @@ func sandboxConfig(c *runtime.PodSandboxConfig) (sandbox.Config, error) {
 		return sandbox.Config{}, err
 	}
 	cfg := sandbox.Config{
-		Name: c.Metadata.Name, Namespace: c.Metadata.Namespace, UID: c.Metadata.Uid, Attempt: c.Metadata.Attempt,
+		Identity: sandbox.Identity{Name: c.Metadata.Name, Namespace: c.Metadata.Namespace, UID: c.Metadata.Uid, Attempt: c.Metadata.Attempt},
 		Hostname: c.Hostname, LogDir: c.LogDirectory,
 		Labels: maps.Clone(c.Labels), Annotations: maps.Clone(c.Annotations),
 	}
@@ -240,19 +240,4 @@ func sandboxResources(field string, r *runtime.LinuxContainerResources) (sandbox
 	return sandbox.Resources{
 		CPUPeriod: r.GetCpuPeriod(), CPUQuota: r.GetCpuQuota(), CPUShares: r.GetCpuShares(), MemoryLimit: r.GetMemoryLimitInBytes(),
 	}, nil
-}
-
-// fitsHandler refuses what the handler's kind of pod cannot honour.
-func fitsHandler(cfg sandbox.Config, h Handler) error {
-	if !h.VM {
-		return nil
-	}
-	for namespace, host := range map[string]bool{"network": cfg.HostNetwork, "PID": cfg.HostPID, "IPC": cfg.HostIPC} {
-		if host {
-			return invalid("the pod asks for the host's %s namespace, and runtime handler %q runs pods in microVMs, which have "+
-				"kernels of their own; take host%s out of the pod, or give it a RuntimeClass that runs it on the host's kernel",
-				namespace, cfg.Handler, map[string]string{"network": "Network", "PID": "PID", "IPC": "IPC"}[namespace])
-		}
-	}
-	return nil
 }

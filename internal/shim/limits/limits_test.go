@@ -1,4 +1,4 @@
-package shim
+package limits
 
 import (
 	"os/exec"
@@ -14,8 +14,8 @@ import (
 const mib = 1 << 20
 
 // testLimits is of a VM with so many processors and MiB, on a host with 16 processors and two memory nodes.
-func testLimits(vcpus uint32, memory uint64) *podLimits {
-	p := newPodLimits(vcpus, memory*mib, 128*mib)
+func testLimits(vcpus uint32, memory uint64) *Pod {
+	p := New(vcpus, memory*mib, 128*mib)
 	p.host = func() (topology, error) {
 		cpus, err := parseList("0-15")
 		return topology{cpus: cpus, nodes: []int{0, 1}}, err
@@ -41,7 +41,7 @@ func cpuset(cpus string) *specs.LinuxResources {
 func TestGrowthIsBounded(t *testing.T) {
 	p := testLimits(2, 640) // 512 MiB for containers
 	for id, r := range map[string]*specs.LinuxResources{"a": memory(256), "b": memory(128), "wide": memory(-1)} {
-		if _, err := p.add(id, r); err != nil {
+		if _, err := p.Add(id, r); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -62,27 +62,27 @@ func TestGrowthIsBounded(t *testing.T) {
 		{"a", quota(1501), "2.001 processors"},
 		{"a", quota(-1), ""},
 	} {
-		_, _, err := p.change(step.id, step.to)
+		_, _, err := p.Change(step.id, step.to)
 		if (err == nil) != (step.says == "") || err != nil && (!errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), step.says)) {
 			t.Errorf("%s: %v, want %q", step.id, err, step.says)
 		}
 	}
-	_, undo, err := p.change("a", memory(256))
+	_, undo, err := p.Change("a", memory(256))
 	if err != nil {
 		t.Fatal(err)
 	}
 	undo()
-	if _, _, err := p.change("b", memory(312)); err != nil {
+	if _, _, err := p.Change("b", memory(312)); err != nil {
 		t.Errorf("what was taken back counts still: %v", err)
 	}
 	// A limit that was wider than the VM from the beginning may shrink to one that still is.
-	if _, err := p.add("huge", memory(4096)); err != nil {
+	if _, err := p.Add("huge", memory(4096)); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := p.change("huge", memory(2048)); err != nil {
+	if _, _, err := p.Change("huge", memory(2048)); err != nil {
 		t.Errorf("a limit that shrinks: %v", err)
 	}
-	p.remove("huge")
+	p.Remove("huge")
 }
 
 // TestVirtualProcessors: containers that share processors of the host share virtual ones, others do not.
@@ -96,37 +96,37 @@ func TestVirtualProcessors(t *testing.T) {
 		{"late", "4-6", "0-2"},  // there are no others left
 		{"mixed", "2,4", "0,3"}, // the same one stands for both
 	} {
-		guest, err := p.add(c.id, cpuset(c.host))
+		guest, err := p.Add(c.id, cpuset(c.host))
 		if err != nil || guest.CPU.Cpus != c.guest {
 			t.Errorf("%s: %s of the host is %+v in the guest (%v), want %s", c.id, c.host, guest.CPU, err, c.guest)
 		}
 	}
 	r := cpuset("2")
 	r.CPU.Mems = "0-1"
-	guest, undo, err := p.change("a", r)
+	guest, undo, err := p.Change("a", r)
 	if err != nil || guest.CPU.Cpus != "0" || guest.CPU.Mems != "" || r.CPU.Mems == "" {
 		t.Errorf("update: %+v, %v", guest.CPU, err)
 	}
 	if got := p.hostCPUs(); len(got) != 16 {
 		t.Errorf("the VM runs on %v", got)
 	}
-	p.remove("pool")
+	p.Remove("pool")
 	if got := formatList(p.hostCPUs()); got != "2-6,8-9" {
 		t.Errorf("without the pool it runs on %s", got)
 	}
 	undo()
-	if _, err := p.add("free", memory(1)); err != nil || p.hostCPUs() != nil {
+	if _, err := p.Add("free", memory(1)); err != nil || p.hostCPUs() != nil {
 		t.Errorf("with a container that may run anywhere: %v, %v", p.hostCPUs(), err)
 	}
 	for bad, is := range map[string]func(error) bool{
 		"16": errdefs.IsInvalidArgument, "x": errdefs.IsInvalidArgument, "3-2": errdefs.IsInvalidArgument, "0-99999999": errdefs.IsInvalidArgument, "1,": errdefs.IsInvalidArgument,
 	} {
-		if _, err := p.add("bad", cpuset(bad)); !is(err) {
+		if _, err := p.Add("bad", cpuset(bad)); !is(err) {
 			t.Errorf("cpus %q: %v", bad, err)
 		}
 	}
 	for mems, is := range map[string]func(error) bool{"1": errdefs.IsNotImplemented, "y": errdefs.IsInvalidArgument} {
-		if _, err := p.add("bad", &specs.LinuxResources{CPU: &specs.LinuxCPU{Mems: mems}}); !is(err) {
+		if _, err := p.Add("bad", &specs.LinuxResources{CPU: &specs.LinuxCPU{Mems: mems}}); !is(err) {
 			t.Errorf("mems %q: %v", mems, err)
 		}
 	}
@@ -157,10 +157,10 @@ func TestConfine(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	p := newPodLimits(1, 512*mib, 0)
+	p := New(1, 512*mib, 0)
 	confined := func(want unix.CPUSet) {
 		t.Helper()
-		if err := p.apply(cmd.Process.Pid); err != nil {
+		if err := p.Apply(cmd.Process.Pid); err != nil {
 			t.Fatal(err)
 		}
 		var got unix.CPUSet
@@ -169,13 +169,13 @@ func TestConfine(t *testing.T) {
 		}
 	}
 	confined(ours)
-	if _, err := p.add("c", cpuset(formatList(host.cpus[last:last+1]))); err != nil {
+	if _, err := p.Add("c", cpuset(formatList(host.cpus[last:last+1]))); err != nil {
 		t.Fatal(err)
 	}
 	var one unix.CPUSet
 	one.Set(host.cpus[last])
 	confined(one)
-	p.remove("c")
+	p.Remove("c")
 	confined(ours)
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()

@@ -1,4 +1,4 @@
-package shim
+package bootstrap
 
 import (
 	"context"
@@ -22,6 +22,8 @@ import (
 
 	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/share"
+	"github.com/pistis-run/pistis/internal/shim"
+	"github.com/pistis-run/pistis/internal/version"
 )
 
 const (
@@ -52,7 +54,7 @@ type invocation struct {
 
 // Main runs the command: start, delete, -info and -v as containerd calls them, or the shim itself. o carries the
 // parts; the rest of it comes from the arguments. It returns the exit code.
-func Main(o Options, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+func Main(o shim.Options, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	inv, err := parseArgs(args, stderr)
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
@@ -87,13 +89,13 @@ func parseArgs(args []string, stderr io.Writer) (invocation, error) {
 	return inv, nil
 }
 
-func run(o Options, inv invocation, stdin io.Reader, stdout io.Writer) error {
+func run(o shim.Options, inv invocation, stdin io.Reader, stdout io.Writer) error {
 	switch {
 	case inv.version:
-		_, err := fmt.Fprintf(stdout, "containerd-shim-pistis-v2 %s\n", shimVersion())
+		_, err := fmt.Fprintf(stdout, "containerd-shim-pistis-v2 %s\n", version.Version)
 		return err
 	case inv.info:
-		return writeMessage(stdout, &types.RuntimeInfo{Name: runtimeName, Version: &types.RuntimeVersion{Version: shimVersion()}})
+		return writeMessage(stdout, &types.RuntimeInfo{Name: runtimeName, Version: &types.RuntimeVersion{Version: version.Version}})
 	case inv.namespace == "" || inv.id == "":
 		return errors.New("-namespace and -id are needed: this command is for containerd and pistisd to call")
 	}

@@ -1,4 +1,4 @@
-package cri
+package convert
 
 import (
 	"strings"
@@ -44,13 +44,13 @@ func TestSandboxConfigRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := fullPod()
 			tt.change(c)
-			_, err := sandboxConfig(c)
+			_, err := Sandbox(c)
 			if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want InvalidArgument with %q", err, tt.want)
 			}
 		})
 	}
-	if _, err := sandboxConfig(nil); !errdefs.IsInvalidArgument(err) {
+	if _, err := Sandbox(nil); !errdefs.IsInvalidArgument(err) {
 		t.Error(err)
 	}
 }
@@ -113,7 +113,7 @@ func TestContainerConfigRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := fullContainer()
 			tt.change(c)
-			_, err := containerConfig(c, testPod(), Handler{VM: true})
+			_, err := Container(c, vmPod())
 			if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want InvalidArgument with %q", err, tt.want)
 			}
@@ -122,50 +122,37 @@ func TestContainerConfigRefuses(t *testing.T) {
 	alone := fullContainer()
 	security(alone).NamespaceOptions.Pid = runtime.NamespaceMode_CONTAINER
 	security(alone).Apparmor = nil
-	if cfg, err := containerConfig(alone, testPod(), Handler{VM: true}); err != nil || cfg.Security.SharedPID || cfg.Security.TargetPID != "" {
+	if cfg, err := Container(alone, vmPod()); err != nil || cfg.Security.SharedPID || cfg.Security.TargetPID != "" {
 		t.Errorf("a PID namespace of its own in a pod that shares one: %+v, %v", cfg.Security, err)
 	}
 	pod := testPod()
 	pod.Config.Privileged, pod.Config.SharedPID, pod.Config.LogDir = false, false, ""
 	c := fullContainer()
-	if _, err := containerConfig(c, pod, Handler{}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "log_directory") {
+	if _, err := Container(c, pod); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "log_directory") {
 		t.Error(err)
 	}
 	c.LogPath = ""
-	if _, err := containerConfig(c, pod, Handler{}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "PID namespace") {
+	if _, err := Container(c, pod); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "PID namespace") {
 		t.Error(err)
 	}
 	c.Linux.SecurityContext.NamespaceOptions = nil // as the pod
-	if cfg, err := containerConfig(c, pod, Handler{}); err != nil || cfg.Security.SharedPID {
+	if cfg, err := Container(c, pod); err != nil || cfg.Security.SharedPID {
 		t.Error(cfg.Security, err)
 	}
 	c.Linux.SecurityContext.Privileged = true
-	if _, err := containerConfig(c, pod, Handler{}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "privileged") {
+	if _, err := Container(c, pod); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "privileged") {
 		t.Error(err)
-	}
-}
-
-func TestVMRefusesHostNamespaces(t *testing.T) {
-	for name, cfg := range map[string]sandbox.Config{
-		"hostNetwork": {HostNetwork: true}, "hostPID": {HostPID: true}, "hostIPC": {HostIPC: true},
-	} {
-		if err := fitsHandler(cfg, Handler{VM: true}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), name) {
-			t.Errorf("%s: %v", name, err)
-		}
-		if err := fitsHandler(cfg, Handler{}); err != nil {
-			t.Error(err)
-		}
 	}
 }
 
 func TestDefaults(t *testing.T) {
-	cfg, err := sandboxConfig(&runtime.PodSandboxConfig{Metadata: podConfig("My.Pod-" + strings.Repeat("x", 100)).Metadata})
+	cfg, err := Sandbox(&runtime.PodSandboxConfig{Metadata: podConfig("My.Pod-" + strings.Repeat("x", 100)).Metadata})
 	if err != nil || !cfg.SharedPID || len(cfg.Hostname) != 63 {
 		t.Errorf("%+v, %v", cfg, err)
 	}
-	ctr, err := containerConfig(&runtime.ContainerConfig{
+	ctr, err := Container(&runtime.ContainerConfig{
 		Metadata: &runtime.ContainerMetadata{Name: "c"}, Image: &runtime.ImageSpec{Image: "i"},
-	}, testPod(), Handler{VM: true})
+	}, vmPod())
 	if err != nil || ctr.Security.Seccomp.Kind != "unconfined" || ctr.Security.AppArmor.Kind != "runtime/default" || ctr.Resources != nil {
 		t.Errorf("%+v, %v", ctr, err)
 	}
@@ -191,8 +178,29 @@ func TestSignals(t *testing.T) {
 		34: runtime.Signal_SIGNAL_SIGRTMIN, 37: runtime.Signal_SIGNAL_SIGRTMINPLUS3, 49: runtime.Signal_SIGNAL_SIGRTMINPLUS15,
 		50: runtime.Signal_SIGNAL_SIGRTMAXMINUS14, 64: runtime.Signal_SIGNAL_SIGRTMAX, 99: runtime.Signal_SIGNAL_RUNTIME_DEFAULT,
 	} {
-		if got := signalNumber(signal); got != want {
+		if got := SignalNumber(signal); got != want {
 			t.Errorf("signal %d: got %v, want %v", signal, got, want)
 		}
+	}
+}
+
+func vmPod() sandbox.Status {
+	pod := testPod()
+	pod.VM = true
+	return pod
+}
+
+func podConfig(name string) *runtime.PodSandboxConfig {
+	return &runtime.PodSandboxConfig{
+		Metadata:     &runtime.PodSandboxMetadata{Name: name, Namespace: "default", Uid: "uid-" + name, Attempt: 1},
+		LogDirectory: "/var/log/pods/" + name,
+		Labels:       map[string]string{"app": name}, Annotations: map[string]string{"note": "x"},
+	}
+}
+
+func ctrConfig(name string) *runtime.ContainerConfig {
+	return &runtime.ContainerConfig{
+		Metadata: &runtime.ContainerMetadata{Name: name}, Image: &runtime.ImageSpec{Image: "example.com/a:1"},
+		Command: []string{"/bin/sh"}, LogPath: name + "/0.log", Labels: map[string]string{"c": name},
 	}
 }

@@ -1,4 +1,4 @@
-package cri
+package convert
 
 import (
 	"maps"
@@ -90,22 +90,22 @@ func validateResources(field string, r *runtime.LinuxContainerResources) error {
 	return nil
 }
 
-// updatedResources are the limits that an update asks for.
-func updatedResources(req *runtime.UpdateContainerResourcesRequest, s container.Status) (*specs.LinuxResources, error) {
+// UpdatedResources are the limits that an update asks for.
+func UpdatedResources(req *runtime.UpdateContainerResourcesRequest, s container.Status) (*specs.LinuxResources, error) {
 	switch {
 	case req.Windows != nil:
 		return nil, unsupported("windows: this node runs Linux containers")
 	case req.Linux == nil:
 		return nil, invalid("the request has no resources")
-	case movesOOMScore(req.Linux, s) && onlyOOMScore(req.Linux):
+	case MovesOOMScore(req.Linux, s) && onlyOOMScore(req.Linux):
 		return nil, unsupported("linux.oom_score_adj: the OOM score of a container (%d) cannot be changed", s.Config.OOMScore)
 	}
 	return toOCIResources("linux", req.Linux)
 }
 
-// movesOOMScore: the update asks for another OOM score. The kubelet computes one from memory requests, and sends it with
+// MovesOOMScore: the update asks for another OOM score. The kubelet computes one from memory requests, and sends it with
 // each change of limits; no runtime moves the score of processes that run. The status goes on telling the true one.
-func movesOOMScore(r *runtime.LinuxContainerResources, s container.Status) bool {
+func MovesOOMScore(r *runtime.LinuxContainerResources, s container.Status) bool {
 	return r.GetOomScoreAdj() != 0 && int(r.GetOomScoreAdj()) != s.Config.OOMScore
 }
 
@@ -115,8 +115,8 @@ func onlyOOMScore(r *runtime.LinuxContainerResources) bool {
 	return proto.Size(limits) == 0
 }
 
-// toCRIResources is the way back, for statuses.
-func toCRIResources(r *specs.LinuxResources, oomScore int) *runtime.LinuxContainerResources {
+// Resources is the way back, for statuses.
+func Resources(r *specs.LinuxResources, oomScore int) *runtime.LinuxContainerResources {
 	out := &runtime.LinuxContainerResources{OomScoreAdj: int64(oomScore)}
 	if r == nil {
 		return out

@@ -1,4 +1,4 @@
-package network
+package firewall
 
 import (
 	"encoding/binary"
@@ -42,10 +42,10 @@ const (
 	reg128 = unix.NFT_REG_1
 )
 
-// ruleset describes the table of one bridge.
-type ruleset struct {
-	bridge string
-	v4, v6 netip.Prefix
+// Ruleset is the table of one bridge, whose pods have addresses of V4 and V6; an invalid prefix is none.
+type Ruleset struct {
+	Bridge string
+	V4, V6 netip.Prefix
 }
 
 // family holds what differs between IPv4 and IPv6 in rules.
@@ -60,18 +60,18 @@ type family struct {
 	name        string
 }
 
-func (r ruleset) families() []family {
+func (r Ruleset) families() []family {
 	var fams []family
-	if r.v4.IsValid() {
+	if r.V4.IsValid() {
 		fams = append(fams, family{
-			proto: unix.NFPROTO_IPV4, saddr: 12, daddr: 16, size: 4, prefix: r.v4, name: "host4",
+			proto: unix.NFPROTO_IPV4, saddr: 12, daddr: 16, size: 4, prefix: r.V4, name: "host4",
 			loopback:    netip.MustParsePrefix("127.0.0.0/8"),
 			unspecified: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/32")},
 		})
 	}
-	if r.v6.IsValid() {
+	if r.V6.IsValid() {
 		fams = append(fams, family{
-			proto: unix.NFPROTO_IPV6, saddr: 8, daddr: 24, size: 16, prefix: r.v6, name: "host6",
+			proto: unix.NFPROTO_IPV6, saddr: 8, daddr: 24, size: 16, prefix: r.V6, name: "host6",
 			loopback:    netip.MustParsePrefix("::1/128"),
 			unspecified: []netip.Prefix{netip.MustParsePrefix("::/128"), netip.MustParsePrefix("fe80::/10")},
 		})
@@ -79,12 +79,12 @@ func (r ruleset) families() []family {
 	return fams
 }
 
-func (r ruleset) table() *nftables.Table {
-	return &nftables.Table{Name: "pistis_" + r.bridge, Family: nftables.TableFamilyINet}
+func (r Ruleset) table() *nftables.Table {
+	return &nftables.Table{Name: "pistis_" + r.Bridge, Family: nftables.TableFamilyINet}
 }
 
-// exists says whether the table is there.
-func (r ruleset) exists() (bool, error) {
+// Exists says whether the table is there.
+func (r Ruleset) Exists() (bool, error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return false, fmt.Errorf("open nftables: %w", err)
@@ -97,8 +97,8 @@ func (r ruleset) exists() (bool, error) {
 	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == name }), nil
 }
 
-// replace puts the whole table in place in one transaction, with nothing of an earlier one left.
-func (r ruleset) replace(forwards []forward) error {
+// Replace puts the whole table in place in one transaction, with nothing of an earlier one left.
+func (r Ruleset) Replace(forwards []Forward) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
@@ -134,8 +134,8 @@ func (r ruleset) replace(forwards []forward) error {
 	return nil
 }
 
-// remove deletes the table; one that has gone is no error.
-func (r ruleset) remove() error {
+// Remove deletes the table; one that has gone is no error.
+func (r Ruleset) Remove() error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
@@ -148,14 +148,16 @@ func (r ruleset) remove() error {
 	return nil
 }
 
-// forward is an entry of the port maps: what comes for from goes to to.
-type forward struct {
-	from hostPort
-	to   netip.AddrPort
+// Forward is an entry of the port maps: what comes for a port of the host goes to To.
+type Forward struct {
+	Protocol byte       // IPPROTO_*
+	HostIP   netip.Addr // the zero Addr: all of the host's
+	HostPort uint16
+	To       netip.AddrPort
 }
 
-// setForwards replaces the content of the port maps in one transaction.
-func (r ruleset) setForwards(forwards []forward) error {
+// SetForwards replaces the content of the port maps in one transaction.
+func (r Ruleset) SetForwards(forwards []Forward) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
@@ -179,7 +181,7 @@ type portMap struct {
 	any bool
 }
 
-func (r ruleset) maps(table *nftables.Table) []portMap {
+func (r Ruleset) maps(table *nftables.Table) []portMap {
 	var maps []portMap
 	for _, f := range r.families() {
 		addr := nftables.TypeIPAddr
@@ -201,7 +203,7 @@ func (r ruleset) maps(table *nftables.Table) []portMap {
 	return maps
 }
 
-func (r ruleset) addMaps(conn *nftables.Conn, table *nftables.Table, forwards []forward) error {
+func (r Ruleset) addMaps(conn *nftables.Conn, table *nftables.Table, forwards []Forward) error {
 	for _, m := range r.maps(table) {
 		if err := conn.AddSet(m.set, nil); err != nil {
 			return fmt.Errorf("describe nftables map %s: %w", m.set.Name, err)
@@ -216,24 +218,23 @@ func (r ruleset) addMaps(conn *nftables.Conn, table *nftables.Table, forwards []
 // maxElements bounds a message: its length has 16 bits.
 const maxElements = 256
 
-func (m portMap) addElements(conn *nftables.Conn, forwards []forward) error {
+func (m portMap) addElements(conn *nftables.Conn, forwards []Forward) error {
 	var elements []nftables.SetElement
 	for _, fw := range forwards {
-		if fw.to.Addr().BitLen() != int(m.size)*8 || fw.from.HostIP.IsValid() == m.any {
+		if fw.To.Addr().BitLen() != int(m.size)*8 || fw.HostIP.IsValid() == m.any {
 			continue
 		}
 		var key []byte
 		if !m.any {
-			if fw.from.HostIP.BitLen() != int(m.size)*8 {
+			if fw.HostIP.BitLen() != int(m.size)*8 {
 				continue
 			}
-			key = fw.from.HostIP.AsSlice()
+			key = fw.HostIP.AsSlice()
 		}
-		number, _ := protocolNumber(fw.from.Protocol)
-		key = append(key, number, 0, 0, 0)
+		key = append(key, fw.Protocol, 0, 0, 0)
 		elements = append(elements, nftables.SetElement{
-			Key: appendPort(key, fw.from.HostPort),
-			Val: appendPort(fw.to.Addr().AsSlice(), fw.to.Port()),
+			Key: appendPort(key, fw.HostPort),
+			Val: appendPort(fw.To.Addr().AsSlice(), fw.To.Port()),
 		})
 	}
 	for chunk := range slices.Chunk(elements, maxElements) {
@@ -265,11 +266,11 @@ func (f family) translate(withAddress bool) []expr.Any {
 	)
 }
 
-func (r ruleset) addGuard(conn *nftables.Conn, table *nftables.Table) {
+func (r Ruleset) addGuard(conn *nftables.Conn, table *nftables.Table) {
 	chain := conn.AddChain(&nftables.Chain{Name: "guard", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
 	drop := []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
 	for _, f := range r.families() {
-		fromPod := slices.Concat(interfaceIs(expr.MetaKeyIIFNAME, r.bridge, true), f.only())
+		fromPod := slices.Concat(interfaceIs(expr.MetaKeyIIFNAME, r.Bridge, true), f.only())
 		add(conn, chain, fromPod, f.addressIn(f.daddr, f.loopback, true), drop)
 		spoofed := slices.Concat(fromPod, f.addressIn(f.saddr, f.prefix, false))
 		for _, p := range f.unspecified {
@@ -279,11 +280,11 @@ func (r ruleset) addGuard(conn *nftables.Conn, table *nftables.Table) {
 	}
 }
 
-func (r ruleset) addMasquerade(conn *nftables.Conn, table *nftables.Table) {
+func (r Ruleset) addMasquerade(conn *nftables.Conn, table *nftables.Table) {
 	chain := conn.AddChain(&nftables.Chain{Name: "postrouting", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
 	masquerade := []expr.Any{&expr.Masq{}}
-	toPod := interfaceIs(expr.MetaKeyOIFNAME, r.bridge, true)
-	away := interfaceIs(expr.MetaKeyOIFNAME, r.bridge, false)
+	toPod := interfaceIs(expr.MetaKeyOIFNAME, r.Bridge, true)
+	away := interfaceIs(expr.MetaKeyOIFNAME, r.Bridge, false)
 	for _, f := range r.families() {
 		add(conn, chain, toPod, f.only(), f.addressIn(f.saddr, f.prefix, true), translated(), masquerade)
 		add(conn, chain, toPod, f.only(), f.addressIn(f.saddr, f.loopback, true), masquerade)

@@ -1,4 +1,4 @@
-package cri
+package convert
 
 import (
 	"fmt"
@@ -34,8 +34,8 @@ const (
 	sigRTMax = 64
 )
 
-// signalNumber is CRI's number of a signal of the kernel; one that CRI does not have is the runtime's default.
-func signalNumber(s unix.Signal) runtime.Signal {
+// SignalNumber is CRI's number of a signal of the kernel; one that CRI does not have is the runtime's default.
+func SignalNumber(s unix.Signal) runtime.Signal {
 	name := unix.SignalName(s)
 	switch {
 	case s == 0:

@@ -1,4 +1,4 @@
-package cri
+package convert
 
 import (
 	"maps"
@@ -24,16 +24,19 @@ var propagations = map[runtime.MountPropagation]string{
 	runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL:     "rshared",
 }
 
-// containerConfig validates a container's configuration for its pod and converts it. ImageRef is still empty.
-func containerConfig(c *runtime.ContainerConfig, pod sandbox.Status, h Handler) (container.Config, error) {
+// Container validates a container's configuration for its pod and converts it. ImageRef is still empty.
+func Container(c *runtime.ContainerConfig, pod sandbox.Status) (container.Config, error) {
 	if err := validateContainer(c, pod); err != nil {
 		return container.Config{}, err
 	}
 	cfg := container.Config{
 		SandboxID: pod.ID, Name: c.Metadata.Name, Attempt: c.Metadata.Attempt, Image: userImage(c.Image),
-		Command: slices.Clone(c.Command), Args: slices.Clone(c.Args), WorkDir: c.WorkingDir,
+		Process: container.Process{
+			Command: slices.Clone(c.Command), Args: slices.Clone(c.Args), WorkDir: c.WorkingDir,
+			Stdin: c.Stdin, StdinOnce: c.StdinOnce, TTY: c.Tty,
+		},
 		Labels: maps.Clone(c.Labels), Annotations: maps.Clone(c.Annotations),
-		LogPath: c.LogPath, Stdin: c.Stdin, StdinOnce: c.StdinOnce, TTY: c.Tty,
+		LogPath: c.LogPath,
 	}
 	var err error
 	if cfg.StopSignal, err = signalName(c.StopSignal); err != nil {
@@ -52,7 +55,7 @@ func containerConfig(c *runtime.ContainerConfig, pod sandbox.Status, h Handler) 
 		return container.Config{}, err
 	}
 	cfg.OOMScore = int(c.GetLinux().GetResources().GetOomScoreAdj())
-	if cfg.Security, err = securityContext(c.GetLinux().GetSecurityContext(), pod, h); err != nil {
+	if cfg.Security, err = securityContext(c.GetLinux().GetSecurityContext(), pod); err != nil {
 		return container.Config{}, err
 	}
 	return cfg, nil
@@ -187,4 +190,27 @@ func devices(list []*runtime.Device, cdi []*runtime.CDIDevice) ([]container.Devi
 		out = append(out, container.Device{CDI: d.Name})
 	}
 	return out, nil
+}
+
+// Mount is what a container has, as CRI says it.
+func Mount(m container.Mount) *runtime.Mount {
+	mount := &runtime.Mount{
+		ContainerPath: m.ContainerPath, HostPath: m.HostPath, Readonly: m.Readonly,
+		RecursiveReadOnly: m.RecursiveReadonly, SelinuxRelabel: m.SELinuxRelabel, ImageSubPath: m.SubPath,
+	}
+	for mode, name := range propagations {
+		if name == m.Propagation {
+			mount.Propagation = mode
+		}
+	}
+	if m.Image != "" {
+		mount.Image = &runtime.ImageSpec{Image: m.Image}
+	}
+	for _, id := range m.UIDMappings {
+		mount.UidMappings = append(mount.UidMappings, &runtime.IDMapping{HostId: id.HostID, ContainerId: id.ContainerID, Length: id.Size})
+	}
+	for _, id := range m.GIDMappings {
+		mount.GidMappings = append(mount.GidMappings, &runtime.IDMapping{HostId: id.HostID, ContainerId: id.ContainerID, Length: id.Size})
+	}
+	return mount
 }

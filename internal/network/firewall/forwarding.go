@@ -1,4 +1,4 @@
-package network
+package firewall
 
 import (
 	"bytes"
@@ -24,19 +24,19 @@ const (
 	forwardChain = "FORWARD"
 )
 
-// openForwarding lets packets from and to the bridge pass the iptables FORWARD chains where there are any, and warns,
+// OpenForwarding lets packets from and to the bridge pass the iptables FORWARD chains where there are any, and warns,
 // once each, of other things that may drop them and that it must not change.
-type openForwarding struct {
-	bridge string
-	log    *slog.Logger
+type OpenForwarding struct {
+	Bridge string
+	Log    *slog.Logger
 	warned sync.Map // of warnings given
 }
 
-// comment marks the rules, for people and for remove.
-func (o *openForwarding) comment() string { return "pistis bridge " + o.bridge }
+// comment marks the rules, for people and for Remove.
+func (o *OpenForwarding) comment() string { return "pistis bridge " + o.Bridge }
 
-// ensure adds the rules where they are missing.
-func (o *openForwarding) ensure() error {
+// Ensure adds the rules where they are missing.
+func (o *OpenForwarding) Ensure() error {
 	conn, chains, err := baseChains()
 	if err != nil {
 		return err
@@ -50,20 +50,20 @@ func (o *openForwarding) ensure() error {
 			}
 		case chain.Policy != nil && *chain.Policy == nftables.ChainPolicyDrop:
 			o.warn(fmt.Sprintf("the nftables chain %s %s (family %d) drops what it does not accept: let it accept the interface %s in both directions",
-				chain.Table.Name, chain.Name, chain.Table.Family, o.bridge))
+				chain.Table.Name, chain.Name, chain.Table.Family, o.Bridge))
 		}
 	}
 	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("accept packets of %s in the iptables FORWARD chain: %w", o.bridge, err)
+		return fmt.Errorf("accept packets of %s in the iptables FORWARD chain: %w", o.Bridge, err)
 	}
 	if names, err := os.ReadFile("/proc/net/ip_tables_names"); err == nil && slices.Contains(strings.Fields(string(names)), forwardTable) {
-		o.warn(fmt.Sprintf("this host has a filter table of the old iptables (iptables-legacy), which is left alone: if its FORWARD chain drops packets, let it accept the interface %s in both directions", o.bridge))
+		o.warn(fmt.Sprintf("this host has a filter table of the old iptables (iptables-legacy), which is left alone: if its FORWARD chain drops packets, let it accept the interface %s in both directions", o.Bridge))
 	}
 	return nil
 }
 
 // open adds what is missing in chain to the transaction.
-func (o *openForwarding) open(conn *nftables.Conn, chain *nftables.Chain) error {
+func (o *OpenForwarding) open(conn *nftables.Conn, chain *nftables.Chain) error {
 	mine, err := o.rules(conn, chain)
 	if err != nil {
 		return err
@@ -79,7 +79,7 @@ func (o *openForwarding) open(conn *nftables.Conn, chain *nftables.Chain) error 
 	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
 		conn.InsertRule(&nftables.Rule{
 			Table: chain.Table, Chain: chain,
-			Exprs: slices.Concat(interfaceMatch(key, o.bridge), []expr.Any{
+			Exprs: slices.Concat(interfaceMatch(key, o.Bridge), []expr.Any{
 				&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept},
 			}),
 			UserData: userdata.AppendString(nil, userdata.TypeComment, o.comment()),
@@ -97,7 +97,7 @@ func interfaceMatch(key expr.MetaKey, name string) []expr.Any {
 }
 
 // rules finds the bridge's rules in chain.
-func (o *openForwarding) rules(conn *nftables.Conn, chain *nftables.Chain) ([]*nftables.Rule, error) {
+func (o *OpenForwarding) rules(conn *nftables.Conn, chain *nftables.Chain) ([]*nftables.Rule, error) {
 	all, err := conn.GetRules(chain.Table, chain)
 	if err != nil {
 		return nil, fmt.Errorf("list the iptables FORWARD chain: %w", err)
@@ -106,8 +106,8 @@ func (o *openForwarding) rules(conn *nftables.Conn, chain *nftables.Chain) ([]*n
 	return slices.DeleteFunc(all, func(r *nftables.Rule) bool { return !bytes.Equal(r.UserData, comment) }), nil
 }
 
-// remove takes the rules away.
-func (o *openForwarding) remove() error {
+// Remove takes the rules away.
+func (o *OpenForwarding) Remove() error {
 	conn, chains, err := baseChains()
 	if err != nil {
 		return err
@@ -127,14 +127,14 @@ func (o *openForwarding) remove() error {
 		}
 	}
 	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("remove the rules of %s from the iptables FORWARD chain: %w", o.bridge, err)
+		return fmt.Errorf("remove the rules of %s from the iptables FORWARD chain: %w", o.Bridge, err)
 	}
 	return nil
 }
 
-func (o *openForwarding) warn(reason string) {
+func (o *OpenForwarding) warn(reason string) {
 	if _, said := o.warned.LoadOrStore(reason, true); !said {
-		o.log.Warn("bridge network: packets of pods may be dropped", logfields.Reason, reason)
+		o.Log.Warn("bridge network: packets of pods may be dropped", logfields.Reason, reason)
 	}
 }
 

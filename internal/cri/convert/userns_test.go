@@ -1,4 +1,4 @@
-package cri
+package convert
 
 import (
 	"testing"
@@ -34,13 +34,13 @@ func TestUserNamespace(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	// A container says the same as its pod, or nothing.
-	pod := sandbox.Status{Config: sandbox.Config{User: got}}
+	pod := sandbox.Status{Config: sandbox.Config{Namespaces: sandbox.Namespaces{User: got}}}
 	for name, test := range map[string]struct {
 		o  *runtime.UserNamespace
 		ok bool
 	}{"the pod's": {ownUsers(), true}, "nothing": {nil, true}, "another": {&runtime.UserNamespace{Uids: ids(0, 5), Gids: good}, false}, "the host's": {&runtime.UserNamespace{Mode: runtime.NamespaceMode_NODE}, false}} {
 		c := &runtime.LinuxContainerSecurityContext{NamespaceOptions: &runtime.NamespaceOption{Pid: runtime.NamespaceMode_CONTAINER, UsernsOptions: test.o}}
-		if _, err := securityContext(c, pod, Handler{}); (err == nil) != test.ok {
+		if _, err := securityContext(c, pod); (err == nil) != test.ok {
 			t.Errorf("container with %s: %v", name, err)
 		}
 	}

@@ -1,4 +1,4 @@
-package cri
+package convert
 
 import (
 	"encoding/json"
@@ -270,7 +270,7 @@ func fullContainer() *runtime.ContainerConfig {
 }
 
 func testPod() sandbox.Status {
-	return sandbox.Status{ID: "pod", Config: sandbox.Config{LogDir: "/logs", Privileged: true, SharedPID: true}}
+	return sandbox.Status{ID: "pod", Config: sandbox.Config{LogDir: "/logs", Privileged: true, Namespaces: sandbox.Namespaces{SharedPID: true}}}
 }
 
 // TestEveryFieldHasAVerdict walks the messages, so that a field that a new version of CRI brings cannot be
@@ -322,12 +322,12 @@ func assertKnown[V any](t *testing.T, table map[string]V, known map[string]bool)
 }
 
 func TestPodFields(t *testing.T) {
-	checkVerdicts(t, podFields, fullPod, func(c *runtime.PodSandboxConfig) (any, error) { return sandboxConfig(c) })
+	checkVerdicts(t, podFields, fullPod, func(c *runtime.PodSandboxConfig) (any, error) { return Sandbox(c) })
 }
 
 func TestContainerFields(t *testing.T) {
 	checkVerdicts(t, ctrFields, fullContainer, func(c *runtime.ContainerConfig) (any, error) {
-		return containerConfig(c, testPod(), Handler{})
+		return Container(c, testPod())
 	})
 }
 

@@ -1,4 +1,4 @@
-package shim
+package limits
 
 import (
 	"fmt"
@@ -14,10 +14,10 @@ import (
 // maxListed bounds the numbers of a list of processors or memory nodes.
 const maxListed = 1 << 12
 
-// podLimits knows what each container of the pod may use. The VM was made for their sum: it refuses an update that the
+// Pod knows what each container of the pod may use. The VM was made for their sum: it refuses an update that the
 // VM has no room for. Processor and memory node numbers in limits are the host's: it gives containers virtual
 // processors for them.
-type podLimits struct {
+type Pod struct {
 	vcpus  int
 	memory uint64 // bytes that the VM has for containers
 	host   func() (topology, error)
@@ -39,17 +39,17 @@ type limits struct {
 	cpus     []int // of the host
 }
 
-// newPodLimits is for a VM with so many processors and bytes of memory, of which the guest needs own for itself.
-func newPodLimits(vcpus uint32, memory, own uint64) *podLimits {
-	return &podLimits{
+// New is for a VM with so many processors and bytes of memory, of which the guest needs own for itself.
+func New(vcpus uint32, memory, own uint64) *Pod {
+	return &Pod{
 		vcpus: int(max(vcpus, 1)), memory: memory - min(memory, own), host: hostTopology,
 		virtual: map[int]int{}, containers: map[string]limits{},
 	}
 }
 
-// add takes the limits of a new container and returns them as the guest applies them. They may be wider than the VM, as
+// Add takes the limits of a new container and returns them as the guest applies them. They may be wider than the VM, as
 // they may be wider than a host.
-func (p *podLimits) add(id string, r *specs.LinuxResources) (*specs.LinuxResources, error) {
+func (p *Pod) Add(id string, r *specs.LinuxResources) (*specs.LinuxResources, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	next, err := limits{}.with(r, p.host)
@@ -60,8 +60,8 @@ func (p *podLimits) add(id string, r *specs.LinuxResources) (*specs.LinuxResourc
 	return p.guest(r, next), nil
 }
 
-// change takes changed limits, unless the VM has no room for them; undo takes them back.
-func (p *podLimits) change(id string, r *specs.LinuxResources) (guest *specs.LinuxResources, undo func(), err error) {
+// Change takes changed limits, unless the VM has no room for them; undo takes them back.
+func (p *Pod) Change(id string, r *specs.LinuxResources) (guest *specs.LinuxResources, undo func(), err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := p.containers[id]
@@ -80,15 +80,15 @@ func (p *podLimits) change(id string, r *specs.LinuxResources) (guest *specs.Lin
 	}, nil
 }
 
-// remove forgets a container.
-func (p *podLimits) remove(id string) {
+// Remove forgets a container.
+func (p *Pod) Remove(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.containers, id)
 }
 
 // hostCPUs are the processors of the host that the containers are confined to, all together; nil when one is not.
-func (p *podLimits) hostCPUs() []int {
+func (p *Pod) hostCPUs() []int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var all []int
@@ -102,8 +102,8 @@ func (p *podLimits) hostCPUs() []int {
 	return slices.Compact(all)
 }
 
-// apply confines the VM's process to where its containers may run.
-func (p *podLimits) apply(pid int) error {
+// Apply confines the VM's process to where its containers may run.
+func (p *Pod) Apply(pid int) error {
 	p.applying.Lock()
 	defer p.applying.Unlock()
 	cpus := p.hostCPUs()
@@ -126,7 +126,7 @@ func (p *podLimits) apply(pid int) error {
 }
 
 // fit refuses to grow beyond the VM, where the new limit would be a promise that nothing backs.
-func (p *podLimits) fit(id string, old, next limits) error {
+func (p *Pod) fit(id string, old, next limits) error {
 	total := next
 	for other, l := range p.containers {
 		if other != id {
@@ -146,7 +146,7 @@ func (p *podLimits) fit(id string, old, next limits) error {
 }
 
 // guest returns a copy of r with virtual processors in place of the host's.
-func (p *podLimits) guest(r *specs.LinuxResources, next limits) *specs.LinuxResources {
+func (p *Pod) guest(r *specs.LinuxResources, next limits) *specs.LinuxResources {
 	if r == nil || r.CPU == nil || r.CPU.Cpus == "" && r.CPU.Mems == "" {
 		return r
 	}
@@ -161,7 +161,7 @@ func (p *podLimits) guest(r *specs.LinuxResources, next limits) *specs.LinuxReso
 
 // virtualCPUs are as many as there are in set: the same for the same processors of the host and others for others, as
 // far as the VM's go.
-func (p *podLimits) virtualCPUs(set []int) []int {
+func (p *Pod) virtualCPUs(set []int) []int {
 	var out []int
 	if len(set) >= p.vcpus {
 		for n := range p.vcpus {
@@ -184,7 +184,7 @@ func (p *podLimits) virtualCPUs(set []int) []int {
 }
 
 // leastUsed is the virtual processor that stands for the fewest of the host's and is not in taken.
-func (p *podLimits) leastUsed(taken []int) int {
+func (p *Pod) leastUsed(taken []int) int {
 	uses := make([]int, p.vcpus)
 	for _, n := range p.virtual {
 		uses[n]++

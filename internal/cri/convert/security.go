@@ -1,4 +1,4 @@
-package cri
+package convert
 
 import (
 	"math"
@@ -24,13 +24,15 @@ var (
 )
 
 // securityContext validates and converts a container's security context; a nil one has the CRI's defaults.
-func securityContext(c *runtime.LinuxContainerSecurityContext, pod sandbox.Status, h Handler) (container.Security, error) {
+func securityContext(c *runtime.LinuxContainerSecurityContext, pod sandbox.Status) (container.Security, error) {
 	const field = "config.linux.security_context"
 	caps := c.GetCapabilities()
 	s := container.Security{
 		Privileged: c.GetPrivileged(), NoNewPrivs: c.GetNoNewPrivs(), ReadonlyRoot: c.GetReadonlyRootfs(),
-		AddCaps: slices.Clone(caps.GetAddCapabilities()), DropCaps: slices.Clone(caps.GetDropCapabilities()),
-		AmbientCaps: slices.Clone(caps.GetAddAmbientCapabilities()),
+		Capabilities: container.Capabilities{
+			AddCaps: slices.Clone(caps.GetAddCapabilities()), DropCaps: slices.Clone(caps.GetDropCapabilities()),
+			AmbientCaps: slices.Clone(caps.GetAddAmbientCapabilities()),
+		},
 		MaskedPaths: slices.Clone(c.GetMaskedPaths()), ReadonlyPaths: slices.Clone(c.GetReadonlyPaths()),
 	}
 	if s.Privileged && !pod.Config.Privileged {
@@ -59,7 +61,7 @@ func securityContext(c *runtime.LinuxContainerSecurityContext, pod sandbox.Statu
 	if s.AppArmor, err = profile(field+".apparmor", c.GetApparmor(), c.GetApparmorProfile(), container.ProfileDefault); err != nil {
 		return s, err
 	}
-	if s.AppArmor.Kind == container.ProfileLocalhost && h.VM {
+	if s.AppArmor.Kind == container.ProfileLocalhost && pod.VM {
 		return s, invalid("%s.apparmor: profile %q is loaded into the host's kernel, and the pod has a kernel of its own; "+
 			"use RuntimeDefault or Unconfined in microVM pods", field, s.AppArmor.Path)
 	}
@@ -210,8 +212,8 @@ func containerNamespaces(field string, o *runtime.NamespaceOption, pod sandbox.S
 			return invalid("%s.pid: the pod was not made with the host's PID namespace", field)
 		}
 	case runtime.NamespaceMode_TARGET:
-		if err := requireID("target container", o.TargetId); err != nil {
-			return err
+		if o.TargetId == "" || len(o.TargetId) > maxName || strings.ContainsAny(o.TargetId, "/\x00\n") {
+			return invalid("%s.target_id: %q is not the id of a target container", field, o.TargetId[:min(len(o.TargetId), maxName)])
 		}
 		s.TargetPID = o.TargetId
 	default:

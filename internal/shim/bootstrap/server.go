@@ -1,4 +1,4 @@
-package shim
+package bootstrap
 
 import (
 	"context"
@@ -16,13 +16,14 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/log"
+	containerdlog "github.com/containerd/log"
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/failpoint"
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/shim"
 )
 
 const (
@@ -35,7 +36,7 @@ const (
 )
 
 // serve is the shim process: it runs until it is told to end, by a call or by SIGTERM.
-func serve(o Options, debugging bool) error {
+func serve(o shim.Options, debugging bool) error {
 	if err := failpoint.Check(); err != nil {
 		return err
 	}
@@ -48,8 +49,8 @@ func serve(o Options, debugging bool) error {
 	defer lock.Close() // held until the process ends
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
-	service := New(o)
-	err = serveUntil(service, listeners[0], listeners[1], signals)
+	service := shim.New(o)
+	err = serveUntil(service, o.Log, listeners[0], listeners[1], signals)
 	return errors.Join(err, os.RemoveAll(o.Bundle.ShimSocket()), os.RemoveAll(o.Bundle.StreamSocket()))
 }
 
@@ -61,7 +62,7 @@ func tune() {
 		runtime.GOMAXPROCS(maxProcs)
 	}
 	// ttrpc reports every broken connection here, also those that a hostile guest breaks.
-	log.L.Logger.SetOutput(io.Discard)
+	containerdlog.L.Logger.SetOutput(io.Discard)
 }
 
 func logLevel(debugging bool) slog.Level {
@@ -101,8 +102,8 @@ func inherited() (lock *os.File, listeners []net.Listener, err error) {
 }
 
 // serveUntil serves until the service is told to end or a signal comes, and then takes everything down.
-func serveUntil(service *Service, rpc, streams net.Listener, signals <-chan os.Signal) error {
-	server, err := NewServer()
+func serveUntil(service *shim.Service, log *slog.Logger, rpc, streams net.Listener, signals <-chan os.Signal) error {
+	server, err := shim.NewServer()
 	if err != nil {
 		return err
 	}
@@ -123,7 +124,7 @@ func serveUntil(service *Service, rpc, streams net.Listener, signals <-chan os.S
 	select {
 	case <-service.Quit():
 	case s := <-signals:
-		service.options.Log.Info("stopping", logfields.Signal, s.String())
+		log.Info("stopping", logfields.Signal, s.String())
 	case err = <-failed:
 	}
 	stopping, done := context.WithTimeout(context.Background(), closeTimeout)
