@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pistis-run/pistis/internal/failpoint"
+	"github.com/pistis-run/pistis/internal/image/registry"
 	"github.com/pistis-run/pistis/internal/logfields"
 )
 
@@ -31,7 +32,7 @@ type flightKey struct {
 type flight struct {
 	key      flightKey
 	named    reference.Named
-	creds    credentials
+	creds    registry.Credentials
 	progress *progress
 	cancel   context.CancelCauseFunc
 	waiters  int // under Service.mu
@@ -88,7 +89,7 @@ func (s *Service) join(req PullRequest) (*flight, error) {
 	if req.Auth != nil {
 		key.auth = *req.Auth
 	}
-	creds, err := parseAuth(key.auth)
+	creds, err := registry.ParseAuth(key.auth)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", named, err)
 	}

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -27,6 +25,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/pistis-run/pistis/internal/image/registry"
 	"github.com/pistis-run/pistis/internal/signature"
 )
 
@@ -47,13 +46,8 @@ const (
 type Options struct {
 	// Root is the directory of the store. It is made where it does not exist.
 	Root string
-	// HostsDir holds hosts.toml files as containerd's config_path does; empty: none.
-	HostsDir string
-	// Mirrors maps a registry host to the URLs that are asked before it. A directory for the host in HostsDir wins.
-	Mirrors map[string][]string
-	// Insecure registries, as host or host:port, need no valid certificate and may speak plain HTTP. Those on
-	// the loopback interface always may.
-	Insecure []string
+	// Registries is how they are reached.
+	Registries registry.Options
 	// PinnedImages are names of images that the kubelet is told not to remove, or patterns of names with * at the end, or
 	// at both ends.
 	PinnedImages []string
@@ -81,7 +75,7 @@ type forms interface {
 type Service struct {
 	opts      Options
 	clog      *log.Entry
-	mirrors   map[string][]*url.URL
+	registry  *registry.Registries
 	pinned    []pin
 	platform  platforms.MatchComparer
 	downloads *semaphore.Weighted
@@ -140,7 +134,6 @@ func newService(opts Options) (*Service, error) {
 	}
 	s := &Service{
 		opts: opts, clog: containerdLog(opts.Log),
-		mirrors:   map[string][]*url.URL{},
 		platform:  platforms.Only(platforms.DefaultSpec()),
 		downloads: semaphore.NewWeighted(int64(opts.MaxConcurrentDownloads)),
 		blobs:     newKeyedMutex[digest.Digest](),
@@ -159,16 +152,9 @@ func newService(opts Options) (*Service, error) {
 			return nil, err
 		}
 	}
-	for host, urls := range opts.Mirrors {
-		for _, raw := range urls {
-			u, err := url.Parse(raw)
-			if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-				return nil, fmt.Errorf("mirror of %s: %q is no http or https URL: %w", host, raw, errdefs.ErrInvalidArgument)
-			}
-			s.mirrors[host] = append(s.mirrors[host], u)
-		}
-	}
-	return s, nil
+	var err error
+	s.registry, err = registry.New(opts.Registries)
+	return s, err
 }
 
 func (s *Service) open(ctx context.Context) error {
@@ -242,13 +228,4 @@ func (s *Service) scope(ctx context.Context) context.Context {
 // detached is a context for cleaning up after ctx ended.
 func detached(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-}
-
-func (s *Service) isInsecure(host string) bool {
-	for _, h := range s.opts.Insecure {
-		if h == host || strings.HasPrefix(host, h+":") {
-			return true
-		}
-	}
-	return false
 }
