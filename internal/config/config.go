@@ -59,6 +59,8 @@ type Image struct {
 	// PullTimeout is how long a pull may go without progress.
 	PullTimeout Duration `toml:"pull_timeout" json:"pull_timeout"`
 	Pinned      []string `toml:"pinned" json:"pinned"`
+	// SignaturePolicy is the path of a containers-policy.json(5); empty: none.
+	SignaturePolicy string `toml:"signature_policy" json:"signature_policy"`
 }
 
 // Network of the pods.

@@ -21,6 +21,7 @@ import (
 
 	pistis "github.com/pistis-run/pistis/api/pistis/v1"
 	"github.com/pistis-run/pistis/internal/event"
+	"github.com/pistis-run/pistis/internal/image"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/task"
 )
@@ -306,8 +307,14 @@ func TestImages(t *testing.T) {
 	wantCode(t, err, codes.InvalidArgument)
 	h.store.fail = fmt.Errorf("dial: %w", errdefs.ErrUnavailable)
 	_, err = h.images.PullImage(ctx, &runtime.PullImageRequest{Image: spec})
-	wantCode(t, err, codes.Unknown) // the only one that the kubelet's client takes off the message
+	wantCode(t, err, codes.Unknown) // the only code that the kubelet's client takes off the message
 	if !strings.HasPrefix(status.Convert(err).Message(), "RegistryUnavailable") {
+		t.Error(err)
+	}
+	h.store.fail = fmt.Errorf("%w: not signed: %w", image.ErrSignature, errdefs.ErrPermissionDenied)
+	_, err = h.images.PullImage(ctx, &runtime.PullImageRequest{Image: spec})
+	wantCode(t, err, codes.Unknown) // likewise
+	if !strings.HasPrefix(status.Convert(err).Message(), "SignatureValidationFailed") {
 		t.Error(err)
 	}
 }

@@ -146,7 +146,7 @@ func closing(fn func() error) func(context.Context) error {
 func openImages(ctx context.Context, cfg config.Config, p paths, log *slog.Logger) (*image.Service, error) {
 	return image.Open(ctx, image.Options{
 		Root: p.images(), HostsDir: cfg.Image.HostsDir, Mirrors: cfg.Image.Mirrors, Insecure: cfg.Image.Insecure,
-		PinnedImages: cfg.Image.Pinned, MaxConcurrentDownloads: cfg.Image.MaxConcurrentDownloads,
+		PinnedImages: cfg.Image.Pinned, SignaturePolicy: cfg.Image.SignaturePolicy, MaxConcurrentDownloads: cfg.Image.MaxConcurrentDownloads,
 		PullTimeout: cfg.Image.PullTimeout.Duration, Log: log,
 	})
 }

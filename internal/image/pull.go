@@ -45,7 +45,8 @@ type flight struct {
 // what is not there yet. Concurrent pulls of one reference share the work; the one whose ctx ends leaves the others
 // undisturbed.
 //
-// Errors, which leave it to the caller to say what was pulled: InvalidArgument for a malformed reference or credentials, NotFound, Unauthenticated, PermissionDenied,
+// Errors do not say what was pulled: InvalidArgument for a malformed reference or credentials, NotFound, Unauthenticated, PermissionDenied,
+// PermissionDenied with ErrSignature for an image that the signature policy does not allow,
 // FailedPrecondition for an image that this node cannot run, DataLoss where content is not what its digest says,
 // ResourceExhausted for a full disk, Unavailable for a registry that does not answer, DeadlineExceeded for one that
 // stops answering.
@@ -178,6 +179,10 @@ func (s *Service) pull(ctx context.Context, f *flight) (_ Image, err error) {
 	}
 	defer func() { release(ctx, err) }()
 
+	requirements, err := s.loadPolicy(f.named)
+	if err != nil {
+		return Image{}, err
+	}
 	session := s.newSession(f)
 	defer session.close()
 	target, err := session.resolve(ctx)
@@ -187,6 +192,9 @@ func (s *Service) pull(ctx context.Context, f *flight) (_ Image, err error) {
 	f.progress.set(StatusDownloading)
 	p, err := s.resolve(ctx, target, session.fetch)
 	if err != nil {
+		return Image{}, err
+	}
+	if err := session.verify(ctx, f.named, requirements, target.Digest, p.desc.Digest); err != nil {
 		return Image{}, err
 	}
 	if err := session.fetchLayers(ctx, p); err != nil {

@@ -25,6 +25,8 @@ import (
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/pistis-run/pistis/internal/signature"
 )
 
 const (
@@ -54,6 +56,8 @@ type Options struct {
 	// PinnedImages are names of images that the kubelet is told not to remove, or patterns of names with * at the end, or
 	// at both ends.
 	PinnedImages []string
+	// SignaturePolicy is a file in the format of containers-policy.json(5), which says what may be pulled; empty: all.
+	SignaturePolicy string
 	// MaxConcurrentDownloads of blobs over all pulls; 0 is 3.
 	MaxConcurrentDownloads int
 	// PullTimeout ends a pull that makes no progress for so long; 0 is five minutes.
@@ -148,6 +152,11 @@ func newService(opts Options) (*Service, error) {
 			return nil, err
 		}
 		s.pinned = append(s.pinned, p)
+	}
+	if opts.SignaturePolicy != "" {
+		if _, err := signature.Load(opts.SignaturePolicy); err != nil {
+			return nil, err
+		}
 	}
 	for host, urls := range opts.Mirrors {
 		for _, raw := range urls {
