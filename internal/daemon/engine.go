@@ -97,13 +97,14 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 	} else {
 		e.images.SetForms(e.dirs, e.disks)
 	}
-	if e.network, err = openNetwork(cfg.Network, e.paths, log); err != nil {
+	if e.network, err = openNetwork(cfg.Network, cfg.Handlers, e.paths, log); err != nil {
 		return nil, err
 	}
 	down.Add("close network", closing(e.network.Close))
 	if e.handlers, err = openHandlers(cfg, e.paths, e.disks, e.roots, log); err != nil {
 		return nil, err
 	}
+	e.handlers.network = e.network.StatusOf
 	if err := netns.OpenDir(e.paths.netns()); err != nil {
 		return nil, fmt.Errorf("daemon: %w", err)
 	}

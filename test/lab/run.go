@@ -10,7 +10,6 @@ import (
 	"os"
 	"sync"
 	"time"
-
 )
 
 // execute runs the command in the lab. ready is called when the lab is up.
