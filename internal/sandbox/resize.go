@@ -45,5 +45,5 @@ func (m *Manager) UpdateResources(ctx context.Context, id string, overhead, reso
 			return err
 		}
 	}
-	return m.update(sb, func(r *record) error { set(&r.Config); return nil })
+	return m.update(sb, func(r *record) { set(&r.Config) })
 }
