@@ -102,7 +102,7 @@ func (c *sandboxCalls) UpdatePodSandboxResources(ctx context.Context, req *runti
 		if r == nil {
 			return nil, nil
 		}
-		out, err := sandboxResources(field, r)
+		out, err := convert.SandboxResources(field, r)
 		return &out, err
 	}
 	overhead, err := given("overhead", req.Overhead)

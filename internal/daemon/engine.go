@@ -17,6 +17,7 @@ import (
 	"github.com/pistis-run/pistis/internal/cri"
 	"github.com/pistis-run/pistis/internal/event"
 	"github.com/pistis-run/pistis/internal/image"
+	"github.com/pistis-run/pistis/internal/image/registry"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/network"
 	"github.com/pistis-run/pistis/internal/network/netns"
@@ -153,7 +154,7 @@ func closing(fn func() error) func(context.Context) error {
 
 func openImages(ctx context.Context, cfg config.Config, p paths, log *slog.Logger) (*image.Service, error) {
 	return image.Open(ctx, image.Options{
-		Root: p.images(), HostsDir: cfg.Image.HostsDir, Mirrors: cfg.Image.Mirrors, Insecure: cfg.Image.Insecure,
+		Root: p.images(), Registries: registry.Options{HostsDir: cfg.Image.HostsDir, Mirrors: cfg.Image.Mirrors, Insecure: cfg.Image.Insecure},
 		PinnedImages: cfg.Image.Pinned, SignaturePolicy: cfg.Image.SignaturePolicy, MaxConcurrentDownloads: cfg.Image.MaxConcurrentDownloads,
 		PullTimeout: cfg.Image.PullTimeout.Duration, Log: log,
 	})

@@ -145,9 +145,8 @@ func (s *Service) recover(ctx context.Context, blobs content.Store) error {
 	if err != nil {
 		return err
 	}
-	for _, d := range lost {
-		s.opts.Log.Warn("a blob has gone from the image store; pull the image again", logfields.Digest, d.String())
-		if err := s.content.Delete(ctx, d); err != nil {
+	if len(lost) > 0 {
+		if err := s.lose(ctx, lost...); err != nil {
 			return err
 		}
 	}
@@ -262,6 +261,9 @@ func (s *Service) Owners(ctx context.Context) ([]string, error) {
 	return owners, nil
 }
 
+// errUnknownLayers: a container uses an image, but its layers cannot be told from others.
+var errUnknownLayers = errors.New("its layers are not known")
+
 // collect removes all that nothing refers to: blobs first, then the forms of layers.
 func (s *Service) collect(ctx context.Context) error {
 	if _, err := s.db.GarbageCollect(ctx); err != nil {
@@ -270,7 +272,10 @@ func (s *Service) collect(ctx context.Context) error {
 	s.forgetParsed(ctx)
 	var errs []error
 	for _, f := range s.getForms() {
-		if err := f.Collect(ctx, func() (map[digest.Digest]struct{}, error) { return s.layersInUse(ctx) }); err != nil {
+		err := f.Collect(ctx, func() (map[digest.Digest]struct{}, error) { return s.layersInUse(ctx) })
+		if errors.Is(err, errUnknownLayers) {
+			s.opts.Log.Warn("layers that nobody uses stay until the containers of a damaged image are gone", logfields.Error, err)
+		} else if err != nil {
 			errs = append(errs, fmt.Errorf("collect layers: %w", err))
 		}
 	}
@@ -288,13 +293,13 @@ func (s *Service) layersInUse(ctx context.Context) (map[digest.Digest]struct{}, 
 		}
 	}
 	s.mu.Unlock()
-	manifests := map[digest.Digest]struct{}{}
+	manifests := map[digest.Digest]bool{} // true for those that somebody uses
 	records, err := s.images.List(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, r := range records {
-		manifests[digest.Digest(r.Labels[labelManifest])] = struct{}{}
+		manifests[digest.Digest(r.Labels[labelManifest])] = false
 	}
 	all, err := s.leases.List(ctx)
 	if err != nil {
@@ -311,12 +316,14 @@ func (s *Service) layersInUse(ctx context.Context) (map[digest.Digest]struct{}, 
 			return nil, err
 		}
 		for _, r := range held {
-			manifests[digest.Digest(r.ID)] = struct{}{}
+			manifests[digest.Digest(r.ID)] = true
 		}
 	}
-	for d := range manifests {
+	for d, inUse := range manifests {
 		p, err := s.load(ctx, d)
-		if err != nil {
+		if err != nil && inUse {
+			return nil, fmt.Errorf("manifest %s: %w: %w", d, errUnknownLayers, err)
+		} else if err != nil {
 			s.opts.Log.Warn("an image cannot be read; pull it again", logfields.Digest, d.String(), logfields.Error, err)
 			continue
 		}

@@ -25,7 +25,7 @@ func measured() (sandbox.Status, []container.Status, task.Stats) {
 		Usage: 100, WorkingSet: 60, RSS: 50, Swap: 5, PageFaults: 11, MajorPageFaults: 1, PSI: psi,
 		Detail: &task.MemoryDetail{Cache: 40, MappedFile: 8, Kernel: 9, ActiveFile: 10, InactiveFile: 12, Peak: ptr[uint64](200), LimitHits: ptr[uint64](13), OOMKills: ptr[uint64](2)},
 	}
-	pod := sandbox.Status{ID: "p1", Config: sandbox.Config{Name: "web", Namespace: "default"}}
+	pod := sandbox.Status{ID: "p1", Config: sandbox.Config{Identity: sandbox.Identity{Name: "web", Namespace: "default"}}}
 	resources := &specs.LinuxResources{
 		CPU:    &specs.LinuxCPU{Period: ptr[uint64](100000), Quota: ptr[int64](50000), Shares: ptr[uint64](512)},
 		Memory: &specs.LinuxMemory{Limit: ptr[int64](1 << 20), Swap: ptr[int64](1 << 21)},
