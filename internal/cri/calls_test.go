@@ -449,6 +449,34 @@ func TestOperator(t *testing.T) {
 	}
 }
 
+// TestTypedErrors: errors with a name of their own in CRI are marked with it.
+func TestTypedErrors(t *testing.T) {
+	h := newHarness(t, func(o *Options) {
+		o.Handlers.ByName["old"] = Handler{RecursiveReadOnly: func() error { return fmt.Errorf("old kernel: %w", errdefs.ErrFailedPrecondition) }}
+	})
+	ctx := t.Context()
+	run, err := h.runtime.RunPodSandbox(ctx, &runtime.RunPodSandboxRequest{Config: podConfig("old"), RuntimeHandler: "old"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := ctrConfig("c")
+	cfg.Mounts = []*runtime.Mount{{ContainerPath: "/data", HostPath: "/data", Readonly: true, RecursiveReadOnly: true}}
+	_, err = h.runtime.CreateContainer(ctx, &runtime.CreateContainerRequest{PodSandboxId: run.PodSandboxId, Config: cfg})
+	wantCode(t, err, codes.FailedPrecondition)
+	if !strings.HasPrefix(status.Convert(err).Message(), `create container "c": RROUnsupported: mount at /data: old kernel`) {
+		t.Error(err)
+	}
+	st, err := h.runtime.Status(ctx, &runtime.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, handler := range st.RuntimeHandlers {
+		if handler.Features.RecursiveReadOnlyMounts != (handler.Name != "old") {
+			t.Errorf("%v", handler)
+		}
+	}
+}
+
 // TestEngineErrors: what the engine says keeps its class on the way out.
 func TestEngineErrors(t *testing.T) {
 	h := newHarness(t)

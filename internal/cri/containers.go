@@ -77,6 +77,9 @@ func (c *containerCalls) CreateContainer(ctx context.Context, req *runtime.Creat
 	if err != nil {
 		return nil, fmt.Errorf("create container %q: %w", name, err)
 	}
+	if err := mountable(cfg, c.handlers.ByName[pod.Config.Handler]); err != nil {
+		return nil, fmt.Errorf("create container %q: %w", name, err)
+	}
 	img, err := c.images.Get(ctx, req.Config.Image.Image)
 	if errdefs.IsNotFound(err) {
 		return nil, fmt.Errorf("create container %q: image %q is not on this node, pull it first: %w", name, req.Config.Image.Image, err)
@@ -94,6 +97,19 @@ func (c *containerCalls) CreateContainer(ctx context.Context, req *runtime.Creat
 		return nil, imageVolumeError(fmt.Errorf("create container %q: %w", name, err))
 	}
 	return &runtime.CreateContainerResponse{ContainerId: id}, nil
+}
+
+// mountable refuses mounts that the handler would not make as they are asked for, with the mark that clients look for.
+func mountable(cfg container.Config, handler Handler) error {
+	for _, m := range cfg.Mounts {
+		if !m.RecursiveReadonly {
+			continue
+		}
+		if err := handler.recursiveReadOnly(); err != nil {
+			return fmt.Errorf("%w: mount at %s: %w", crierrors.ErrRROUnsupported, m.ContainerPath, err)
+		}
+	}
+	return nil
 }
 
 // imageVolumeError marks an error of a volume that is an image for the kubelet, as the beginning of its text.
