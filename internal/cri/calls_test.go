@@ -463,7 +463,7 @@ func TestTypedErrors(t *testing.T) {
 	cfg.Mounts = []*runtime.Mount{{ContainerPath: "/data", HostPath: "/data", Readonly: true, RecursiveReadOnly: true}}
 	_, err = h.runtime.CreateContainer(ctx, &runtime.CreateContainerRequest{PodSandboxId: run.PodSandboxId, Config: cfg})
 	wantCode(t, err, codes.FailedPrecondition)
-	if !strings.HasPrefix(status.Convert(err).Message(), `create container "c": RROUnsupported: mount at /data: old kernel`) {
+	if !strings.HasPrefix(status.Convert(err).Message(), `RROUnsupported: create container "c": mount at /data: old kernel`) {
 		t.Error(err)
 	}
 	st, err := h.runtime.Status(ctx, &runtime.StatusRequest{})

@@ -99,7 +99,7 @@ func New(o Options) *Server {
 			},
 			containerCalls: &containerCalls{
 				containers: o.Containers, reader: o.Containers, updater: o.Containers,
-				sandboxes: o.Sandboxes, images: o.Images, log: o.Log,
+				sandboxes: o.Sandboxes, images: o.Images, handlers: o.Handlers, log: o.Log,
 			},
 			processCalls: &processCalls{
 				processes: o.Containers, containers: o.Containers, sandboxes: o.Sandboxes, streams: o.Streams,
