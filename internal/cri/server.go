@@ -87,7 +87,7 @@ func New(o Options) *Server {
 		sandboxes: o.Sandboxes, tasks: o.Sandboxes, containers: o.Containers,
 		containerFS: o.ContainerFS, cpu: newSampler(time.Now), log: o.Log,
 	}
-	events := &eventCalls{events: o.Events, sandboxes: o.Sandboxes, containers: o.Containers, done: o.Done}
+	events := &eventCalls{events: o.Events, done: o.Done}
 	return &Server{
 		runtimeServer: &runtimeServer{
 			runtimeCalls: &runtimeCalls{
@@ -99,7 +99,7 @@ func New(o Options) *Server {
 			},
 			containerCalls: &containerCalls{
 				containers: o.Containers, reader: o.Containers, updater: o.Containers,
-				sandboxes: o.Sandboxes, images: o.Images, log: o.Log,
+				sandboxes: o.Sandboxes, images: o.Images, handlers: o.Handlers, log: o.Log,
 			},
 			processCalls: &processCalls{
 				processes: o.Containers, containers: o.Containers, sandboxes: o.Sandboxes, streams: o.Streams,

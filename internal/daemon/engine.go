@@ -14,6 +14,7 @@ import (
 	"github.com/pistis-run/pistis/internal/cleanup"
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/container"
+	"github.com/pistis-run/pistis/internal/cri"
 	"github.com/pistis-run/pistis/internal/event"
 	"github.com/pistis-run/pistis/internal/image"
 	"github.com/pistis-run/pistis/internal/image/registry"
@@ -132,6 +133,7 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 	}
 	down.Add("close containers", closing(e.containers.Close))
 	e.sandboxes.SetContainers(e.containers)
+	e.events.SetDescribe(cri.DescribeEvents(e.sandboxes, e.containers))
 	return e, nil
 }
 
@@ -162,6 +164,9 @@ func openImages(ctx context.Context, cfg config.Config, p paths, log *slog.Logge
 // recover takes over what an earlier daemon left: pods that run go on, the rest is cleaned away.
 func (e *engine) recover(ctx context.Context, log *slog.Logger) error {
 	start := time.Now()
+	// Until the containers are known, what a pod looks like cannot be told.
+	release := e.events.Hold()
+	defer release()
 	if err := e.sandboxes.Recover(ctx); err != nil {
 		return fmt.Errorf("daemon: %w", err)
 	}

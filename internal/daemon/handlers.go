@@ -103,6 +103,7 @@ func (h *handlers) forCRI() cri.Handlers {
 		}
 		if !offered.VM {
 			offered.UserNamespaces = h.userNamespaces
+			offered.RecursiveReadOnly = hostpod.CheckRecursiveReadOnly
 		}
 		out.ByName[name] = offered
 	}

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -193,5 +192,5 @@ func (m *Manager) launcher(handler string) (Launcher, error) {
 }
 
 func (m *Manager) publish(kind event.Kind, id string) {
-	m.events.Publish(event.Event{Kind: kind, ID: id, SandboxID: id, At: time.Now()})
+	m.events.Publish(event.Event{Kind: kind, ID: id, SandboxID: id})
 }

@@ -264,8 +264,9 @@ func TestEventsOfAnInstanceThatEndsAtOnce(t *testing.T) {
 	w := newWorld()
 	m := newManager(t, w, t.TempDir())
 	m.launchers["vm"] = stillborn{fakeLauncher{w}}
+	events, cancel := m.Events().Subscribe()
+	defer cancel()
 	for range 20 {
-		events, cancel := m.Events().Subscribe()
 		id, err := m.Run(t.Context(), podConfig("a"))
 		if err != nil {
 			t.Fatal(err)
@@ -275,9 +276,11 @@ func TestEventsOfAnInstanceThatEndsAtOnce(t *testing.T) {
 				t.Fatalf("event %+v, want %s", e, kind)
 			}
 		}
-		cancel()
 		if err := m.Remove(t.Context(), id); err != nil {
 			t.Fatal(err)
+		}
+		if e := <-events; e.Kind != event.Deleted {
+			t.Fatalf("event %+v after the removal", e)
 		}
 	}
 }
