@@ -7,6 +7,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/pistis-run/pistis/internal/sandbox"
 )
 
 // Annotations by which a pod without a RuntimeClass says that it is not trusted.
@@ -33,6 +35,16 @@ type Handler struct {
 	Ready func() error
 	// UserNamespaces says whether its pods can have user namespaces of their own. Nil: no.
 	UserNamespaces func() bool
+	// RecursiveReadOnly says why its containers cannot have mounts that are read-only throughout. Nil: they can.
+	RecursiveReadOnly func() error
+}
+
+// recursiveReadOnly is nil where the handler's containers can have such mounts.
+func (h Handler) recursiveReadOnly() error {
+	if h.RecursiveReadOnly == nil {
+		return nil
+	}
+	return h.RecursiveReadOnly()
 }
 
 func (h Handlers) names() []string { return slices.Sorted(maps.Keys(h.ByName)) }
@@ -41,7 +53,7 @@ func (h Handlers) names() []string { return slices.Sorted(maps.Keys(h.ByName)) }
 func (h Handlers) features(name string) *runtime.RuntimeHandlerFeatures {
 	handler := h.ByName[name]
 	return &runtime.RuntimeHandlerFeatures{
-		RecursiveReadOnlyMounts: true,
+		RecursiveReadOnlyMounts: handler.recursiveReadOnly() == nil,
 		UserNamespaces:          handler.UserNamespaces != nil && handler.UserNamespaces(),
 	}
 }
@@ -105,4 +117,19 @@ func (h Handlers) known(name string) error {
 	}
 	_, err := h.selectHandler(name, nil)
 	return err
+}
+
+// fitsHandler refuses what the handler's kind of pod cannot honour.
+func fitsHandler(cfg sandbox.Config, h Handler) error {
+	if !h.VM {
+		return nil
+	}
+	for namespace, host := range map[string]bool{"network": cfg.HostNetwork, "PID": cfg.HostPID, "IPC": cfg.HostIPC} {
+		if host {
+			return invalid("the pod asks for the host's %s namespace, and runtime handler %q runs pods in microVMs, which have "+
+				"kernels of their own; take host%s out of the pod, or give it a RuntimeClass that runs it on the host's kernel",
+				namespace, cfg.Handler, map[string]string{"network": "Network", "PID": "PID", "IPC": "IPC"}[namespace])
+		}
+	}
+	return nil
 }

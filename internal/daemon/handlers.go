@@ -31,6 +31,8 @@ type handlers struct {
 	guest  guestFiles
 	accel  *accelerator
 	groups groups
+	// network says whether pods of a handler could be connected now.
+	network func(handler string) error
 	// userNamespaces tells, from a trial, whether this host can map the owners of pods' files.
 	userNamespaces func() bool
 	launchers      map[string]sandbox.Launcher
@@ -84,16 +86,25 @@ func (h *handlers) ready(name string, handler config.Handler) error {
 	return snapshot.Ready()
 }
 
+// connected says whether pods of a handler with a network of its own could have it now. That of all others is the node's.
+func (h *handlers) connected(name string, handler config.Handler) error {
+	if handler.CNIConfDir == "" {
+		return nil
+	}
+	return h.network(name)
+}
+
 // forCRI are the handlers as the CRI server wants to know them.
 func (h *handlers) forCRI() cri.Handlers {
 	out := cri.Handlers{Default: h.cfg.DefaultHandler, Untrusted: h.cfg.UntrustedHandler, ByName: map[string]cri.Handler{}}
 	for name, handler := range h.cfg.Handlers {
 		offered := cri.Handler{
 			VM:    handler.Type == config.HandlerVM,
-			Ready: func() error { return h.ready(name, handler) },
+			Ready: func() error { return errors.Join(h.ready(name, handler), h.connected(name, handler)) },
 		}
 		if !offered.VM {
 			offered.UserNamespaces = h.userNamespaces
+			offered.RecursiveReadOnly = hostpod.CheckRecursiveReadOnly
 		}
 		out.ByName[name] = offered
 	}
@@ -102,7 +113,7 @@ func (h *handlers) forCRI() cri.Handlers {
 
 // openHandlers makes a launcher for each handler. One whose programs or guest are missing is made too: it is not ready,
 // and becomes so when they are installed.
-func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *rootfs.Roots, log *slog.Logger) (*handlers, error) {
+func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *rootfs.Watched, log *slog.Logger) (*handlers, error) {
 	h := &handlers{
 		cfg: cfg, launchers: map[string]sandbox.Launcher{},
 		guest: guestFiles{kernel: cfg.VM.Kernel, initrd: cfg.VM.Initrd, built: p.guest()},
@@ -147,7 +158,7 @@ func (h *handlers) openVM(handler config.Handler, p paths, disks *snapshot.Disks
 	})
 }
 
-func (h *handlers) openHost(name string, handler config.Handler, p paths, roots *rootfs.Roots, log *slog.Logger) (sandbox.Launcher, error) {
+func (h *handlers) openHost(name string, handler config.Handler, p paths, roots *rootfs.Watched, log *slog.Logger) (sandbox.Launcher, error) {
 	return hostpod.New(hostpod.Options{
 		Runtime: func() (string, error) { return handler.FindRuntime(name) }, Monitor: h.cfg.FindMonitor,
 		Roots: roots, Dir: filepath.Join(p.hostPods(), name), RuntimeRoot: filepath.Join(p.runtimes(), name),
@@ -156,7 +167,7 @@ func (h *handlers) openHost(name string, handler config.Handler, p paths, roots 
 }
 
 // tryUserNamespace makes what a pod with a user namespace needs and removes it again.
-func tryUserNamespace(p paths, roots *rootfs.Roots) (err error) {
+func tryUserNamespace(p paths, roots *rootfs.Watched) (err error) {
 	const id = "trial"
 	ctx, cancel := cleanup.Detach(context.Background())
 	defer cancel()

@@ -8,8 +8,8 @@ import (
 	"github.com/pistis-run/pistis/internal/sandbox"
 )
 
-// Units is the host's systemd, which makes cgroups as units.
-type Units interface {
+// units is the host's systemd, which makes cgroups as units.
+type units interface {
 	// StartScope moves a process into a scope that is made for it in a slice, which is made too if it is not there.
 	StartScope(ctx context.Context, name, slice string, pid int) error
 	// Stop ends a unit with all processes in it. It is idempotent.

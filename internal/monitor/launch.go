@@ -55,7 +55,7 @@ type Config struct {
 	// what is in it and removes it. Empty leaves the monitor in the caller's.
 	Cgroup string
 	// Adopt, where set, makes Cgroup with the process in it, where that is not for whoever launches a monitor to do.
-	Adopt func(pid int) error
+	Adopt func(pid int) error `json:"-"`
 	// Debug makes the monitor log more.
 	Debug bool
 }

@@ -48,12 +48,12 @@ type Options struct {
 	// CgroupParent is for pods that name none: a path, or a slice where there are Units.
 	CgroupParent string
 	// Units makes cgroups where that is systemd's business; nil: nobody does.
-	Units Units
+	Units units
 	Log   *slog.Logger
 }
 
-// Units is the host's systemd, which makes cgroups as units.
-type Units interface {
+// units is the host's systemd, which makes cgroups as units.
+type units interface {
 	// StartScope moves a process into a scope that is made for it in a slice, which is made too if it is not there. The
 	// scope ends with its last process.
 	StartScope(ctx context.Context, name, slice string, pid int) error
@@ -159,14 +159,18 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 	if err != nil {
 		return machine{}, err
 	}
-	resolv, err := podfiles.ResolvConf(req.Config.DNS, req.DNS)
+	network, err := req.Connected(ctx)
+	if err != nil {
+		return machine{}, err
+	}
+	resolv, err := podfiles.ResolvConf(req.Config.DNS, network.DNS)
 	if err != nil {
 		return machine{}, err
 	}
 	return machine{
 		hypervisor: l.Hypervisor, accel: accel, kernel: kernel, initrd: initrd,
 		scratch: l.scratch(req.ID), cgroup: l.cgroup(req),
-		hosts: podfiles.Hosts(req.Config.Hostname, req.IPs), resolv: resolv, maxVCPUs: uint32(runtime.NumCPU()),
+		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, maxVCPUs: uint32(runtime.NumCPU()),
 	}, nil
 }
 
@@ -222,7 +226,10 @@ func (l *Launcher) instance(ctx context.Context, client client) (sandbox.Instanc
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("shim: %w", err), client.Close())
 	}
-	return &instance{client: client, info: describe(info)}, nil
+	return &instance{
+		client: client, info: describe(info), vcpus: info.GetVm().GetVcpus(), memory: info.GetVm().GetMemoryBytes(),
+		size: func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, uint32(runtime.NumCPU())) },
+	}, nil
 }
 
 // Cleanup ends the shim and its VM and removes what was made for them.
