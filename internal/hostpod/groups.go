@@ -4,6 +4,8 @@ import (
 	"context"
 	"path"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/sandbox"
 )
@@ -47,6 +49,16 @@ func (g podGroup) cgroupsPath(id string) string {
 		return g.parent + ":pistis:" + id
 	}
 	return path.Join("/", g.parent, id)
+}
+
+// freeTasks keeps systemd from limiting the number of a container's processes (DefaultTasksMax=) where the client does not.
+func (g podGroup) freeTasks(spec *specs.Spec) {
+	r := spec.Linux.Resources
+	if !g.systemd || r == nil || r.Pids != nil || r.Unified["pids.max"] != "" {
+		return
+	}
+	unlimited := int64(-1)
+	r.Pids = &specs.LinuxPids{Limit: &unlimited}
 }
 
 // monitorGroup is that of the pod's monitor.

@@ -137,6 +137,31 @@ func TestCgroups(t *testing.T) {
 	}
 }
 
+// TestFreeTasks: systemd's own limit does not hold where the client has set none.
+func TestFreeTasks(t *testing.T) {
+	limit := int64(7)
+	for name, test := range map[string]struct {
+		systemd   bool
+		resources specs.LinuxResources
+		want      string
+	}{
+		"cgroupfs":        {false, specs.LinuxResources{}, ""},
+		"systemd":         {true, specs.LinuxResources{}, "-1"},
+		"a limit":         {true, specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}}, "7"},
+		"a unified limit": {true, specs.LinuxResources{Unified: map[string]string{"pids.max": "9"}}, ""},
+	} {
+		spec := &specs.Spec{Linux: &specs.Linux{Resources: &test.resources}}
+		podGroup{systemd: test.systemd}.freeTasks(spec)
+		got := ""
+		if pids := spec.Linux.Resources.Pids; pids != nil {
+			got = fmt.Sprint(*pids.Limit)
+		}
+		if got != test.want {
+			t.Errorf("%s: limit %q, want %q", name, got, test.want)
+		}
+	}
+}
+
 // TestUnits: the monitor is put into a scope in the pod's slice, and a slice of our own is stopped at the end.
 func TestUnits(t *testing.T) {
 	units := &fakeUnits{}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 
 	"github.com/containerd/errdefs"
@@ -42,6 +43,8 @@ func scope(name, slice string, pid int) []dbus.Property {
 		{Name: "Delegate", Value: godbus.MakeVariant(true)},
 		// It ends with the host's last processes, as containers do, and not before those.
 		{Name: "DefaultDependencies", Value: godbus.MakeVariant(false)},
+		// Its default is a share of what the host can have.
+		{Name: "TasksMax", Value: godbus.MakeVariant(uint64(math.MaxUint64))},
 		// One that has failed is forgotten too.
 		{Name: "CollectMode", Value: godbus.MakeVariant("inactive-or-failed")},
 	}

@@ -138,6 +138,7 @@ func limitsHold(t *testing.T, d *daemon) {
 	if cgroupV2() {
 		expect(t, "pids", d.limit(id, pidsMax), "100")
 		expect(t, "memory.high", d.limit(id, memoryHigh), fmt.Sprint(48*mib))
+		expect(t, "pids without a limit", d.limit(d.launch(pod, config, shell("free", forever)), pidsMax), "max")
 	} else {
 		expect(t, "shares", before, "512")
 	}
