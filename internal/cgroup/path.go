@@ -21,12 +21,7 @@ func Path(parent, name string) string {
 // SliceName adds the ending to the name of a slice, where it is not there.
 func SliceName(name string) string { return strings.TrimSuffix(name, ".slice") + ".slice" }
 
-// Slice names a slice below a parent, which may be named with or without the ending.
-func Slice(parent, name string) string {
-	return SliceName(strings.TrimSuffix(parent, ".slice") + "-" + name)
-}
-
-// Scope names the scope that a pod's helper processes are in.
+// Scope names the scope of a pod.
 func Scope(id string) string { return "pistis-" + id + ".scope" }
 
 // CheckParent refuses a parent that a client has chosen for the other way of making groups: with systemd it must be a
@@ -46,8 +41,11 @@ func CheckParent(parent string, systemd bool) error {
 
 // CheckSlice refuses a name that cannot be that of a slice, with or without the ending.
 func CheckSlice(name string) error {
-	if _, err := scopePath(SliceName(name) + "::x"); err != nil || strings.HasPrefix(name, "-") { // "-" is the root
-		return fmt.Errorf("%q is no name of a slice, such as pistis or node-pods: %w", name, errdefs.ErrInvalidArgument)
+	// The dashes are between names.
+	for part := range strings.SplitSeq(strings.TrimSuffix(name, ".slice"), "-") {
+		if part == "" || strings.ContainsAny(part, "/:") {
+			return fmt.Errorf("%q is no name of a slice, such as pistis or node-pods: %w", name, errdefs.ErrInvalidArgument)
+		}
 	}
 	return nil
 }

@@ -21,8 +21,8 @@ func TestPath(t *testing.T) {
 }
 
 func TestSlice(t *testing.T) {
-	for parent, want := range map[string]string{"pistis": "pistis-podx.slice", "node-pods.slice": "node-pods-podx.slice"} {
-		if got := Slice(parent, "podx"); got != want {
+	for parent, want := range map[string]string{"pistis": "pistis.slice", "node-pods.slice": "node-pods.slice"} {
+		if got := SliceName(parent); got != want {
 			t.Errorf("%q: got %q, want %q", parent, got, want)
 		}
 		if err := CheckSlice(parent); err != nil {

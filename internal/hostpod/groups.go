@@ -1,10 +1,9 @@
 package hostpod
 
 import (
+	"cmp"
 	"context"
 	"path"
-
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/sandbox"
@@ -12,83 +11,53 @@ import (
 
 // units is the host's systemd, which makes cgroups as units.
 type units interface {
-	// StartScope moves a process into a scope that is made for it in a slice, which is made too if it is not there.
+	// StartScope moves a process into a scope that is made for it in a slice, which is made too if it is not there. Who is in
+	// it may make groups in it; it ends with the last process.
 	StartScope(ctx context.Context, name, slice string, pid int) error
-	// Stop ends a unit with all processes in it. It is idempotent.
-	Stop(ctx context.Context, name string) error
 }
 
-// podGroup is a pod's cgroup.
+// podGroup is the cgroup that a pod's monitor and containers are in, each in a group of its own.
 type podGroup struct {
 	// group is its path relative to each hierarchy's root; own: it is ours to make and to remove.
 	group string
 	own   bool
-	// systemd makes it, and those of its containers.
-	systemd bool
-	// parent is the group in the form in which specs of this pod name it: an absolute path, or a slice.
-	parent string
+	// slice is where systemd makes it, as a scope; empty without systemd.
+	slice string
 }
 
 func (l *Launcher) group(req sandbox.LaunchRequest) podGroup {
-	g := podGroup{parent: req.Config.CgroupParent, own: req.Config.CgroupParent == "", systemd: l.Units != nil}
-	switch own := "pod" + req.ID; {
-	case !g.systemd && g.own:
-		g.parent = "/" + cgroup.Path(l.CgroupParent, own)
-	case g.systemd && g.own:
-		g.parent = cgroup.Slice(l.CgroupParent, own)
-	case g.systemd:
-		g.parent = path.Base(g.parent) // the kubelet names the whole path, which follows from the slice
+	parent := cmp.Or(req.Config.CgroupParent, l.CgroupParent)
+	switch {
+	case l.Units != nil:
+		slice := path.Base(parent) // the kubelet names the whole path, which follows from the slice
+		return podGroup{group: cgroup.Path(slice, cgroup.Scope(req.ID)), own: true, slice: slice}
+	case req.Config.CgroupParent == "":
+		return podGroup{group: cgroup.Path(parent, "pod"+req.ID), own: true}
 	}
-	g.group = cgroup.Path(g.parent, "")
-	return g
+	return podGroup{group: cgroup.Path(parent, "")}
 }
 
-// cgroupsPath is a container's group as the runtime wants it named: for systemd slice:prefix:name, else a path.
-func (g podGroup) cgroupsPath(id string) string {
-	if g.systemd {
-		return g.parent + ":pistis:" + id
-	}
-	return path.Join("/", g.parent, id)
-}
-
-// freeTasks keeps systemd from limiting the number of a container's processes (DefaultTasksMax=) where the client does not.
-func (g podGroup) freeTasks(spec *specs.Spec) {
-	r := spec.Linux.Resources
-	if !g.systemd || r == nil || r.Pids != nil || r.Unified["pids.max"] != "" {
-		return
-	}
-	unlimited := int64(-1)
-	r.Pids = &specs.LinuxPids{Limit: &unlimited}
-}
+// cgroupsPath is a container's group as the runtime wants it named. With systemd it is in the scope, where systemd keeps its
+// hands off: the runtime need not ask it, and what the kernel has counted is there until it was read.
+func (g podGroup) cgroupsPath(id string) string { return path.Join("/", g.group, id) }
 
 // monitorGroup is that of the pod's monitor.
-func (p pod) monitorGroup() string {
-	if p.systemd {
-		return cgroup.Path(p.group, cgroup.Scope(p.id))
-	}
-	return cgroup.Path(p.group, "pistis-"+p.id)
-}
+func (p pod) monitorGroup() string { return cgroup.Path(p.group, "pistis-"+p.id) }
 
-// adopt puts the monitor into its scope; nil where there is no systemd to make one.
+// adopt makes the pod's scope, with the monitor in it; nil where there is no systemd to make one.
 func (l *Launcher) adopt(ctx context.Context, p pod) func(pid int) error {
-	if !p.systemd {
+	if p.slice == "" {
 		return nil
 	}
-	return func(pid int) error { return l.Units.StartScope(ctx, cgroup.Scope(p.id), p.parent, pid) }
+	return func(pid int) error { return l.Units.StartScope(ctx, cgroup.Scope(p.id), p.slice, pid) }
 }
 
-// removeOwn removes the pod's group if it is ours.
+// removeOwn removes the pod's group if it is ours. What of it was systemd's is gone with the last process, or a moment later.
 func (l *Launcher) removeOwn(ctx context.Context, p pod) error {
 	if !p.own {
 		return nil
 	}
-	if p.systemd {
-		if err := l.Units.Stop(ctx, p.parent); err != nil {
-			return err
-		}
-	}
-	// On hierarchies where systemd makes none of the unit's, runtimes and monitors have.
-	group, err := cgroup.OfSpec("/"+p.group, false)
+	group, err := cgroup.OfSpec("/" + p.group)
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ type Options struct {
 	RuntimeRoot string
 	// CgroupParent is for pods that name none: a path, or a slice where there are Units.
 	CgroupParent string
-	// Units makes cgroups where that is systemd's business; nil: nobody does.
+	// Units makes the pods' cgroups where that is systemd's business; nil: nobody does.
 	Units units
 	Log   *slog.Logger
 }
@@ -155,7 +155,7 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (_ san
 		return nil, err
 	}
 	m, err := l.monitors.launch(ctx, monitorclient.Config{
-		Binary: program, Dir: p.monitor(), Runtime: runtime, RuntimeArgs: l.runtimeArgs(), Cgroup: p.monitorGroup(), Adopt: l.adopt(ctx, p),
+		Binary: program, Dir: p.monitor(), Runtime: runtime, RuntimeArgs: []string{"--root", l.RuntimeRoot}, Cgroup: p.monitorGroup(), Adopt: l.adopt(ctx, p),
 	})
 	if err != nil {
 		return nil, err
@@ -176,15 +176,6 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (_ san
 	}
 	undo.Release()
 	return i, nil
-}
-
-// runtimeArgs are the runtime's options that come before its command.
-func (l *Launcher) runtimeArgs() []string {
-	args := []string{"--root", l.RuntimeRoot}
-	if l.Units != nil {
-		args = append(args, "--systemd-cgroup")
-	}
-	return args
 }
 
 // configure makes what depends on the pod's network: sysctls, which may be of its interfaces, and the files that the
@@ -273,7 +264,7 @@ func (l *Launcher) remove(ctx context.Context, p pod) error {
 
 // removeContainer removes what the monitor and the runtime have left of a container, and its root.
 func (l *Launcher) removeContainer(ctx context.Context, p pod, id string) error {
-	group, err := cgroup.OfSpec(p.cgroupsPath(id), p.systemd)
+	group, err := cgroup.OfSpec(p.cgroupsPath(id))
 	if err == nil {
 		err = removeGroup(ctx, group)
 	}

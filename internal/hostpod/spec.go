@@ -21,7 +21,6 @@ func (p pod) finish(spec *specs.Spec, req task.CreateRequest, root string, user 
 	spec.Root.Path = root
 	spec.Process.User = specs.User{UID: user.UID, GID: user.GID, AdditionalGids: user.AdditionalGIDs}
 	spec.Linux.CgroupsPath = p.cgroupsPath(req.ID)
-	p.freeTasks(spec)
 	p.setNamespaces(spec, req.ID, req.PID)
 	p.addFiles(spec)
 }

@@ -16,7 +16,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/vishvananda/netlink"
 
-	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/cleanup"
 	monitorclient "github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/network/netns"
@@ -153,11 +152,7 @@ func (t *tasks) fits(container string, limits *specs.LinuxMemory) error {
 	if limits == nil || limits.Limit == nil || *limits.Limit <= 0 {
 		return nil
 	}
-	group, err := cgroup.SpecPath(t.p.cgroupsPath(container), t.p.systemd)
-	if err != nil {
-		return err
-	}
-	usage, err := t.l.cgroups.Usage(group)
+	usage, err := t.l.cgroups.Usage(t.p.cgroupsPath(container))
 	if errdefs.IsNotFound(err) {
 		return nil // it does not run
 	} else if err != nil {
@@ -183,11 +178,7 @@ func (t *tasks) Stats(ctx context.Context, containers ...string) (task.Stats, er
 		if id == t.p.initID() {
 			continue
 		}
-		group, err := cgroup.SpecPath(t.p.cgroupsPath(id), t.p.systemd)
-		if err != nil {
-			return stats, err
-		}
-		usage, err := t.l.cgroups.Usage(group)
+		usage, err := t.l.cgroups.Usage(t.p.cgroupsPath(id))
 		if errdefs.IsNotFound(err) {
 			continue // it does not run
 		} else if err != nil {

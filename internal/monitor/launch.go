@@ -54,7 +54,7 @@ type Config struct {
 	// Cgroup is a group for this monitor alone, relative to the root of each hierarchy. Launch makes it, Cleanup kills
 	// what is in it and removes it. Empty leaves the monitor in the caller's.
 	Cgroup string
-	// Adopt, where set, makes Cgroup with the process in it, where that is not for whoever launches a monitor to do.
+	// Adopt, where set, makes the group that Cgroup is in, with the process in it, where that is not for just anybody to do.
 	Adopt func(pid int) error `json:"-"`
 	// Debug makes the monitor log more.
 	Debug bool
@@ -161,7 +161,6 @@ func record(cfg Config, dir bundle.Dir, pid int) error {
 			return fmt.Errorf("cgroup of the monitor: %w", err)
 		}
 	}
-	// Nobody else makes it on every hierarchy of cgroup v1.
 	group, err := cgroup.Open(cfg.Cgroup)
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"os"
@@ -372,32 +373,32 @@ func groupsAreInPlace(t *testing.T, d *daemon) {
 	}
 	for _, parent := range []string{"", clients} {
 		pod, config := d.runPod("tree", func(c *runtime.PodSandboxConfig) { c.Linux.CgroupParent = parent })
-		id := d.launch(pod, config, shell("c", forever))
-		info := d.info(pod)
-		if want := parent; want != "" {
-			expect(t, "the pod's group", info["cgroup"], want)
+		own := "/" + d.scope.Cgroup + "/pod" + pod
+		switch {
+		case units:
+			own = cmp.Or(parent, "/"+d.scope.Cgroup+".slice") + "/pistis-" + pod + ".scope"
+		case parent != "":
+			own = parent
 		}
-		name, monitor := info["cgroup"]+"/"+id, info["cgroup"]+"/pistis-"+pod
-		if units {
-			name, monitor = info["cgroup"]+"/pistis-"+id+".scope", monitor+".scope"
-		}
+		expect(t, "the pod's group", d.info(pod)["cgroup"], own)
+		container, monitor := own+"/"+d.launch(pod, config, shell("c", forever)), own+"/pistis-"+pod
 		if got := groupsOf(t, fmt.Sprint(d.process(pod, "monitorPid"))); !slices.Equal(got, []string{monitor}) {
 			t.Errorf("the monitor is in %q, want %q", got, monitor)
 		}
-		if len(groupLeft(t, name)) == 0 {
-			t.Errorf("there is no %s", name)
+		if len(groupLeft(t, container)) == 0 {
+			t.Errorf("there is no %s", container)
 		}
 		d.stopAndRemove(pod)
-		for _, gone := range []string{name, monitor} {
-			if left := groupLeft(t, gone); len(left) > 0 {
+		gone := []string{container, monitor}
+		if own != parent {
+			gone = append(gone, own)
+		}
+		for _, path := range gone {
+			if left := groupLeft(t, path); len(left) > 0 {
 				t.Errorf("left behind: %q", left)
 			}
 		}
-		left := groupLeft(t, info["cgroup"])
-		switch {
-		case parent == "" && len(left) > 0:
-			t.Errorf("left behind: %q", left)
-		case parent != "" && len(left) == 0:
+		if parent != "" && len(groupLeft(t, parent)) == 0 {
 			t.Errorf("%s, which is the client's, has gone", parent)
 		}
 	}
