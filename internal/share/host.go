@@ -219,6 +219,9 @@ func clone(s Share) (_ *os.File, _ *Served, err error) {
 	if err := unix.Fstatfs(fd, &fs); err != nil {
 		return nil, nil, err
 	}
+	if fs.Type == unix.HUGETLBFS_MAGIC {
+		return nil, nil, fmt.Errorf("it is in the host's huge pages, of which a VM pod has none: %w", errdefs.ErrNotImplemented)
+	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR, unix.S_IFREG:
 	case unix.S_IFSOCK:
