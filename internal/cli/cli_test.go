@@ -30,7 +30,9 @@ type daemon struct {
 	pistisv1.UnimplementedPistisServer
 	pods       []*runtime.PodSandbox
 	containers []*runtime.Container
+	images     []*runtime.Image
 	fail       error
+	keep       string // an image that cannot be removed
 
 	mu    sync.Mutex
 	calls []string
@@ -95,6 +97,38 @@ func (d *daemon) RemovePodSandbox(_ context.Context, r *runtime.RemovePodSandbox
 
 func (d *daemon) StopContainer(_ context.Context, r *runtime.StopContainerRequest) (*runtime.StopContainerResponse, error) {
 	return &runtime.StopContainerResponse{}, d.note("stop container " + r.ContainerId)
+}
+
+func (d *daemon) RemoveContainer(_ context.Context, r *runtime.RemoveContainerRequest) (*runtime.RemoveContainerResponse, error) {
+	return &runtime.RemoveContainerResponse{}, d.note("remove container " + r.ContainerId)
+}
+
+// ContainerStatus: every container has the image "volume" as a volume.
+func (d *daemon) ContainerStatus(_ context.Context, r *runtime.ContainerStatusRequest) (*runtime.ContainerStatusResponse, error) {
+	return &runtime.ContainerStatusResponse{Status: &runtime.ContainerStatus{
+		Id: r.ContainerId, Metadata: &runtime.ContainerMetadata{Name: "c"}, CreatedAt: 1, Image: &runtime.ImageSpec{Image: "x"}, ImageRef: "x",
+		Mounts: []*runtime.Mount{{ContainerPath: "/h", HostPath: "/h"}, {ContainerPath: "/v", Image: &runtime.ImageSpec{Image: "volume"}}},
+	}}, nil
+}
+
+func (d *daemon) ListImages(context.Context, *runtime.ListImagesRequest) (*runtime.ListImagesResponse, error) {
+	return &runtime.ListImagesResponse{Images: d.images}, nil
+}
+
+func (d *daemon) ImageStatus(_ context.Context, r *runtime.ImageStatusRequest) (*runtime.ImageStatusResponse, error) {
+	for _, i := range d.images {
+		if slices.Contains(i.RepoTags, r.Image.Image) {
+			return &runtime.ImageStatusResponse{Image: i}, nil
+		}
+	}
+	return &runtime.ImageStatusResponse{}, nil
+}
+
+func (d *daemon) RemoveImage(_ context.Context, r *runtime.RemoveImageRequest) (*runtime.RemoveImageResponse, error) {
+	if d.keep != "" && r.Image.Image == d.keep {
+		return nil, status.Error(codes.Internal, "it stays")
+	}
+	return &runtime.RemoveImageResponse{}, d.note("remove image " + r.Image.Image)
 }
 
 func (d *daemon) Pull(r *pistisv1.PullRequest, stream grpc.ServerStreamingServer[pistisv1.PullProgress]) error {

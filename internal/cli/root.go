@@ -86,7 +86,7 @@ func (a *app) command() *cobra.Command {
 		a.runCommand(), a.psCommand(), a.podsCommand(), a.execCommand(), a.attachCommand(), a.logsCommand(),
 		a.stopCommand(), a.rmCommand(), a.imagesCommand(), a.pullCommand(), a.rmiCommand(),
 		a.importCommand(), a.exportCommand(), a.statsCommand(), a.inspectCommand(), a.portForwardCommand(),
-		a.infoCommand(), a.doctorCommand(), a.guestCommand(),
+		a.pruneCommand(), a.wipeCommand(), a.infoCommand(), a.doctorCommand(), a.guestCommand(),
 	)
 	return root
 }

@@ -94,16 +94,6 @@ func TestUnbuilt(t *testing.T) {
 	wantCode(t, err, codes.Unimplemented)
 	_, err = h.runtime.ListMetricDescriptors(ctx, &runtime.ListMetricDescriptorsRequest{})
 	wantCode(t, err, codes.Unimplemented)
-	stream, err := h.runtime.StreamContainers(ctx, &runtime.StreamContainersRequest{})
-	if err == nil {
-		_, err = stream.Recv()
-	}
-	wantCode(t, err, codes.Unimplemented)
-	images, err := h.images.StreamImages(ctx, &runtime.StreamImagesRequest{})
-	if err == nil {
-		_, err = images.Recv()
-	}
-	wantCode(t, err, codes.Unimplemented)
 	if !strings.Contains(status.Convert(err).Message(), "not supported by this version") {
 		t.Error(err)
 	}

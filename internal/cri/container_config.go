@@ -140,6 +140,10 @@ func validateMount(i int, m *runtime.Mount) error {
 		return invalid("config.mounts[%d] (%s): an image and a host path exclude each other", i, m.ContainerPath)
 	case m.Image != nil && m.Image.Image == "":
 		return invalid("config.mounts[%d] (%s): the image has no name", i, m.ContainerPath)
+	case m.Image != nil && !m.Readonly:
+		return invalid("config.mounts[%d] (%s): an image can only be mounted read-only", i, m.ContainerPath)
+	case m.Image != nil && m.Propagation != runtime.MountPropagation_PROPAGATION_PRIVATE:
+		return invalid("config.mounts[%d] (%s): nothing is mounted in an image: its propagation can only be private", i, m.ContainerPath)
 	case m.Image == nil && (!filepath.IsAbs(m.HostPath) || hasNUL(m.HostPath)):
 		return invalid("config.mounts[%d] (%s): host path %q is not an absolute path", i, m.ContainerPath, m.HostPath)
 	case m.ImageSubPath != "" && m.Image == nil:

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -90,17 +91,15 @@ func (c *containerCalls) CreateContainer(ctx context.Context, req *runtime.Creat
 	}
 	id, err := c.containers.Create(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("create container %q: %w", name, imageVolumeError(cfg, err))
+		return nil, imageVolumeError(fmt.Errorf("create container %q: %w", name, err))
 	}
 	return &runtime.CreateContainerResponse{ContainerId: id}, nil
 }
 
-// imageVolumeError marks an error for the kubelet, which looks for the mark where a volume of an image failed.
-func imageVolumeError(cfg container.Config, err error) error {
-	for _, m := range cfg.Mounts {
-		if m.Image != "" && strings.Contains(err.Error(), m.ContainerPath) {
-			return fmt.Errorf("%w: %w", crierrors.ErrImageVolumeMountFailed, err)
-		}
+// imageVolumeError marks an error of a volume that is an image for the kubelet, as the beginning of its text.
+func imageVolumeError(err error) error {
+	if errors.Is(err, container.ErrImageVolume) {
+		return fmt.Errorf("%w: %w", crierrors.ErrImageVolumeMountFailed, err)
 	}
 	return err
 }
@@ -198,20 +197,24 @@ func (c *containerCalls) find(ctx context.Context, verb, id string) (container.S
 
 // ListContainers lists the containers that the filter lets through, the newest first.
 func (c *containerCalls) ListContainers(ctx context.Context, req *runtime.ListContainersRequest) (*runtime.ListContainersResponse, error) {
-	resp := &runtime.ListContainersResponse{}
-	list := slices.Clone(c.reader.List(ctx))
-	slices.SortStableFunc(list, func(a, b container.Status) int { return b.Created.Compare(a.Created) })
-	for _, s := range list {
-		if !matchesContainer(s, req.GetFilter()) {
+	return &runtime.ListContainersResponse{Containers: c.list(ctx, req.GetFilter())}, nil
+}
+
+func (c *containerCalls) list(ctx context.Context, filter *runtime.ContainerFilter) []*runtime.Container {
+	all := slices.Clone(c.reader.List(ctx))
+	slices.SortStableFunc(all, func(a, b container.Status) int { return b.Created.Compare(a.Created) })
+	var list []*runtime.Container
+	for _, s := range all {
+		if !matchesContainer(s, filter) {
 			continue
 		}
-		resp.Containers = append(resp.Containers, &runtime.Container{
+		list = append(list, &runtime.Container{
 			Id: s.ID, PodSandboxId: s.Config.SandboxID, Metadata: containerMetadata(s.Config),
 			Image: imageSpec(s.Config), ImageRef: s.Config.ImageRef, ImageId: s.ImageID, State: containerState(s.State),
 			CreatedAt: s.Created.UnixNano(), Labels: maps.Clone(s.Config.Labels), Annotations: maps.Clone(s.Config.Annotations),
 		})
 	}
-	return resp, nil
+	return list
 }
 
 func matchesContainer(s container.Status, f *runtime.ContainerFilter) bool {

@@ -251,7 +251,7 @@ func fullContainer() *runtime.ContainerConfig {
 	c.Envs = []*runtime.KeyValue{{Key: "A", Value: []byte("b=c")}}
 	c.Mounts = []*runtime.Mount{
 		{ContainerPath: "/a", HostPath: "/b", Readonly: true},
-		{ContainerPath: "/i", Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "y"},
+		{ContainerPath: "/i", Readonly: true, Image: &runtime.ImageSpec{Image: "x"}, ImageSubPath: "y"},
 	}
 	c.Devices = []*runtime.Device{{ContainerPath: "/dev/a", HostPath: "/dev/b", Permissions: "rw"}}
 	c.CDIDevices = []*runtime.CDIDevice{{Name: "v.com/c=d"}}

@@ -127,5 +127,5 @@ func onlyLooks(method string) bool {
 		"PodSandboxStatus", "ContainerStatus", "PodSandboxStats", "ContainerStats":
 		return true
 	}
-	return strings.HasPrefix(method, "List")
+	return strings.HasPrefix(method, "List") || strings.HasPrefix(method, "Stream")
 }

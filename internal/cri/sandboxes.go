@@ -126,17 +126,21 @@ func (c *sandboxCalls) PodSandboxStatus(ctx context.Context, req *runtime.PodSan
 
 // ListPodSandbox lists the sandboxes that the filter lets through, the newest first.
 func (c *sandboxCalls) ListPodSandbox(ctx context.Context, req *runtime.ListPodSandboxRequest) (*runtime.ListPodSandboxResponse, error) {
-	resp := &runtime.ListPodSandboxResponse{}
+	return &runtime.ListPodSandboxResponse{Items: c.list(ctx, req.GetFilter())}, nil
+}
+
+func (c *sandboxCalls) list(ctx context.Context, filter *runtime.PodSandboxFilter) []*runtime.PodSandbox {
+	var list []*runtime.PodSandbox
 	for _, s := range newestFirst(c.sandboxes.List(ctx)) {
-		if !matchesSandbox(s, req.GetFilter()) {
+		if !matchesSandbox(s, filter) {
 			continue
 		}
-		resp.Items = append(resp.Items, &runtime.PodSandbox{
+		list = append(list, &runtime.PodSandbox{
 			Id: s.ID, Metadata: sandboxMetadata(s.Config), State: sandboxState(s.State), CreatedAt: s.Created.UnixNano(),
 			Labels: s.Config.Labels, Annotations: s.Config.Annotations, RuntimeHandler: s.Config.Handler,
 		})
 	}
-	return resp, nil
+	return list
 }
 
 func newestFirst(list []sandbox.Status) []sandbox.Status {

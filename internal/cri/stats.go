@@ -63,7 +63,11 @@ func (c *statsCalls) ContainerStats(ctx context.Context, req *runtime.ContainerS
 // ListContainerStats answers for all running containers that the filter lets through. A pod that does not answer
 // is left out, and logged.
 func (c *statsCalls) ListContainerStats(ctx context.Context, req *runtime.ListContainerStatsRequest) (*runtime.ListContainerStatsResponse, error) {
-	f := req.GetFilter()
+	list, err := c.containerList(ctx, req.GetFilter())
+	return &runtime.ListContainerStatsResponse{Stats: list}, err
+}
+
+func (c *statsCalls) containerList(ctx context.Context, f *runtime.ContainerStatsFilter) ([]*runtime.ContainerStats, error) {
 	pods := map[string][]container.Status{}
 	for _, s := range c.containers.List(ctx) {
 		if s.State == container.Running && strings.HasPrefix(s.ID, f.GetId()) && strings.HasPrefix(s.Config.SandboxID, f.GetPodSandboxId()) &&
@@ -71,11 +75,11 @@ func (c *statsCalls) ListContainerStats(ctx context.Context, req *runtime.ListCo
 			pods[s.Config.SandboxID] = append(pods[s.Config.SandboxID], s)
 		}
 	}
-	resp := &runtime.ListContainerStatsResponse{}
+	var list []*runtime.ContainerStats
 	for sandboxID, stats := range c.ask(ctx, keys(pods)) {
-		resp.Stats = append(resp.Stats, c.ofContainers(ctx, pods[sandboxID], stats)...)
+		list = append(list, c.ofContainers(ctx, pods[sandboxID], stats)...)
 	}
-	return resp, ctx.Err()
+	return list, ctx.Err()
 }
 
 // PodSandboxStats answers for one sandbox that is ready.
@@ -96,20 +100,24 @@ func (c *statsCalls) PodSandboxStats(ctx context.Context, req *runtime.PodSandbo
 
 // ListPodSandboxStats answers for all ready sandboxes that the filter lets through, as ListContainerStats does.
 func (c *statsCalls) ListPodSandboxStats(ctx context.Context, req *runtime.ListPodSandboxStatsRequest) (*runtime.ListPodSandboxStatsResponse, error) {
-	f := req.GetFilter()
+	list, err := c.sandboxList(ctx, req.GetFilter())
+	return &runtime.ListPodSandboxStatsResponse{Stats: list}, err
+}
+
+func (c *statsCalls) sandboxList(ctx context.Context, f *runtime.PodSandboxStatsFilter) ([]*runtime.PodSandboxStats, error) {
 	pods := map[string]sandbox.Status{}
 	for _, s := range c.sandboxes.List(ctx) {
 		if s.State == sandbox.Ready && strings.HasPrefix(s.ID, f.GetId()) && matchesLabels(s.Config.Labels, f.GetLabelSelector()) {
 			pods[s.ID] = s
 		}
 	}
-	resp := &runtime.ListPodSandboxStatsResponse{}
 	answers := c.ask(ctx, keys(pods))
 	running := c.running(ctx)
+	var list []*runtime.PodSandboxStats
 	for id, stats := range answers {
-		resp.Stats = append(resp.Stats, c.sandboxStats(ctx, pods[id], running[id], stats))
+		list = append(list, c.sandboxStats(ctx, pods[id], running[id], stats))
 	}
-	return resp, ctx.Err()
+	return list, ctx.Err()
 }
 
 // running are the containers that run, by sandbox.

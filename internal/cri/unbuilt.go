@@ -21,7 +21,6 @@ func notBuilt(what string) error {
 const (
 	noCheckpoints = "checkpoints of pods and containers are not supported by this version"
 	noMetrics     = "metrics over CRI are not supported by this version; the statistics calls are"
-	noStreaming   = "lists as streams are not supported by this version; use the call that answers with the list"
 )
 
 func (unbuiltCalls) CheckpointContainer(context.Context, *runtime.CheckpointContainerRequest) (*runtime.CheckpointContainerResponse, error) {
@@ -50,20 +49,4 @@ func (unbuiltCalls) StreamPodSandboxMetrics(*runtime.StreamPodSandboxMetricsRequ
 
 func (unbuiltCalls) UpdatePodSandboxResources(context.Context, *runtime.UpdatePodSandboxResourcesRequest) (*runtime.UpdatePodSandboxResourcesResponse, error) {
 	return nil, notBuilt("resizing a running pod is not supported by this version; resize its containers, or make the pod anew")
-}
-
-func (unbuiltCalls) StreamPodSandboxes(*runtime.StreamPodSandboxesRequest, grpc.ServerStreamingServer[runtime.StreamPodSandboxesResponse]) error {
-	return notBuilt(noStreaming)
-}
-
-func (unbuiltCalls) StreamContainers(*runtime.StreamContainersRequest, grpc.ServerStreamingServer[runtime.StreamContainersResponse]) error {
-	return notBuilt(noStreaming)
-}
-
-func (unbuiltCalls) StreamContainerStats(*runtime.StreamContainerStatsRequest, grpc.ServerStreamingServer[runtime.StreamContainerStatsResponse]) error {
-	return notBuilt(noStreaming)
-}
-
-func (unbuiltCalls) StreamPodSandboxStats(*runtime.StreamPodSandboxStatsRequest, grpc.ServerStreamingServer[runtime.StreamPodSandboxStatsResponse]) error {
-	return notBuilt(noStreaming)
 }

@@ -39,6 +39,7 @@ func (p paths) scratch() string { return filepath.Join(p.root, "scratch") }
 func (p paths) guest() string   { return filepath.Join(p.root, "guest") }
 func (p paths) dirs() string    { return filepath.Join(p.root, "dirs") }
 func (p paths) roots() string   { return filepath.Join(p.root, "roots") }
+func (p paths) volumes() string { return filepath.Join(p.root, "volumes") }
 func (p paths) netns() string   { return filepath.Join(p.state, "netns") }
 func (p paths) pods() string    { return filepath.Join(p.state, "pods") }
 func (p paths) bundles() string { return filepath.Join(p.state, "bundles") }
@@ -85,6 +86,10 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 	if e.roots, err = rootfs.Open(e.paths.roots()); err != nil {
 		return nil, err
 	}
+	volumes, err := rootfs.Open(e.paths.volumes())
+	if err != nil {
+		return nil, err
+	}
 	// The first form is made when an image is pulled, the other one when a container needs it.
 	if cfg.Handlers[cfg.DefaultHandler].Type == config.HandlerVM {
 		e.images.SetForms(e.disks, e.dirs)
@@ -103,7 +108,7 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 	}
 	e.sandboxes, err = sandbox.New(sandbox.Options{
 		Dir: e.paths.sandboxRecords(), NetNSDir: e.paths.netns(),
-		NetNS:   sandbox.NetNS{Create: netns.Create, CreateOwned: createOwned, Remove: netns.Remove, List: netns.List},
+		NetNS:   sandbox.NetNS{Create: netns.Create, CreateOwned: createOwned, Remove: netns.Remove, List: netns.List, UserNS: netns.UserNS},
 		Network: e.network, Launchers: e.handlers.launchers, Events: e.events, Log: log,
 	})
 	if err != nil {
@@ -112,7 +117,7 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 	down.Add("close sandboxes", closing(e.sandboxes.Close))
 	e.containers, err = container.New(container.Options{
 		Dir: e.paths.containerRecords(), BundleDir: e.paths.bundles(), Sandboxes: e.sandboxes, Images: e.images,
-		Disks: e.disks, Dirs: e.dirs, Events: e.events, Log: log,
+		Disks: e.disks, Dirs: e.dirs, Volumes: imageVolumes{volumes}, Events: e.events, Log: log,
 	})
 	if err != nil {
 		return nil, err

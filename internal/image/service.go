@@ -51,7 +51,8 @@ type Options struct {
 	// Insecure registries, as host or host:port, need no valid certificate and may speak plain HTTP. Those on
 	// the loopback interface always may.
 	Insecure []string
-	// PinnedImages are names of images that the kubelet is told not to remove.
+	// PinnedImages are names of images that the kubelet is told not to remove, or patterns of names with * at the end, or
+	// at both ends.
 	PinnedImages []string
 	// MaxConcurrentDownloads of blobs over all pulls; 0 is 3.
 	MaxConcurrentDownloads int
@@ -76,7 +77,7 @@ type Service struct {
 	opts      Options
 	clog      *log.Entry
 	mirrors   map[string][]*url.URL
-	pinned    map[string]struct{}
+	pinned    []pin
 	platform  platforms.MatchComparer
 	downloads *semaphore.Weighted
 	blobs     *keyedMutex[digest.Digest]
@@ -134,7 +135,7 @@ func newService(opts Options) (*Service, error) {
 	}
 	s := &Service{
 		opts: opts, clog: containerdLog(opts.Log),
-		mirrors: map[string][]*url.URL{}, pinned: map[string]struct{}{},
+		mirrors:   map[string][]*url.URL{},
 		platform:  platforms.Only(platforms.DefaultSpec()),
 		downloads: semaphore.NewWeighted(int64(opts.MaxConcurrentDownloads)),
 		blobs:     newKeyedMutex[digest.Digest](),
@@ -142,11 +143,11 @@ func newService(opts Options) (*Service, error) {
 		pending: map[*flight][]digest.Digest{}, parsed: map[digest.Digest]parsedManifest{},
 	}
 	for _, name := range opts.PinnedImages {
-		full, err := Normalize(name)
+		p, err := parsePin(name)
 		if err != nil {
-			return nil, fmt.Errorf("pinned image: %w", err)
+			return nil, err
 		}
-		s.pinned[full] = struct{}{}
+		s.pinned = append(s.pinned, p)
 	}
 	for host, urls := range opts.Mirrors {
 		for _, raw := range urls {

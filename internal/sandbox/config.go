@@ -80,6 +80,8 @@ type Status struct {
 	IPs []string
 	// NetNS is the path of its network namespace.
 	NetNS string
+	// UserNS is the path of its user namespace; empty where it is the host's.
+	UserNS string
 	// VM: the containers run on a kernel of their own; paths, devices and namespaces of the host mean nothing there.
 	VM bool
 	// Info is for verbose status: shim pid, vmm pid, hypervisor, acceleration, guest kernel, phases.

@@ -63,6 +63,8 @@ type NetNS struct {
 	CreateOwned func(dir, id string, user UserNamespace) (path string, err error)
 	Remove      func(path string) error // idempotent
 	List        func(dir string) (ids []string, err error)
+	// UserNS is where CreateOwned keeps the user namespace of a network namespace.
+	UserNS func(netns string) (path string)
 }
 
 // networks connects pods; see package network.

@@ -107,6 +107,9 @@ func (m *Manager) status(sb *sandbox) (status Status, visible bool) {
 		ID: rec.ID, Config: rec.Config, State: rec.State, Created: rec.Created, Reason: rec.Reason,
 		IPs: slices.Clone(rec.IPs), NetNS: rec.NetNS,
 	}
+	if rec.Config.User != nil && rec.NetNS != "" {
+		status.UserNS = m.netns.UserNS(rec.NetNS)
+	}
 	if launcher, ok := m.launchers[rec.Config.Handler]; ok {
 		status.VM = launcher.VM()
 	}

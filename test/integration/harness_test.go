@@ -231,7 +231,7 @@ func (d *daemon) cleanUp() {
 		d.t.Errorf("left behind: %s", line)
 	}
 	d.checkLog()
-	if out, err := exec.Command(binary("pistisd"), "--config", d.config, "wipe").CombinedOutput(); err != nil {
+	if out, err := exec.Command(binary("pistisd"), "--config", d.config, "wipe", "--yes").CombinedOutput(); err != nil {
 		d.t.Errorf("wipe: %v: %s", err, out)
 	}
 	if d.t.Failed() {
