@@ -182,7 +182,7 @@ func (h *Host) Serve(ctx context.Context, s Share) (_ *Served, err error) {
 		return nil, err
 	}
 	defer theirs.Close()
-	data, err := json.Marshal(order{Valid: s.Valid, Watch: s.Watch && !served.File})
+	data, err := json.Marshal(order{Valid: s.Valid, Passing: s.Follow, Watch: s.Watch && !served.File})
 	if err == nil {
 		_, _, err = h.control.WriteMsgUnix(data, unix.UnixRights(int(tree.Fd()), int(theirs.Fd())), nil)
 	}
