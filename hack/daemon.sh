@@ -60,6 +60,7 @@ start_daemon() {
 		[vm]
 		kernel = "$GUEST/vmlinuz"
 		initrd = "$GUEST/initrd"
+		modules = "$GUEST/modules.img"
 		$extra
 	END
 	"$BIN/pistisd" --config "$state/config.toml" >"$dir/pistisd.log" 2>&1 &

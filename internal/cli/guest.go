@@ -49,6 +49,9 @@ func (a *app) guestBuildCommand() *cobra.Command {
 				return printValue(a.out, guest)
 			}
 			fmt.Fprintf(a.out, "kernel  %s (%s, from %s)\ninitrd  %s (%d modules)\n", guest.Kernel, guest.KernelVersion, guest.Source, guest.Initrd, len(guest.Modules))
+			if guest.ModulesDisk != "" {
+				fmt.Fprintf(a.out, "modules %s (loaded on demand)\n", guest.ModulesDisk)
+			}
 			return nil
 		},
 	}

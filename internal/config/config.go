@@ -98,6 +98,8 @@ type Handler struct {
 	Hypervisor string `toml:"hypervisor" json:"hypervisor"`
 	// Path of the OCI runtime or of the shim; empty finds it.
 	Path string `toml:"path" json:"path"`
+	// CNIConfDir is for pods of this handler; empty: [network]'s.
+	CNIConfDir string `toml:"cni_conf_dir" json:"cni_conf_dir"`
 }
 
 // VM settings for all VM handlers.
@@ -106,6 +108,7 @@ type VM struct {
 	QEMU         string   `toml:"qemu" json:"qemu"` // path; empty: PATH
 	Kernel       string   `toml:"kernel" json:"kernel"`
 	Initrd       string   `toml:"initrd" json:"initrd"`
+	Modules      string   `toml:"modules" json:"modules"` // image of modules to load on demand, for kernel; empty: none
 	Machine      string   `toml:"machine" json:"machine"`
 	KernelParams []string `toml:"kernel_params" json:"kernel_params"`
 	// Acceleration is auto, kvm or tcg.

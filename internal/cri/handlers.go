@@ -35,6 +35,16 @@ type Handler struct {
 	Ready func() error
 	// UserNamespaces says whether its pods can have user namespaces of their own. Nil: no.
 	UserNamespaces func() bool
+	// RecursiveReadOnly says why its containers cannot have mounts that are read-only throughout. Nil: they can.
+	RecursiveReadOnly func() error
+}
+
+// recursiveReadOnly is nil where the handler's containers can have such mounts.
+func (h Handler) recursiveReadOnly() error {
+	if h.RecursiveReadOnly == nil {
+		return nil
+	}
+	return h.RecursiveReadOnly()
 }
 
 func (h Handlers) names() []string { return slices.Sorted(maps.Keys(h.ByName)) }
@@ -43,7 +53,7 @@ func (h Handlers) names() []string { return slices.Sorted(maps.Keys(h.ByName)) }
 func (h Handlers) features(name string) *runtime.RuntimeHandlerFeatures {
 	handler := h.ByName[name]
 	return &runtime.RuntimeHandlerFeatures{
-		RecursiveReadOnlyMounts: true,
+		RecursiveReadOnlyMounts: handler.recursiveReadOnly() == nil,
 		UserNamespaces:          handler.UserNamespaces != nil && handler.UserNamespaces(),
 	}
 }

@@ -30,33 +30,38 @@ type handlers struct {
 	cfg   config.Config
 	guest guestFiles
 	accel *accelerator
+	// network says whether pods of a handler could be connected now.
+	network func(handler string) error
 	// userNamespaces tells, from a trial, whether this host can map the owners of pods' files.
 	userNamespaces func() bool
 	launchers      map[string]sandbox.Launcher
 }
 
-// guestFiles finds the guest's kernel and initrd: those of the configuration, else those that were built. They are
+// guestFiles finds the guest's files: those of the configuration, else those that were built. They are
 // looked for each time, so that a guest that is built while the daemon runs is taken.
 type guestFiles struct {
-	kernel, initrd string
-	built          string
+	vmpod.Guest
+	built string
 }
 
-func (g guestFiles) find() (kernel, initrd string, err error) {
-	if g.kernel == "" {
+func (g guestFiles) find() (vmpod.Guest, error) {
+	if g.Kernel == "" {
 		guest, err := guestimage.Load(g.built)
 		if errdefs.IsNotFound(err) {
-			return "", "", fmt.Errorf("no guest kernel in %s: run `pistis guest build`, or set vm.kernel and vm.initrd in pistisd's configuration: %w",
+			return vmpod.Guest{}, fmt.Errorf("no guest kernel in %s: run `pistis guest build`, or set vm.kernel and vm.initrd in pistisd's configuration: %w",
 				g.built, errdefs.ErrFailedPrecondition)
 		}
-		return guest.Kernel, guest.Initrd, err
+		return vmpod.Guest{Kernel: guest.Kernel, Initrd: guest.Initrd, Modules: guest.ModulesDisk}, err
 	}
-	for key, path := range map[string]string{"vm.kernel": g.kernel, "vm.initrd": g.initrd} {
+	for key, path := range map[string]string{"vm.kernel": g.Kernel, "vm.initrd": g.Initrd, "vm.modules": g.Modules} {
+		if path == "" {
+			continue // modules: the guest's are built in
+		}
 		if _, err := os.Stat(path); err != nil {
-			return "", "", fmt.Errorf("%s: %w: %w", key, err, errdefs.ErrFailedPrecondition)
+			return vmpod.Guest{}, fmt.Errorf("%s: %w: %w", key, err, errdefs.ErrFailedPrecondition)
 		}
 	}
-	return g.kernel, g.initrd, nil
+	return g.Guest, nil
 }
 
 // ready says whether pods of a handler can be run now.
@@ -71,7 +76,7 @@ func (h *handlers) ready(name string, handler config.Handler) error {
 		}
 		return hostpod.CheckRuntime(path)
 	}
-	if _, _, err := h.guest.find(); err != nil {
+	if _, err := h.guest.find(); err != nil {
 		return err
 	}
 	if _, err := h.cfg.VM.FindShim(handler); err != nil {
@@ -83,16 +88,25 @@ func (h *handlers) ready(name string, handler config.Handler) error {
 	return snapshot.Ready()
 }
 
+// connected says whether pods of a handler with a network of its own could have it now. That of all others is the node's.
+func (h *handlers) connected(name string, handler config.Handler) error {
+	if handler.CNIConfDir == "" {
+		return nil
+	}
+	return h.network(name)
+}
+
 // forCRI are the handlers as the CRI server wants to know them.
 func (h *handlers) forCRI() cri.Handlers {
 	out := cri.Handlers{Default: h.cfg.DefaultHandler, Untrusted: h.cfg.UntrustedHandler, ByName: map[string]cri.Handler{}}
 	for name, handler := range h.cfg.Handlers {
 		offered := cri.Handler{
 			VM:    handler.Type == config.HandlerVM,
-			Ready: func() error { return h.ready(name, handler) },
+			Ready: func() error { return errors.Join(h.ready(name, handler), h.connected(name, handler)) },
 		}
 		if !offered.VM {
 			offered.UserNamespaces = h.userNamespaces
+			offered.RecursiveReadOnly = hostpod.CheckRecursiveReadOnly
 		}
 		out.ByName[name] = offered
 	}
@@ -101,10 +115,10 @@ func (h *handlers) forCRI() cri.Handlers {
 
 // openHandlers makes a launcher for each handler. One whose programs or guest are missing is made too: it is not ready,
 // and becomes so when they are installed.
-func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *rootfs.Roots, log *slog.Logger) (*handlers, error) {
+func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *rootfs.Watched, log *slog.Logger) (*handlers, error) {
 	h := &handlers{
 		cfg: cfg, launchers: map[string]sandbox.Launcher{},
-		guest: guestFiles{kernel: cfg.VM.Kernel, initrd: cfg.VM.Initrd, built: p.guest()},
+		guest: guestFiles{Guest: vmpod.Guest{Kernel: cfg.VM.Kernel, Initrd: cfg.VM.Initrd, Modules: cfg.VM.Modules}, built: p.guest()},
 	}
 	h.accel = newAccelerator(cfg.VM, h.guest, cfg.Root, log)
 	h.userNamespaces = sync.OnceValue(func() bool {
@@ -143,7 +157,7 @@ func (h *handlers) openVM(handler config.Handler, p paths, disks *snapshot.Disks
 	})
 }
 
-func openHost(name string, handler config.Handler, cfg config.Config, p paths, roots *rootfs.Roots, log *slog.Logger) (sandbox.Launcher, error) {
+func openHost(name string, handler config.Handler, cfg config.Config, p paths, roots *rootfs.Watched, log *slog.Logger) (sandbox.Launcher, error) {
 	return hostpod.New(hostpod.Options{
 		Runtime: func() (string, error) { return handler.FindRuntime(name) }, Monitor: cfg.FindMonitor,
 		Roots: roots, Dir: filepath.Join(p.hostPods(), name), RuntimeRoot: filepath.Join(p.runtimes(), name),
@@ -152,7 +166,7 @@ func openHost(name string, handler config.Handler, cfg config.Config, p paths, r
 }
 
 // tryUserNamespace makes what a pod with a user namespace needs and removes it again.
-func tryUserNamespace(p paths, roots *rootfs.Roots) (err error) {
+func tryUserNamespace(p paths, roots *rootfs.Watched) (err error) {
 	const id = "trial"
 	ctx, cancel := cleanup.Detach(context.Background())
 	defer cancel()

@@ -96,8 +96,10 @@ func wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) 
 			return fmt.Errorf("wipe: %w", err)
 		}
 	}
-	if err := netns.RemoveDir(engine.paths.netns()); err != nil {
-		return fmt.Errorf("wipe: %w", err)
+	for _, dir := range engine.paths.pins() {
+		if err := netns.RemoveDir(dir); err != nil {
+			return fmt.Errorf("wipe: %w", err)
+		}
 	}
 	if err := removeCgroup(ctx, cfg.CgroupParent); errors.Is(err, unix.EBUSY) {
 		log.Warn("the cgroup stays: there are processes or groups in it that are not of this daemon's pods", logfields.Path, cfg.CgroupParent)

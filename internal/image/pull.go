@@ -12,6 +12,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/pistis-run/pistis/internal/failpoint"
+	"github.com/pistis-run/pistis/internal/image/registry"
 	"github.com/pistis-run/pistis/internal/logfields"
 )
 
@@ -30,7 +32,7 @@ type flightKey struct {
 type flight struct {
 	key      flightKey
 	named    reference.Named
-	creds    credentials
+	creds    registry.Credentials
 	progress *progress
 	cancel   context.CancelCauseFunc
 	waiters  int // under Service.mu
@@ -87,7 +89,7 @@ func (s *Service) join(req PullRequest) (*flight, error) {
 	if req.Auth != nil {
 		key.auth = *req.Auth
 	}
-	creds, err := parseAuth(key.auth)
+	creds, err := registry.ParseAuth(key.auth)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", named, err)
 	}
@@ -197,22 +199,43 @@ func (s *Service) pull(ctx context.Context, f *flight) (_ Image, err error) {
 	if err := session.verify(ctx, f.named, requirements, target.Digest, p.desc.Digest); err != nil {
 		return Image{}, err
 	}
-	if err := session.fetchLayers(ctx, p); err != nil {
-		return Image{}, err
-	}
-	f.progress.set(StatusConverting)
 	names := []string{digestName(f.named, target.Digest.String())}
 	if _, ok := f.named.(reference.Tagged); ok {
 		names = append(names, f.named.String())
 	}
 	r := registration{names: names, target: target, image: p}
-	if err := s.prepare(ctx, f, r); err != nil {
+	if err := session.complete(ctx, f, r); err != nil {
+		return Image{}, err
+	}
+	if err := failpoint.Hit(ctx, "image.prepared"); err != nil {
 		return Image{}, err
 	}
 	if err := s.register(ctx, r); err != nil {
 		return Image{}, err
 	}
+	if err := failpoint.Hit(ctx, "image.registered"); err != nil {
+		return Image{}, err
+	}
 	return s.find(ctx, p.manifest.Config.Digest)
+}
+
+// complete makes all that an image lacks but its names. A blob that was there already may turn out to be damaged when it
+// is read: it is downloaded once more then.
+func (c *session) complete(ctx context.Context, f *flight, r registration) error {
+	for again := false; ; again = true {
+		f.progress.set(StatusDownloading)
+		if err := c.fetchLayers(ctx, r.image); err != nil {
+			return err
+		}
+		if err := failpoint.Hit(ctx, "image.downloaded"); err != nil {
+			return err
+		}
+		f.progress.set(StatusConverting)
+		err := c.s.prepare(ctx, f, r)
+		if err == nil || again || !errdefs.IsDataLoss(err) || !c.s.misses(ctx, r.image) {
+			return err
+		}
+	}
 }
 
 // prepare makes of blobs that are all there an image that only lacks its names.

@@ -6,7 +6,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Config is what was asked for; it never changes after Run, but for Resources.
+// Config is what was asked for; it never changes after Run, but for Overhead and Resources.
 type Config struct {
 	Identity
 	Handler     string // after selection: never empty

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -136,8 +135,9 @@ func (m *Manager) Tasks(_ context.Context, id string) (task.Service, error) {
 	return instance.Tasks(), nil
 }
 
-// Stats of a Ready sandbox with all its containers. NotImplemented where the handler has none.
-func (m *Manager) Stats(ctx context.Context, id string) (task.Stats, error) {
+// Stats of a Ready sandbox with all its containers, or of some containers alone; see [task.Statter]. NotImplemented where
+// the handler has none.
+func (m *Manager) Stats(ctx context.Context, id string, containers ...string) (task.Stats, error) {
 	tasks, err := m.Tasks(ctx, id)
 	if err != nil {
 		return task.Stats{}, err
@@ -146,7 +146,7 @@ func (m *Manager) Stats(ctx context.Context, id string) (task.Stats, error) {
 	if !ok {
 		return task.Stats{}, fmt.Errorf("sandbox %s: its runtime has no statistics: %w", id, errdefs.ErrNotImplemented)
 	}
-	return statter.Stats(ctx)
+	return statter.Stats(ctx, containers...)
 }
 
 // Ended blocks until the sandbox is no longer Ready and returns the reason, empty for one that was stopped.
@@ -192,5 +192,5 @@ func (m *Manager) launcher(handler string) (Launcher, error) {
 }
 
 func (m *Manager) publish(kind event.Kind, id string) {
-	m.events.Publish(event.Event{Kind: kind, ID: id, SandboxID: id, At: time.Now()})
+	m.events.Publish(event.Event{Kind: kind, ID: id, SandboxID: id})
 }

@@ -70,7 +70,7 @@ func (m *Manager) recoverOne(ctx context.Context, sb *sandbox) error {
 		if err := m.release(ctx, sb); err != nil {
 			return err
 		}
-		return m.forget(sb)
+		return m.delete(sb, rec.ID)
 	}
 }
 

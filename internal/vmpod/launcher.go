@@ -35,8 +35,8 @@ type Options struct {
 	Hypervisor string
 	// Shim is the path of containerd-shim-pistis-v2.
 	Shim string
-	// Guest says which kernel and initrd to boot. It is asked at each launch.
-	Guest func() (kernel, initrd string, err error)
+	// Guest says what to boot. It is asked at each launch.
+	Guest func() (Guest, error)
 	// Accel says how guest code runs on this host.
 	Accel func(ctx context.Context) (hypervisor.Acceleration, error)
 	// NewScratch makes an empty writable disk.
@@ -48,6 +48,13 @@ type Options struct {
 	// CgroupParent is for pods that name none.
 	CgroupParent string
 	Log          *slog.Logger
+}
+
+// Guest is what VMs boot: files of the host.
+type Guest struct {
+	Kernel, Initrd string
+	// Modules is an image with modules that guests load on demand; empty is none.
+	Modules string
 }
 
 // Launcher runs sandboxes as virtual machines.
@@ -139,7 +146,7 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (sandb
 
 // decide finds out all that the VM needs, before anything is made.
 func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machine, error) {
-	kernel, initrd, err := l.Guest()
+	guest, err := l.Guest()
 	if err != nil {
 		return machine{}, err
 	}
@@ -147,14 +154,18 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 	if err != nil {
 		return machine{}, err
 	}
-	resolv, err := podfiles.ResolvConf(req.Config.DNS, req.DNS)
+	network, err := req.Connected(ctx)
+	if err != nil {
+		return machine{}, err
+	}
+	resolv, err := podfiles.ResolvConf(req.Config.DNS, network.DNS)
 	if err != nil {
 		return machine{}, err
 	}
 	return machine{
-		hypervisor: l.Hypervisor, accel: accel, kernel: kernel, initrd: initrd,
+		hypervisor: l.Hypervisor, accel: accel, guest: guest,
 		scratch: l.scratch(req.ID), cgroup: cgroup.Path(cmp.Or(req.Config.CgroupParent, l.CgroupParent), "pistis-"+req.ID),
-		hosts: podfiles.Hosts(req.Config.Hostname, req.IPs), resolv: resolv, maxVCPUs: uint32(runtime.NumCPU()),
+		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, maxVCPUs: uint32(runtime.NumCPU()),
 	}, nil
 }
 
@@ -188,7 +199,10 @@ func (l *Launcher) instance(ctx context.Context, client client) (sandbox.Instanc
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("shim: %w", err), client.Close())
 	}
-	return &instance{client: client, info: describe(info)}, nil
+	return &instance{
+		client: client, info: describe(info), vcpus: info.GetVm().GetVcpus(), memory: info.GetVm().GetMemoryBytes(),
+		size: func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, uint32(runtime.NumCPU())) },
+	}, nil
 }
 
 // Cleanup ends the shim and its VM and removes what was made for them.

@@ -156,10 +156,10 @@ func linuxSandboxConfig(c *runtime.LinuxPodSandboxConfig, cfg *sandbox.Config) e
 	}
 	cfg.CgroupParent, cfg.Sysctls = c.GetCgroupParent(), maps.Clone(c.GetSysctls())
 	var err error
-	if cfg.Overhead, err = sandboxResources("config.linux.overhead", c.GetOverhead()); err != nil {
+	if cfg.Overhead, err = SandboxResources("config.linux.overhead", c.GetOverhead()); err != nil {
 		return err
 	}
-	if cfg.Resources, err = sandboxResources("config.linux.resources", c.GetResources()); err != nil {
+	if cfg.Resources, err = SandboxResources("config.linux.resources", c.GetResources()); err != nil {
 		return err
 	}
 	security := c.GetSecurityContext()
@@ -233,7 +233,9 @@ func userNamespace(field string, o *runtime.UserNamespace) (*sandbox.UserNamespa
 	return user, nil
 }
 
-func sandboxResources(field string, r *runtime.LinuxContainerResources) (sandbox.Resources, error) {
+// SandboxResources converts what a pod as a whole, or the runtime beside it, may use. field names it in errors, which are
+// InvalidArgument.
+func SandboxResources(field string, r *runtime.LinuxContainerResources) (sandbox.Resources, error) {
 	if r.GetCpuPeriod() < 0 || r.GetCpuShares() < 0 || r.GetMemoryLimitInBytes() < 0 || r.GetCpuQuota() < -1 {
 		return sandbox.Resources{}, invalid("%s: a limit is negative", field)
 	}

@@ -1,9 +1,8 @@
-package image
+package registry
 
 import (
 	"context"
 	"crypto/tls"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,72 +20,80 @@ import (
 
 const dockerHub, dockerHubHost = "docker.io", "registry-1.docker.io"
 
-// credentials for one registry.
-type credentials struct {
-	user, secret string // a secret without a user is an identity token
-	token        string // a registry token, sent as it is
-	server       string // host that they are for; empty: the reference's
+// Options of Registries; all may be empty.
+type Options struct {
+	// HostsDir holds hosts.toml files as containerd's config_path does.
+	HostsDir string
+	// Mirrors maps a registry host to the URLs that are asked before it. A directory for the host in HostsDir wins.
+	Mirrors map[string][]string
+	// Insecure registries, as host or host:port, need no valid certificate and may speak plain HTTP. Those on
+	// the loopback interface always may.
+	Insecure []string
 }
 
-// parseAuth reads the forms in which CRI passes credentials.
-func parseAuth(a Auth) (credentials, error) {
-	c := credentials{}
-	if a.ServerAddress != "" {
-		host, err := serverHost(a.ServerAddress)
-		if err != nil {
-			return c, err
-		}
-		c.server = host
-	}
-	switch {
-	case a.Username != "":
-		c.user, c.secret = a.Username, a.Password
-	case a.IdentityToken != "":
-		c.secret = a.IdentityToken
-	case a.RegistryToken != "":
-		c.token = a.RegistryToken
-	case a.Auth != "":
-		raw, err := base64.StdEncoding.DecodeString(a.Auth)
-		if err != nil {
-			return c, fmt.Errorf("credentials: auth is no base64 of user:password: %w", errdefs.ErrInvalidArgument)
-		}
-		user, secret, ok := strings.Cut(string(raw), ":")
-		if !ok || user == "" {
-			return c, fmt.Errorf("credentials: auth holds no user:password: %w", errdefs.ErrInvalidArgument)
-		}
-		c.user, c.secret = user, strings.TrimRight(secret, "\x00")
-	}
-	return c, nil
+// Registries knows how registries are reached.
+type Registries struct {
+	opts    Options
+	mirrors map[string][]*url.URL
 }
 
-// serverHost takes the host out of a server address, which may be a URL.
-func serverHost(address string) (string, error) {
-	if !strings.Contains(address, "://") {
-		address = "https://" + address
+// New checks the options.
+func New(o Options) (*Registries, error) {
+	r := &Registries{opts: o, mirrors: map[string][]*url.URL{}}
+	for host, urls := range o.Mirrors {
+		for _, raw := range urls {
+			u, err := url.Parse(raw)
+			if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+				return nil, fmt.Errorf("mirror of %s: %q is no http or https URL: %w", host, raw, errdefs.ErrInvalidArgument)
+			}
+			r.mirrors[host] = append(r.mirrors[host], u)
+		}
 	}
-	u, err := url.Parse(address)
-	if err != nil || u.Host == "" {
-		return "", fmt.Errorf("credentials: server address is neither a host nor a URL: %w", errdefs.ErrInvalidArgument)
-	}
-	switch u.Host {
-	case dockerHub, "index." + dockerHub:
-		return dockerHubHost, nil
-	}
-	return u.Host, nil
+	return r, nil
 }
 
-// hosts says where images of a registry are got from, in order: the mirrors, then the registry itself. A session has
+func (r *Registries) isInsecure(host string) bool {
+	for _, h := range r.opts.Insecure {
+		if h == host || strings.HasPrefix(host, h+":") {
+			return true
+		}
+	}
+	return false
+}
+
+// Session is one pull's connections to its registry.
+type Session struct {
+	r          *Registries
+	ctx        context.Context // of the connections' log
+	creds      Credentials
+	found      []docker.RegistryHost
+	transports []*http.Transport
+}
+
+// Session begins a pull with credentials.
+func (r *Registries) Session(ctx context.Context, creds Credentials) *Session {
+	return &Session{r: r, ctx: ctx, creds: creds}
+}
+
+// Close ends the connections.
+func (c *Session) Close() {
+	for _, t := range c.transports {
+		t.CloseIdleConnections()
+	}
+}
+
+// Hosts says where images of a registry are got from, in order: the mirrors, then the registry itself. A session has
 // one registry, and logs in there once.
-func (c *session) hosts(registry string) ([]docker.RegistryHost, error) {
-	if c.registry != nil {
-		return c.registry, nil
+func (c *Session) Hosts(registry string) ([]docker.RegistryHost, error) {
+	if c.found != nil {
+		return c.found, nil
 	}
 	hosts, err := c.findHosts(registry)
-	c.registry = hosts
+	c.found = hosts
 	return hosts, err
 }
 
-func (c *session) findHosts(registry string) ([]docker.RegistryHost, error) {
+func (c *Session) findHosts(registry string) ([]docker.RegistryHost, error) {
 	own := &hostSet{only: c.creds.server}
 	own.add(registry)
 	opts := config.HostOptions{
@@ -94,8 +101,8 @@ func (c *session) findHosts(registry string) ([]docker.RegistryHost, error) {
 		UpdateClient: c.remember,
 	}
 	configured := false
-	if c.s.opts.HostsDir != "" {
-		opts.HostDir = config.HostDirFromRoot(c.s.opts.HostsDir)
+	if c.r.opts.HostsDir != "" {
+		opts.HostDir = config.HostDirFromRoot(c.r.opts.HostsDir)
 		dir, err := opts.HostDir(registry)
 		if err != nil && !errdefs.IsNotFound(err) {
 			return nil, fmt.Errorf("hosts directory: %w", err)
@@ -106,11 +113,11 @@ func (c *session) findHosts(registry string) ([]docker.RegistryHost, error) {
 			}
 		}
 	}
-	if c.s.isInsecure(registry) {
+	if c.r.isInsecure(registry) {
 		opts.DefaultScheme = "http"
 		opts.DefaultTLS = &tls.Config{InsecureSkipVerify: true}
 	}
-	hosts, err := config.ConfigureHosts(c.s.ctx, opts)(registry)
+	hosts, err := config.ConfigureHosts(c.ctx, opts)(registry)
 	if err != nil {
 		return nil, fmt.Errorf("registry %s: configuration: %w: %w", registry, err, errdefs.ErrFailedPrecondition)
 	}
@@ -133,10 +140,10 @@ func (c *session) findHosts(registry string) ([]docker.RegistryHost, error) {
 }
 
 // mirrors of the configuration's table.
-func (c *session) mirrors(registry string, login func(string) (string, string, error)) ([]docker.RegistryHost, error) {
+func (c *Session) mirrors(registry string, login func(string) (string, string, error)) ([]docker.RegistryHost, error) {
 	var hosts []docker.RegistryHost
-	for _, u := range c.s.mirrors[registry] {
-		client := &http.Client{Transport: docker.DefaultHTTPTransport(&tls.Config{InsecureSkipVerify: c.s.isInsecure(u.Host)})}
+	for _, u := range c.r.mirrors[registry] {
+		client := &http.Client{Transport: docker.DefaultHTTPTransport(&tls.Config{InsecureSkipVerify: c.r.isInsecure(u.Host)})}
 		if err := c.remember(client); err != nil {
 			return nil, err
 		}
@@ -154,7 +161,7 @@ func (c *session) mirrors(registry string, login func(string) (string, string, e
 }
 
 // remember keeps a client's transport, to close its idle connections in the end.
-func (c *session) remember(client *http.Client) error {
+func (c *Session) remember(client *http.Client) error {
 	if t, ok := client.Transport.(*http.Transport); ok {
 		c.transports = append(c.transports, t)
 	}
@@ -162,7 +169,7 @@ func (c *session) remember(client *http.Client) error {
 }
 
 // login gives out the credentials to the registry that they are for, and to no mirror.
-func (c *session) login(own *hostSet, host string) (user, secret string, err error) {
+func (c *Session) login(own *hostSet, host string) (user, secret string, err error) {
 	if !own.has(host) {
 		return "", "", nil
 	}
