@@ -63,5 +63,9 @@ func (c *client) readLogs(ctx context.Context, id string, opts *logs.LogOptions,
 	if _, err := os.Stat(path); err != nil {
 		return err
 	}
-	return logs.ReadLogs(ctx, path, id, opts, c.RuntimeService, stdout, stderr)
+	err = logs.ReadLogs(ctx, path, id, opts, c.RuntimeService, stdout, stderr)
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
 }

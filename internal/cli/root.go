@@ -7,15 +7,20 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"syscall"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"k8s.io/klog/v2"
 
 	"github.com/pistis-run/pistis/internal/version"
 )
+
+// exitInterrupted is a shell's exit code for what ^C ended.
+const exitInterrupted = 130
 
 // exitError ends the command with a process's exit code and prints nothing more.
 type exitError int
@@ -46,19 +51,19 @@ func Main() int {
 		return 0
 	case errors.As(err, &code):
 		return int(code)
+	case ctx.Err() != nil && (errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled):
+		return exitInterrupted // who pressed ^C knows it
 	default:
 		fmt.Fprintln(a.err, "pistis:", sentence(err))
 		return 1
 	}
 }
 
-// sentence takes the transport's words off an error of the daemon.
-func sentence(err error) string {
-	if s, ok := status.FromError(err); ok && s.Message() != "" {
-		return s.Message()
-	}
-	return err.Error()
-}
+// transportWords is what gRPC puts before the daemon's own words.
+var transportWords = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+
+// sentence takes the transport's words off errors of the daemon.
+func sentence(err error) string { return transportWords.ReplaceAllString(err.Error(), "") }
 
 func (a *app) command() *cobra.Command {
 	root := &cobra.Command{

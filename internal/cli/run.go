@@ -116,7 +116,7 @@ func (a *app) run(ctx context.Context, o runOptions, image string, command []str
 	}
 	step("container")
 	if o.detach {
-		if err := c.StartContainer(ctx, ctr); err != nil {
+		if err := a.start(ctx, c, ctr); err != nil {
 			return err
 		}
 		step("start")
@@ -133,7 +133,7 @@ func (a *app) run(ctx context.Context, o runOptions, image string, command []str
 func (a *app) foreground(ctx context.Context, c *client, ctr string, o runOptions, step func(string)) error {
 	start := func() error {
 		defer step("start")
-		return c.StartContainer(ctx, ctr)
+		return a.start(ctx, c, ctr)
 	}
 	if o.interactive || o.tty {
 		// Attached first, started then: nothing of the beginning is missed.
@@ -175,6 +175,20 @@ func (a *app) foreground(ctx context.Context, c *client, ctr string, o runOption
 		return exitError(s.ExitCode)
 	}
 	return nil
+}
+
+// start starts a container. One whose command cannot be run has an exit code for that, which becomes ours.
+func (a *app) start(ctx context.Context, c *client, id string) error {
+	err := c.StartContainer(ctx, id)
+	if err == nil {
+		return nil
+	}
+	resp, statusErr := c.ContainerStatus(ctx, id, false)
+	if statusErr != nil || resp.Status.State != runtime.ContainerState_CONTAINER_EXITED || resp.Status.ExitCode == 0 {
+		return err
+	}
+	fmt.Fprintln(a.err, "pistis:", sentence(err))
+	return exitError(resp.Status.ExitCode)
 }
 
 // awaitExit returns the status of a container whose streams have ended. Its exit is recorded a moment after its last

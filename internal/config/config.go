@@ -98,6 +98,8 @@ type Handler struct {
 	Hypervisor string `toml:"hypervisor" json:"hypervisor"`
 	// Path of the OCI runtime or of the shim; empty finds it.
 	Path string `toml:"path" json:"path"`
+	// CNIConfDir is for pods of this handler; empty: [network]'s.
+	CNIConfDir string `toml:"cni_conf_dir" json:"cni_conf_dir"`
 }
 
 // VM settings for all VM handlers.

@@ -119,6 +119,12 @@ func (c Config) validateHandlers(bad func(string, ...any)) {
 		if h.Path != "" && !filepath.IsAbs(h.Path) {
 			bad("handlers.%s.path: %q is not an absolute path", name, h.Path)
 		}
+		if h.CNIConfDir != "" && !filepath.IsAbs(h.CNIConfDir) {
+			bad("handlers.%s.cni_conf_dir: %q is not an absolute path", name, h.CNIConfDir)
+		}
+		if h.CNIConfDir != "" && len(c.Network.CNIBinDirs) == 0 {
+			bad("network.cni_bin_dirs: empty, but handlers.%s.cni_conf_dir is set; usually it is [\"/opt/cni/bin\"]", name)
+		}
 	}
 	if _, ok := c.Handlers[c.DefaultHandler]; !ok {
 		bad("default_handler: there is no [handlers.%s]; the handlers are %q", c.DefaultHandler, known)

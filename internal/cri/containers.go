@@ -82,11 +82,8 @@ func (c *containerCalls) CreateContainer(ctx context.Context, req *runtime.Creat
 		return nil, fmt.Errorf("%w: create container %q: %w", crierrors.ErrRROUnsupported, name, err)
 	}
 	img, err := c.images.Get(ctx, req.Config.Image.Image)
-	if errdefs.IsNotFound(err) {
-		return nil, fmt.Errorf("create container %q: image %q is not on this node, pull it first: %w", name, req.Config.Image.Image, err)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("create container %q: image %q: %w", name, req.Config.Image.Image, err)
+		return nil, fmt.Errorf("create container %q: %w", name, err)
 	}
 	// The digest is what people know the image by; one that was built here has none.
 	cfg.ImageRef = img.ID.String()

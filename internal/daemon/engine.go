@@ -103,13 +103,14 @@ func openEngine(ctx context.Context, cfg config.Config, counts *telemetry.Metric
 	} else {
 		e.images.SetForms(e.dirs, e.disks)
 	}
-	if e.network, err = openNetwork(cfg.Network, e.paths, log); err != nil {
+	if e.network, err = openNetwork(cfg.Network, cfg.Handlers, e.paths, log); err != nil {
 		return nil, err
 	}
 	down.Add("close network", closing(e.network.Close))
 	if e.handlers, err = openHandlers(cfg, e.paths, e.disks, e.roots, counts, log); err != nil {
 		return nil, err
 	}
+	e.handlers.network = e.network.StatusOf
 	for _, dir := range e.paths.pins() {
 		if err := netns.OpenDir(dir); err != nil {
 			return nil, fmt.Errorf("daemon: %w", err)

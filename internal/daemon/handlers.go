@@ -31,6 +31,8 @@ type handlers struct {
 	cfg   config.Config
 	guest guestFiles
 	accel *accelerator
+	// network says whether pods of a handler could be connected now.
+	network func(handler string) error
 	// userNamespaces tells, from a trial, whether this host can map the owners of pods' files.
 	userNamespaces func() bool
 	launchers      map[string]sandbox.Launcher
@@ -85,13 +87,21 @@ func (h *handlers) ready(name string, handler config.Handler) error {
 	return snapshot.Ready()
 }
 
+// connected says whether pods of a handler with a network of its own could have it now. That of all others is the node's.
+func (h *handlers) connected(name string, handler config.Handler) error {
+	if handler.CNIConfDir == "" {
+		return nil
+	}
+	return h.network(name)
+}
+
 // forCRI are the handlers as the CRI server wants to know them.
 func (h *handlers) forCRI() cri.Handlers {
 	out := cri.Handlers{Default: h.cfg.DefaultHandler, Untrusted: h.cfg.UntrustedHandler, ByName: map[string]cri.Handler{}}
 	for name, handler := range h.cfg.Handlers {
 		offered := cri.Handler{
 			VM:    handler.Type == config.HandlerVM,
-			Ready: func() error { return h.ready(name, handler) },
+			Ready: func() error { return errors.Join(h.ready(name, handler), h.connected(name, handler)) },
 		}
 		if !offered.VM {
 			offered.UserNamespaces = h.userNamespaces

@@ -53,6 +53,9 @@ func (c *session) close() { c.registry.Close() }
 // resolve asks the registry what the reference means now.
 func (c *session) resolve(ctx context.Context) (ocispec.Descriptor, error) {
 	name, desc, err := c.resolver.Resolve(ctx, c.ref)
+	if errdefs.IsNotFound(err) {
+		return ocispec.Descriptor{}, fmt.Errorf("the registry has no such image, or not for these credentials: check its name and tag: %w", err)
+	}
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}

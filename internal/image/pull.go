@@ -47,7 +47,7 @@ type flight struct {
 // what is not there yet. Concurrent pulls of one reference share the work; the one whose ctx ends leaves the others
 // undisturbed.
 //
-// Errors: InvalidArgument for a malformed reference or credentials, NotFound, Unauthenticated, PermissionDenied,
+// Errors do not say what was pulled: InvalidArgument for a malformed reference or credentials, NotFound, Unauthenticated, PermissionDenied,
 // PermissionDenied with ErrSignature for an image that the signature policy does not allow,
 // FailedPrecondition for an image that this node cannot run, DataLoss where content is not what its digest says,
 // ResourceExhausted for a full disk, Unavailable for a registry that does not answer, DeadlineExceeded for one that
@@ -55,7 +55,7 @@ type flight struct {
 func (s *Service) Pull(ctx context.Context, req PullRequest) (Image, error) {
 	f, err := s.join(req)
 	if err != nil {
-		return Image{}, fmt.Errorf("pull: %w", err)
+		return Image{}, err
 	}
 	defer s.leave(f)
 	report := func() {
@@ -72,7 +72,7 @@ func (s *Service) Pull(ctx context.Context, req PullRequest) (Image, error) {
 			return f.image, f.err
 		case <-ctx.Done():
 			report()
-			return Image{}, fmt.Errorf("pull %s: %w", f.named, ctx.Err())
+			return Image{}, ctx.Err()
 		case <-tick.C:
 			report()
 		}
@@ -136,7 +136,7 @@ func (s *Service) fly(ctx context.Context, f *flight) {
 		if errors.Is(context.Cause(ctx), errStalled) {
 			err = fmt.Errorf("the registry sent nothing for %s: %w", s.opts.PullTimeout, errStalled)
 		}
-		err = fmt.Errorf("pull %s: %w", f.named, classify(err))
+		err = classify(err)
 	} else {
 		f.progress.set(StatusDone)
 		s.opts.Log.Info("image pulled", logfields.Image, f.named.String(), logfields.ID, img.ID.String(), logfields.Bytes, img.Size, logfields.Duration, time.Since(start))

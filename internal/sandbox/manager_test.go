@@ -185,6 +185,35 @@ func TestFailedRunLeavesNothing(t *testing.T) {
 	}
 }
 
+// TestNetworkBesideLaunch: a launch begins while the network is being set up, and one that fails does not wait for it.
+func TestNetworkBesideLaunch(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	w.gate = make(chan struct{})
+	m := newManager(t, w, dir)
+	w.fail("launch files", errFault)
+	if _, err := m.Run(t.Context(), podConfig("a")); !errors.Is(err, errFault) {
+		t.Fatalf("got %v", err)
+	}
+	assertNothing(t, w, dir)
+	w.fail("launch files", nil)
+	launched := w.watch("launch files")
+	ran := make(chan error, 1)
+	var id string
+	go func() {
+		var err error
+		id, err = m.Run(t.Context(), podConfig("a"))
+		ran <- err
+	}()
+	<-launched
+	close(w.gate)
+	if err := <-ran; err != nil {
+		t.Fatal(err)
+	}
+	if status, err := m.Status(t.Context(), id); err != nil || !slices.Equal(status.IPs, []string{"10.0.0.2"}) {
+		t.Errorf("status %+v, %v", status, err)
+	}
+}
+
 func TestFailedUndoStaysVisible(t *testing.T) {
 	w, dir := newWorld(), t.TempDir()
 	m := newManager(t, w, dir)

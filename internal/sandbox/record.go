@@ -43,7 +43,8 @@ func (c Config) name() string {
 func (r record) networkPod() network.Pod {
 	c := r.Config
 	pod := network.Pod{
-		ID: r.ID, Namespace: c.Namespace, Name: c.Name, UID: c.UID,
+		Handler: r.Config.Handler,
+		ID:      r.ID, Namespace: c.Namespace, Name: c.Name, UID: c.UID,
 		NetNS:        r.NetNS,
 		Annotations:  c.Annotations,
 		CgroupParent: c.CgroupParent,
