@@ -142,7 +142,7 @@ func layers() [][]string {
 			"internal/agent/...", "internal/agentclient", "internal/bundle",
 			"internal/cgroup", "internal/guestimage", "internal/hypervisor/qemu/...", "internal/image/...", "internal/network/...",
 			"internal/rootfs", "internal/runc", "internal/share", "internal/shim/limits", "internal/signature", "internal/snapshot",
-			"internal/userdb",
+			"internal/telemetry", "internal/userdb",
 		},
 		{ // one pod, and how the daemon reaches it
 			"internal/monitor", "internal/shimclient", "internal/vm",
