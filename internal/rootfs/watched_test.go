@@ -72,4 +72,12 @@ func TestTotal(t *testing.T) {
 	if bytes, inodes, err := w.Total(t.Context()); err != nil || bytes < 2<<20 || bytes > 3<<20 || inodes != 4 {
 		t.Errorf("%d bytes, %d inodes, %v", bytes, inodes, err)
 	}
+	for _, id := range []string{"x", "y"} {
+		if err := w.Remove(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := os.Remove(r.dir + "/other"); err != nil {
+		t.Error(err)
+	}
 }
