@@ -16,6 +16,8 @@ import (
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/network/netns"
+	"github.com/pistis-run/pistis/internal/telemetry"
+	"github.com/pistis-run/pistis/internal/version"
 )
 
 // Wipe ends all pods of a daemon that does not run, and removes what they and the daemon had on the host: namespaces,
@@ -72,7 +74,7 @@ func wipeRoot(p paths, log *slog.Logger) error {
 func wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	var down cleanup.Stack
 	defer func() { err = errors.Join(err, down.Run(ctx)) }()
-	engine, err := openEngine(ctx, cfg, log, &down)
+	engine, err := openEngine(ctx, cfg, telemetry.NewMetrics(version.Version), log, &down)
 	if err != nil {
 		return err
 	}

@@ -37,6 +37,8 @@ type Options struct {
 	CgroupParent string
 	// Units makes the pods' cgroups where that is systemd's business; nil: nobody does.
 	Units units
+	// Swept is told what was nobody's and whether it could be removed. It may be nil.
+	Swept func(kind string, err error)
 	Log   *slog.Logger
 }
 
@@ -291,11 +293,13 @@ func (l *Launcher) Sweep(ctx context.Context, keep map[string]bool) error {
 		}
 		l.Log.InfoContext(ctx, "removing a pod that belongs to no sandbox", logfields.Sandbox, id)
 		parent, err := readParent(l.dir(id))
-		if err != nil {
-			errs = append(errs, err)
-			continue
+		if err == nil {
+			err = l.remove(ctx, l.pod(sandbox.LaunchRequest{ID: id, Config: sandbox.Config{CgroupParent: parent}}))
 		}
-		errs = append(errs, l.remove(ctx, l.pod(sandbox.LaunchRequest{ID: id, Config: sandbox.Config{CgroupParent: parent}})))
+		if l.Swept != nil {
+			l.Swept("pod", err)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -35,8 +36,8 @@ type Options struct {
 	Hypervisor string
 	// Shim is the path of containerd-shim-pistis-v2.
 	Shim string
-	// Guest says which kernel and initrd to boot. It is asked at each launch.
-	Guest func() (kernel, initrd string, err error)
+	// Guest says what to boot. It is asked at each launch.
+	Guest func() (Guest, error)
 	// Accel says how guest code runs on this host.
 	Accel func(ctx context.Context) (hypervisor.Acceleration, error)
 	// NewScratch makes an empty writable disk.
@@ -49,7 +50,11 @@ type Options struct {
 	CgroupParent string
 	// Units makes cgroups where that is systemd's business; nil: nobody does.
 	Units units
-	Log   *slog.Logger
+	// Booted is told how long each phase of a start took, Swept what was nobody's and whether it could be removed. Both may
+	// be nil.
+	Booted func(phase string, d time.Duration)
+	Swept  func(kind string, err error)
+	Log    *slog.Logger
 }
 
 // units is the host's systemd, which makes cgroups as units.
@@ -57,6 +62,13 @@ type units interface {
 	// StartScope moves a process into a scope that is made for it in a slice, which is made too if it is not there. The
 	// scope ends with its last process.
 	StartScope(ctx context.Context, name, slice string, pid int) error
+}
+
+// Guest is what VMs boot: files of the host.
+type Guest struct {
+	Kernel, Initrd string
+	// Modules is an image with modules that guests load on demand; empty is none.
+	Modules string
 }
 
 // Launcher runs sandboxes as virtual machines.
@@ -80,6 +92,12 @@ func newLauncher(o Options, s shims) (*Launcher, error) {
 		}
 	}
 	o.Hypervisor = cmp.Or(o.Hypervisor, "qemu")
+	if o.Booted == nil {
+		o.Booted = func(string, time.Duration) {}
+	}
+	if o.Swept == nil {
+		o.Swept = func(string, error) {}
+	}
 	return &Launcher{Options: o, shims: s}, nil
 }
 
@@ -146,12 +164,19 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (sandb
 	if err != nil {
 		return nil, err
 	}
-	return l.instance(ctx, client)
+	i, err := l.instance(ctx, client)
+	if err != nil {
+		return nil, err
+	}
+	for phase, took := range i.phases {
+		l.Booted(phase, took)
+	}
+	return i, nil
 }
 
 // decide finds out all that the VM needs, before anything is made.
 func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machine, error) {
-	kernel, initrd, err := l.Guest()
+	guest, err := l.Guest()
 	if err != nil {
 		return machine{}, err
 	}
@@ -168,7 +193,7 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 		return machine{}, err
 	}
 	return machine{
-		hypervisor: l.Hypervisor, accel: accel, kernel: kernel, initrd: initrd,
+		hypervisor: l.Hypervisor, accel: accel, guest: guest,
 		scratch: l.scratch(req.ID), cgroup: l.cgroup(req),
 		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, maxVCPUs: uint32(runtime.NumCPU()),
 	}, nil
@@ -205,7 +230,11 @@ func (l *Launcher) Reconnect(ctx context.Context, req sandbox.LaunchRequest) (sa
 	if err != nil {
 		return nil, err
 	}
-	return l.instance(ctx, client)
+	i, err := l.instance(ctx, client)
+	if err != nil {
+		return nil, err // not a typed nil
+	}
+	return i, nil
 }
 
 // claim marks the uid that the sandbox was given as taken.
@@ -221,13 +250,17 @@ func (l *Launcher) claim(req sandbox.LaunchRequest) error {
 }
 
 // instance asks the shim once what it runs.
-func (l *Launcher) instance(ctx context.Context, client client) (sandbox.Instance, error) {
+func (l *Launcher) instance(ctx context.Context, client client) (*instance, error) {
 	info, err := client.Info(ctx)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("shim: %w", err), client.Close())
 	}
+	phases := map[string]time.Duration{}
+	for _, p := range info.GetVm().GetPhases() {
+		phases[p.GetName()] = p.GetDuration().AsDuration()
+	}
 	return &instance{
-		client: client, info: describe(info), vcpus: info.GetVm().GetVcpus(), memory: info.GetVm().GetMemoryBytes(),
+		client: client, phases: phases, info: describe(info), vcpus: info.GetVm().GetVcpus(), memory: info.GetVm().GetMemoryBytes(),
 		size: func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, uint32(runtime.NumCPU())) },
 	}, nil
 }
@@ -271,7 +304,9 @@ func (l *Launcher) Sweep(ctx context.Context, keep map[string]bool) error {
 	var errs []error
 	for id := range lost {
 		l.Log.InfoContext(ctx, "removing a virtual machine that belongs to no sandbox", logfields.Sandbox, id)
-		errs = append(errs, l.remove(ctx, id))
+		err := l.remove(ctx, id)
+		l.Swept("vm", err)
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
