@@ -14,7 +14,11 @@ import (
 
 // Hybrid dials the guest's vsock ports through a Unix socket of the VMM, as Firecracker and Cloud Hypervisor
 // offer it.
-type Hybrid struct{ Path string }
+type Hybrid struct {
+	Path string
+	// Ended tells whether the VMM has ended or is about to; nil where nobody knows. A stream that ends then was cut off.
+	Ended func() bool
+}
 
 // maxHybridReply bounds the VMM's answer: "OK ", a 32-bit number and a line feed.
 const maxHybridReply = 16
@@ -42,13 +46,27 @@ func (h Hybrid) connect(ctx context.Context, port uint32) (net.Conn, error) {
 		err = context.Cause(ctx)
 	}
 	if err == nil {
-		return conn, nil
+		return &hybridStream{UnixConn: conn.(*net.UnixConn), ended: h.Ended}, nil
 	}
 	conn.Close()
 	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
 		return nil, fmt.Errorf("%w: the VMM closed the connection", errRefused)
 	}
 	return nil, err
+}
+
+// hybridStream ends with an error where the VMM does.
+type hybridStream struct {
+	*net.UnixConn
+	ended func() bool
+}
+
+func (s *hybridStream) Read(p []byte) (int, error) {
+	n, err := s.UnixConn.Read(p)
+	if err == io.EOF && s.ended != nil && s.ended() {
+		err = fmt.Errorf("the VMM has ended: %w", syscall.ECONNRESET)
+	}
+	return n, err
 }
 
 // readHybridReply reads "OK n\n" and nothing after it: what follows belongs to the stream.

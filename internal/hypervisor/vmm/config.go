@@ -53,6 +53,31 @@ func CheckDisk(d hypervisor.Disk) error {
 	return nil
 }
 
+// GiveDisk makes a disk's image usable for a VMM that opens it by name: a writable file becomes its user's, and one that
+// is shared must be readable for all. Devices need nothing: in a jail they are the user's.
+func GiveDisk(d hypervisor.Disk, user *hypervisor.User) error {
+	info, err := d.File.Stat()
+	switch {
+	case err != nil:
+		return fmt.Errorf("image: %w: %w", err, ErrorClass(err))
+	case user == nil || !info.Mode().IsRegular():
+		return nil
+	case !d.ReadOnly:
+		if err := d.File.Chown(int(user.UID), int(user.GID)); err != nil {
+			return fmt.Errorf("image: %w: %w", err, ErrorClass(err))
+		}
+		return nil
+	}
+	ok, err := Readable(d.File, *user)
+	if err == nil && !ok {
+		err = fmt.Errorf("it cannot be read by user %d, whom the VMM runs as; make it readable with chmod a+r: %w", user.UID, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return fmt.Errorf("image %s: %w", d.File.Name(), err)
+	}
+	return nil
+}
+
 // CheckNICs reports the first network card that no VMM could have.
 func CheckNICs(nics []hypervisor.NIC) error {
 	for _, nic := range nics {

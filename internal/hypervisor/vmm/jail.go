@@ -172,26 +172,35 @@ func showFile(name string, clone int) error {
 	return attach(clone, name)
 }
 
-// Show gives a file a name in the root of the jail of a running VMM. A writable one must be the VMM's user's to write.
-func (p *Process) Show(name string, f *os.File, readOnly bool) error {
+// Show gives a file a name in the root of the jail of a running VMM, and returns what the VMM will see of it. A device
+// becomes a node of the VMM's user's; anything else must be that user's to read, and to write.
+func (p *Process) Show(name string, f *os.File, readOnly bool) (seen unix.Stat_t, err error) {
 	info, err := f.Stat()
 	if err != nil {
-		return err
+		return seen, err
 	}
 	if info.Mode()&fs.ModeDevice != 0 {
-		mode := uint32(0o600)
-		if readOnly {
-			mode = 0o400
-		}
-		node := device{name: name, mode: unix.S_IFBLK | mode, rdev: info.Sys().(*syscall.Stat_t).Rdev}
-		return p.inside(func() error { return node.make(p.user()) })
+		node := device{name: name, mode: unix.S_IFBLK | 0o600, rdev: info.Sys().(*syscall.Stat_t).Rdev}
+		err := p.inside(func() error {
+			if err := node.make(p.user()); err != nil {
+				return err
+			}
+			return unix.Stat(name, &seen)
+		})
+		return seen, err
 	}
 	clone, err := cloneFile(f, readOnly)
 	if err != nil {
-		return err
+		return seen, err
 	}
 	defer unix.Close(clone)
-	return p.inside(func() error { return showFile(name, clone) })
+	err = p.inside(func() error {
+		if err := showFile(name, clone); err != nil {
+			return err
+		}
+		return unix.Stat(name, &seen)
+	})
+	return seen, err
 }
 
 // Hide takes a name away again.

@@ -59,10 +59,10 @@ func TestJail(t *testing.T) {
 		p.Kill()
 		<-p.Done()
 	}()
-	if err := p.Show("/late", late, false); err != nil {
+	if _, err := p.Show("/late", late, false); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Show("/gone", early, true); err != nil {
+	if _, err := p.Show("/gone", early, true); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.Hide("/gone"); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -164,6 +165,9 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 
 // Done is closed after the process was reaped.
 func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Stderr takes what the VMM says in another way as well.
+func (p *Process) Stderr() io.Writer { return p.stderr }
 
 // Said are the last lines of its standard error.
 func (p *Process) Said(lines int) string { return p.stderr.Lines(lines) }

@@ -1,0 +1,202 @@
+package firecracker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
+)
+
+// vm is a running Firecracker.
+type vm struct {
+	*vmm.Machine
+	user  *hypervisor.User
+	slots int // for disks
+
+	mu    sync.Mutex
+	api   *vmm.API        // nil before it is connected to
+	disks map[string]bool // by id; false while a disk is being attached or detached
+}
+
+var (
+	_ hypervisor.DiskPlugger = (*vm)(nil)
+	_ hypervisor.Pauser      = (*vm)(nil)
+)
+
+// newVM watches over a Firecracker that was just started, and owns it and the starter's ends of its pipes.
+func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
+	v := &vm{user: cfg.User, slots: maxDisks(len(cfg.NICs)), disks: map[string]bool{}}
+	var log sync.WaitGroup
+	log.Go(func() {
+		io.Copy(proc.Stderr(), s.log) // ends when nobody can write any more
+	})
+	v.Machine = vmm.Watch(proc, s.console, cfg.Console, dial(cfg.RunDir, proc), func() error {
+		s.logKeeper.Close()
+		log.Wait()
+		s.log.Close()
+		if api := v.control(); api != nil {
+			api.Close()
+		}
+		return v.why()
+	})
+	return v
+}
+
+// why says how the guest ended, as its console tells: Firecracker knows of its reset and nothing else.
+func (v *vm) why() error {
+	if strings.Contains(v.Console.Lines(3), "reboot: Restarting system") {
+		return hypervisor.ErrPoweredOff
+	}
+	if v.Success() {
+		return errors.New("the guest reset itself, as a kernel does that panics")
+	}
+	return nil
+}
+
+// Shutdown waits for the guest's end and ends Firecracker when ctx ends.
+func (v *vm) Shutdown(ctx context.Context) error {
+	return v.Machine.Shutdown(ctx, func(context.Context) error { return v.Kill() })
+}
+
+// Pause stops the guest's processors.
+func (v *vm) Pause(ctx context.Context) error { return v.setState(ctx, "Paused") }
+
+// Resume continues them.
+func (v *vm) Resume(ctx context.Context) error { return v.setState(ctx, "Resumed") }
+
+func (v *vm) setState(ctx context.Context, state string) error {
+	_, err := v.do(ctx, "PATCH", "/vm", map[string]string{"state": state})
+	return err
+}
+
+func (v *vm) control() *vmm.API {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.api
+}
+
+// do has Firecracker do something; what its end has cut off is Unavailable.
+func (v *vm) do(ctx context.Context, method, path string, body any) ([]byte, error) {
+	return v.control().Do(ctx, method, path, body)
+}
+
+// AttachDisk plugs a disk into the running guest, which finds it when it looks for it.
+func (v *vm) AttachDisk(ctx context.Context, disk hypervisor.Disk) (hypervisor.DiskAddress, error) {
+	address, err := v.attach(ctx, disk)
+	if err != nil {
+		return hypervisor.DiskAddress{}, fmt.Errorf("attach disk %s: %w", disk.ID, err)
+	}
+	return address, nil
+}
+
+func (v *vm) attach(ctx context.Context, disk hypervisor.Disk) (address hypervisor.DiskAddress, err error) {
+	if err := vmm.CheckDisk(disk); err != nil {
+		return address, err
+	}
+	if err := vmm.GiveDisk(disk, v.user); err != nil {
+		return address, err
+	}
+	if err := v.claim(disk.ID); err != nil {
+		return address, err
+	}
+	keep := false
+	defer func() { v.settle(disk.ID, keep) }()
+	name := diskPrefix + disk.ID
+	image, err := v.Show(name, disk.File, disk.ReadOnly)
+	if err != nil {
+		return address, err
+	}
+	r := driveRequest(disk)
+	if _, err := v.do(ctx, "PUT", r.path, r.body); err != nil {
+		var refused *vmm.APIError
+		if errors.As(err, &refused) {
+			return address, errors.Join(fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition), v.Hide(name))
+		}
+		keep = true // nobody knows whether it is there
+		return address, err
+	}
+	keep = true
+	return hypervisor.DiskAddress{Kind: hypervisor.BlkSerial, Serial: serial(image)}, nil
+}
+
+// serial is what Firecracker tells the guest: device, special device and inode of the image.
+func serial(image unix.Stat_t) string {
+	id := fmt.Sprintf("%d%d%d", image.Dev, image.Rdev, image.Ino)
+	return id[:min(len(id), maxSerial)]
+}
+
+// maxSerial is the length of a virtio disk's serial.
+const maxSerial = 20
+
+// DetachDisk unplugs a disk that the guest has removed from its bus.
+func (v *vm) DetachDisk(ctx context.Context, id string) error {
+	if err := v.detach(ctx, id); err != nil {
+		return fmt.Errorf("detach disk %s: %w", id, err)
+	}
+	return nil
+}
+
+func (v *vm) detach(ctx context.Context, id string) error {
+	if err := v.claimAttached(id); err != nil {
+		return err
+	}
+	keep := true
+	defer func() { v.settle(id, keep) }()
+	if _, err := v.do(ctx, "DELETE", "/drives/"+apiID(id), nil); err != nil {
+		return err
+	}
+	if err := v.Hide(diskPrefix + id); err != nil {
+		return err
+	}
+	keep = false
+	return nil
+}
+
+// claim takes a slot for a new disk.
+func (v *vm) claim(id string) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if _, there := v.disks[id]; there {
+		return fmt.Errorf("it is attached: %w", errdefs.ErrAlreadyExists)
+	}
+	if len(v.disks) >= v.slots {
+		return fmt.Errorf("all %d places that Firecracker has for disks are taken: %w", v.slots, errdefs.ErrResourceExhausted)
+	}
+	v.disks[id] = false
+	return nil
+}
+
+// claimAttached takes a disk to detach.
+func (v *vm) claimAttached(id string) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	settled, there := v.disks[id]
+	switch {
+	case !there:
+		return fmt.Errorf("no such disk: %w", errdefs.ErrNotFound)
+	case !settled:
+		return fmt.Errorf("it is being attached or detached: %w", errdefs.ErrFailedPrecondition)
+	}
+	v.disks[id] = false
+	return nil
+}
+
+// settle ends a claim.
+func (v *vm) settle(id string, keep bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if keep {
+		v.disks[id] = true
+	} else {
+		delete(v.disks, id)
+	}
+}
