@@ -14,7 +14,7 @@ const (
 	kernelFile = "/kernel"
 	initrdFile = "/initrd"
 	filterName = "/seccomp.bpf"
-	diskPrefix = "/disk-"
+	diskPrefix = vmm.DiskDir + "/"
 )
 
 // Names of sockets and pipes in the run directory.

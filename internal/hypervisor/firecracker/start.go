@@ -6,7 +6,6 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -49,13 +48,13 @@ func start(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
 	if _, err := program.Version(ctx, path); err != nil {
 		return nil, err
 	}
-	s := &starter{cfg: cfg}
+	s := &starter{Kit: vmm.NewKit(cfg, "kvm", "net/tun"), cfg: cfg}
 	proc, err := s.process(path)
-	s.closeFiles() // before anything waits for the end of the console
 	if err != nil {
-		s.closeOurs()
+		s.Failed()
 		return nil, err
 	}
+	s.Started()
 	v := newVM(cfg, proc, s)
 	if err := v.boot(ctx, cfg, s.taps); err != nil {
 		return nil, v.Abort(err)
@@ -65,33 +64,16 @@ func start(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
 
 // starter gathers what a Firecracker starts with.
 type starter struct {
-	cfg   hypervisor.Config
-	files []io.Closer // closed after the start
-	taps  []string
-
-	// console and log are this side's ends. logKeeper keeps the log from ending before it has begun.
-	console, log, logKeeper *os.File
-}
-
-func (s *starter) closeFiles() {
-	for _, f := range s.files {
-		f.Close()
-	}
-}
-
-// closeOurs is for a start that failed.
-func (s *starter) closeOurs() {
-	for _, f := range []*os.File{s.console, s.log, s.logKeeper} {
-		if f != nil {
-			f.Close()
-		}
-	}
+	*vmm.Kit
+	cfg  hypervisor.Config
+	taps []string
+	// log is this side's end. logKeeper keeps it from ending before it has begun.
+	log, logKeeper *os.File
 }
 
 // process starts Firecracker in its jail.
 func (s *starter) process(path string) (*vmm.Process, error) {
-	jail := &vmm.Jail{Dir: s.cfg.RunDir, Files: map[string]*os.File{}, Devices: []string{"kvm", "net/tun"}}
-	kernel, err := s.image(jail, kernelFile, "kernel", s.cfg.Kernel)
+	kernel, err := s.Image(kernelFile, "kernel", s.cfg.Kernel)
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +81,7 @@ func (s *starter) process(path string) (*vmm.Process, error) {
 		return nil, err
 	}
 	if s.cfg.Initrd != "" {
-		if _, err := s.image(jail, initrdFile, "initrd", s.cfg.Initrd); err != nil {
+		if _, err := s.Image(initrdFile, "initrd", s.cfg.Initrd); err != nil {
 			return nil, err
 		}
 	}
@@ -108,36 +90,23 @@ func (s *starter) process(path string) (*vmm.Process, error) {
 		return nil, fmt.Errorf("filter of system calls: %w: %w", err, vmm.ErrorClass(err))
 	}
 	if rules != "" {
-		if _, err := s.image(jail, filterName, "VMM's filter of system calls", rules); err != nil {
+		if _, err := s.Image(filterName, "VMM's filter of system calls", rules); err != nil {
 			return nil, err
 		}
 	}
-	if jail.NetNS, err = s.giveTaps(); err != nil {
+	if s.Jail.NetNS, err = s.giveTaps(); err != nil {
 		return nil, err
 	}
 	if err := s.openLog(); err != nil {
 		return nil, fmt.Errorf("log: %w: %w", err, vmm.ErrorClass(err))
 	}
-	console, theirs, err := os.Pipe()
-	if err != nil {
-		return nil, fmt.Errorf("console: %w: %w", err, vmm.ErrorClass(err))
-	}
-	s.console = console
-	s.files = append(s.files, theirs)
-	return vmm.Start(vmm.Command{
-		Name: "Firecracker", Path: path, Args: arguments(s.cfg, rules != ""), Stdout: theirs, User: s.cfg.User, Jail: jail,
-	})
-}
-
-// image opens a file that Firecracker reads by name.
-func (s *starter) image(jail *vmm.Jail, name, what, path string) (*os.File, error) {
-	f, err := vmm.OpenImage(what, path, s.cfg.User)
+	console, err := s.ConsolePipe()
 	if err != nil {
 		return nil, err
 	}
-	s.files = append(s.files, f)
-	jail.Files[name] = f
-	return f, nil
+	return vmm.Start(vmm.Command{
+		Name: "Firecracker", Path: path, Args: arguments(s.cfg, rules != ""), Stdout: console, User: s.cfg.User, Jail: s.Jail,
+	})
 }
 
 // checkKernel: Firecracker boots what is uncompressed.
@@ -158,9 +127,11 @@ func (s *starter) openLog() (err error) {
 	if s.log, err = os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0); err != nil {
 		return err
 	}
+	s.Keep(s.log)
 	if s.logKeeper, err = os.OpenFile(path, os.O_WRONLY, 0); err != nil {
 		return err
 	}
+	s.Keep(s.logKeeper)
 	if s.cfg.User == nil {
 		return nil
 	}
@@ -176,7 +147,7 @@ func (s *starter) giveTaps() (*os.File, error) {
 		if err != nil {
 			return nil, fmt.Errorf("network card %s: %w: %w", nic.ID, err, vmm.ErrorClass(err))
 		}
-		s.files = append(s.files, tapNS)
+		s.Lend(tapNS)
 		s.taps, ns = append(s.taps, name), tapNS
 	}
 	return ns, nil

@@ -20,11 +20,10 @@ import (
 type vm struct {
 	*vmm.Machine
 	user  *hypervisor.User
-	slots int // for disks
+	slots *vmm.Slots
 
-	mu    sync.Mutex
-	api   *vmm.API        // nil before it is connected to
-	disks map[string]bool // by id; false while a disk is being attached or detached
+	mu  sync.Mutex
+	api *vmm.API // nil before it is connected to
 }
 
 var (
@@ -34,12 +33,12 @@ var (
 
 // newVM watches over a Firecracker that was just started, and owns it and the starter's ends of its pipes.
 func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
-	v := &vm{user: cfg.User, slots: maxDisks(len(cfg.NICs)), disks: map[string]bool{}}
+	v := &vm{user: cfg.User, slots: vmm.NewSlots(maxDisks(len(cfg.NICs)))}
 	var log sync.WaitGroup
 	log.Go(func() {
 		io.Copy(proc.Stderr(), s.log) // ends when nobody can write any more
 	})
-	v.Machine = vmm.Watch(proc, s.console, cfg.Console, dial(cfg.RunDir, proc), func() error {
+	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, dial(cfg.RunDir, proc), func() error {
 		s.logKeeper.Close()
 		log.Wait()
 		s.log.Close()
@@ -105,11 +104,11 @@ func (v *vm) attach(ctx context.Context, disk hypervisor.Disk) (address hypervis
 	if err := vmm.GiveDisk(disk, v.user); err != nil {
 		return address, err
 	}
-	if err := v.claim(disk.ID); err != nil {
+	if err := v.slots.Claim(disk.ID); err != nil {
 		return address, err
 	}
 	keep := false
-	defer func() { v.settle(disk.ID, keep) }()
+	defer func() { v.slots.Settle(disk.ID, keep) }()
 	name := diskPrefix + disk.ID
 	image, err := v.Show(name, disk.File, disk.ReadOnly)
 	if err != nil {
@@ -146,11 +145,11 @@ func (v *vm) DetachDisk(ctx context.Context, id string) error {
 }
 
 func (v *vm) detach(ctx context.Context, id string) error {
-	if err := v.claimAttached(id); err != nil {
+	if err := v.slots.ClaimAttached(id); err != nil {
 		return err
 	}
 	keep := true
-	defer func() { v.settle(id, keep) }()
+	defer func() { v.slots.Settle(id, keep) }()
 	if _, err := v.do(ctx, "DELETE", "/drives/"+apiID(id), nil); err != nil {
 		return err
 	}
@@ -159,44 +158,4 @@ func (v *vm) detach(ctx context.Context, id string) error {
 	}
 	keep = false
 	return nil
-}
-
-// claim takes a slot for a new disk.
-func (v *vm) claim(id string) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if _, there := v.disks[id]; there {
-		return fmt.Errorf("it is attached: %w", errdefs.ErrAlreadyExists)
-	}
-	if len(v.disks) >= v.slots {
-		return fmt.Errorf("all %d places that Firecracker has for disks are taken: %w", v.slots, errdefs.ErrResourceExhausted)
-	}
-	v.disks[id] = false
-	return nil
-}
-
-// claimAttached takes a disk to detach.
-func (v *vm) claimAttached(id string) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	settled, there := v.disks[id]
-	switch {
-	case !there:
-		return fmt.Errorf("no such disk: %w", errdefs.ErrNotFound)
-	case !settled:
-		return fmt.Errorf("it is being attached or detached: %w", errdefs.ErrFailedPrecondition)
-	}
-	v.disks[id] = false
-	return nil
-}
-
-// settle ends a claim.
-func (v *vm) settle(id string, keep bool) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if keep {
-		v.disks[id] = true
-	} else {
-		delete(v.disks, id)
-	}
 }

@@ -76,6 +76,9 @@ func (v *vm) observe(e qmp.Event) {
 func (v *vm) why() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if !v.Success() {
+		return nil
+	}
 	switch v.reason {
 	case "guest-shutdown":
 		return hypervisor.ErrPoweredOff

@@ -29,6 +29,8 @@ type Jail struct {
 	Dir string
 	// Files are shown read-only under their names, which begin with a slash and have no other.
 	Files map[string]*os.File
+	// Dirs are made, empty.
+	Dirs []string
 	// Devices are names below /dev that the VMM may use.
 	Devices []string
 	// NetNS is the network namespace; nil is one with nothing in it. It stays the caller's.
@@ -68,6 +70,11 @@ func (j *Jail) enter(c Command) error {
 	}
 	if err := j.leaveHost(); err != nil {
 		return err
+	}
+	for _, dir := range j.Dirs {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
 	}
 	for name, fd := range clones {
 		if err := showFile(name, fd); err != nil {

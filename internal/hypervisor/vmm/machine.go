@@ -73,11 +73,11 @@ func follow(console io.Reader, to ...io.Writer) {
 
 // why completes the reason of the end.
 func (m *Machine) why(err error) error {
-	switch {
-	case !m.Success() || err == nil:
-		err = errors.New(m.End())
-	case errors.Is(err, hypervisor.ErrPoweredOff):
+	switch poweredOff := errors.Is(err, hypervisor.ErrPoweredOff); {
+	case poweredOff && m.Success():
 		return hypervisor.ErrPoweredOff
+	case poweredOff || err == nil:
+		err = errors.New(m.End())
 	}
 	if said := m.Said(5); said != "" {
 		err = fmt.Errorf("%w; it said: %s", err, said)

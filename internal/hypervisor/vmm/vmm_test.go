@@ -115,3 +115,27 @@ func playParent(t *testing.T, name string) {
 	os.Stdout.WriteString(strconv.Itoa(p.cmd.Process.Pid) + "\n")
 	<-p.done
 }
+
+func TestSlots(t *testing.T) {
+	v := NewSlots(1)
+	if err := v.Claim("a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.ClaimAttached("a"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("detach of a disk that is being attached: %v", err)
+	}
+	v.Settle("a", true)
+	if err := v.Claim("a"); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("twice: %v", err)
+	}
+	if err := v.Claim("b"); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("one too many: %v", err)
+	}
+	if err := v.ClaimAttached("a"); err != nil {
+		t.Fatal(err)
+	}
+	v.Settle("a", false)
+	if err := v.ClaimAttached("a"); !errdefs.IsNotFound(err) {
+		t.Errorf("detached twice: %v", err)
+	}
+}
