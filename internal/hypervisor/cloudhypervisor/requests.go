@@ -133,7 +133,7 @@ func kernelParams(cfg hypervisor.Config) string {
 		// A kernel that panics resets at once, which the driver is told of.
 		"panic=-1", "reboot=a",
 		"random.trust_cpu=on", "cryptomgr.notests", "rcupdate.rcu_expedited=1",
-		transport.Param + transport.KindVSOCK,
+		transport.Param + transport.KindPipe,
 	}
 	return strings.Join(append(params, cfg.Params...), " ")
 }

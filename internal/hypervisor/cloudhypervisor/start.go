@@ -14,7 +14,6 @@ import (
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
-	"github.com/pistis-run/pistis/internal/transport"
 )
 
 // startTimeout bounds Cloud Hypervisor's own start, until the guest runs.
@@ -151,11 +150,6 @@ func hasLandlock() bool {
 	const version = 1 // LANDLOCK_CREATE_RULESET_VERSION
 	n, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, version)
 	return errno == 0 && n > 0
-}
-
-// dial reaches the guest through Cloud Hypervisor.
-func dial(runDir string, proc *vmm.Process) vmm.DialFunc {
-	return transport.Hybrid{Path: filepath.Join(runDir, vsockSocket), Ended: proc.Ending}.Dial
 }
 
 var errReset = errors.New("the guest reset itself, as a kernel does that panics")

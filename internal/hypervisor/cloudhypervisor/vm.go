@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 // vm is a running Cloud Hypervisor.
@@ -39,7 +41,9 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 	}
 	var events sync.WaitGroup
 	events.Go(func() { readEvents(s.events, func(e event) { v.observe(e, proc) }) })
-	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, dial(cfg.RunDir, proc), func() error {
+	pipe := transport.NewClient(transport.Hybrid{Path: filepath.Join(cfg.RunDir, vsockSocket)}.Pipe())
+	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, pipe.Dial, func() error {
+		pipe.Close()
 		events.Wait()
 		s.events.Close()
 		v.api.Close()

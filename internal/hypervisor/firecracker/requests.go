@@ -120,7 +120,7 @@ func kernelParams(cfg hypervisor.Config) string {
 		// does so at once.
 		"panic=-1", "reboot=k", hypervisor.PowerOffByReset,
 		"random.trust_cpu=on", "cryptomgr.notests", "rcupdate.rcu_expedited=1",
-		transport.Param + transport.KindVSOCK,
+		transport.Param + transport.KindPipe,
 	}
 	return strings.Join(append(params, cfg.Params...), " ")
 }

@@ -17,7 +17,6 @@ import (
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
-	"github.com/pistis-run/pistis/internal/transport"
 )
 
 const (
@@ -238,9 +237,4 @@ func (v *vm) connect(ctx context.Context, path string) error {
 		}
 		timer.Reset(connectInterval)
 	}
-}
-
-// dial reaches the guest through Firecracker.
-func dial(runDir string, proc *vmm.Process) vmm.DialFunc {
-	return transport.Hybrid{Path: filepath.Join(runDir, vsockSocket), Ended: proc.Ending}.Dial
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 // vm is a running Firecracker.
@@ -26,10 +28,9 @@ type vm struct {
 	api *vmm.API // nil before it is connected to
 }
 
-var (
-	_ hypervisor.DiskPlugger = (*vm)(nil)
-	_ hypervisor.Pauser      = (*vm)(nil)
-)
+// It is no hypervisor.Pauser: Firecracker 1.16 stops serving a guest's vsock when it resumes it, until the guest answers
+// what it was never sent.
+var _ hypervisor.DiskPlugger = (*vm)(nil)
 
 // newVM watches over a Firecracker that was just started, and owns it and the starter's ends of its pipes.
 func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
@@ -38,7 +39,9 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 	log.Go(func() {
 		io.Copy(proc.Stderr(), s.log) // ends when nobody can write any more
 	})
-	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, dial(cfg.RunDir, proc), func() error {
+	pipe := transport.NewClient(transport.Hybrid{Path: filepath.Join(cfg.RunDir, vsockSocket)}.Pipe())
+	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, pipe.Dial, func() error {
+		pipe.Close()
 		s.logKeeper.Close()
 		log.Wait()
 		s.log.Close()
@@ -64,17 +67,6 @@ func (v *vm) why() error {
 // Shutdown waits for the guest's end and ends Firecracker when ctx ends.
 func (v *vm) Shutdown(ctx context.Context) error {
 	return v.Machine.Shutdown(ctx, func(context.Context) error { return v.Kill() })
-}
-
-// Pause stops the guest's processors.
-func (v *vm) Pause(ctx context.Context) error { return v.setState(ctx, "Paused") }
-
-// Resume continues them.
-func (v *vm) Resume(ctx context.Context) error { return v.setState(ctx, "Resumed") }
-
-func (v *vm) setState(ctx context.Context, state string) error {
-	_, err := v.do(ctx, "PATCH", "/vm", map[string]string{"state": state})
-	return err
 }
 
 func (v *vm) control() *vmm.API {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -59,8 +60,16 @@ func TestJail(t *testing.T) {
 		p.Kill()
 		<-p.Done()
 	}()
-	if _, err := p.Show("/late", late, false); err != nil {
+	seen, err := p.Show("/late", late, false)
+	if err != nil {
 		t.Fatal(err)
+	}
+	info, err := late.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stat := info.Sys().(*syscall.Stat_t); stat.Ino != seen.Ino || stat.Dev != seen.Dev {
+		t.Errorf("the jail has inode %d of device %d, the host %d of %d", seen.Ino, seen.Dev, stat.Ino, stat.Dev)
 	}
 	if _, err := p.Show("/gone", early, true); err != nil {
 		t.Fatal(err)
@@ -78,7 +87,7 @@ func TestJail(t *testing.T) {
 	if !p.Ending() {
 		t.Error("it is not ending and has ended")
 	}
-	seen, err := os.ReadFile(filepath.Join(dir, "seen"))
+	found, err := os.ReadFile(filepath.Join(dir, "seen"))
 	if err != nil {
 		t.Fatalf("%v; %s, it said: %s", err, p.End(), p.Said(20))
 	}
@@ -86,8 +95,8 @@ func TestJail(t *testing.T) {
 		"root: dev early late run vmm", "dev: net null", "uid 2000007", "early: early", "late: written", "interfaces: lo",
 		"write in the root: permission denied", "write of early: read-only file system",
 	} {
-		if !slices.Contains(strings.Split(string(seen), "\n"), want) {
-			t.Errorf("the jail lacks %q, it has:\n%s", want, seen)
+		if !slices.Contains(strings.Split(string(found), "\n"), want) {
+			t.Errorf("the jail lacks %q, it has:\n%s", want, found)
 		}
 	}
 	if got, err := os.ReadFile(late.Name()); err != nil || string(got) != "written" {

@@ -57,7 +57,7 @@ func run() error {
 	case slices.Contains(params, "test.silent"):
 		select {}
 	}
-	listener, err := listen(slices.Contains(params, transport.Param+transport.KindVSOCK))
+	listener, err := listen(params)
 	if err != nil {
 		return err
 	}
@@ -70,15 +70,21 @@ func run() error {
 	}
 }
 
-func listen(vsock bool) (net.Listener, error) {
-	if vsock {
+func listen(params []string) (net.Listener, error) {
+	var pipe io.ReadWriteCloser
+	var err error
+	switch {
+	case slices.Contains(params, transport.Param+transport.KindVSOCK):
 		return transport.ListenVSOCK(port)
+	case slices.Contains(params, transport.Param+transport.KindPipe):
+		pipe, err = transport.AcceptPipe(context.Background())
+	default:
+		pipe, err = transport.OpenSerialPort(context.Background())
 	}
-	f, err := transport.OpenSerialPort(context.Background())
 	if err != nil {
 		return nil, err
 	}
-	s, err := transport.NewServer(context.Background(), f)
+	s, err := transport.NewServer(context.Background(), pipe)
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +215,12 @@ func diskName(address string) (string, error) {
 			return filepath.Base(filepath.Dir(path)), nil
 		}
 	}
-	return "", fmt.Errorf("disk %s: not found among %d", address, len(found))
+	var there []string
+	for _, path := range found {
+		text, err := os.ReadFile(path)
+		there = append(there, fmt.Sprintf("%s %q %v", path, text, err))
+	}
+	return "", fmt.Errorf("disk %s: not found among %v", address, there)
 }
 
 // scan looks for disks that nobody announces.
