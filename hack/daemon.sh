@@ -79,7 +79,7 @@ stop_all() {
 		kill "$daemon" || failed=1
 		wait "$daemon" || failed=1
 		"$BIN/leakcheck" -root "$root" -state "$state" -bridge "$name" -cgroup "/$name/" || failed=1
-		"$BIN/pistisd" --config "$state/config.toml" wipe || failed=1
+		"$BIN/pistisd" --config "$state/config.toml" wipe --yes || failed=1
 	fi
 	if [ -n "$registry" ]; then
 		kill "$registry" 2>/dev/null || failed=1

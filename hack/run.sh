@@ -31,7 +31,7 @@ how_to_go_on() {
 		  pistis pods; pistis exec -it $pod sh
 		  crictl --runtime-endpoint unix://$PISTIS_SOCKET --timeout 1m pods
 		To end it:
-		  pistis rm -f --all; kill $daemon $registry; pistisd --config $state/config.toml wipe
+		  pistis rm -f --all; kill $daemon $registry; pistisd --config $state/config.toml wipe --yes
 	END
 }
 

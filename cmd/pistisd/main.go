@@ -52,10 +52,7 @@ func command() *cobra.Command {
 			return err
 		},
 	})
-	root.AddCommand(configCommand, &cobra.Command{
-		Use: "wipe", Short: "End all pods of a daemon that does not run, and remove what it made on this host but images", Args: cobra.NoArgs,
-		RunE: f.with(daemon.Wipe),
-	})
+	root.AddCommand(configCommand, f.wipeCommand())
 	return root
 }
 

@@ -158,7 +158,7 @@ func (a *app) rmiCommand() *cobra.Command {
 				return err
 			}
 			defer c.close(cmd.Context())
-			for _, name := range args {
+			return a.each(args, func(name string) error {
 				spec := &runtime.ImageSpec{Image: name}
 				status, err := c.images.ImageStatus(cmd.Context(), spec, false)
 				if err != nil {
@@ -167,12 +167,8 @@ func (a *app) rmiCommand() *cobra.Command {
 				if status.Image == nil {
 					return fmt.Errorf("no image %q: `pistis images` lists them", name)
 				}
-				if err := c.images.RemoveImage(cmd.Context(), spec); err != nil {
-					return err
-				}
-				fmt.Fprintln(a.out, name)
-			}
-			return nil
+				return c.images.RemoveImage(cmd.Context(), spec)
+			})
 		},
 	}
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"time"
@@ -37,6 +38,11 @@ func (a *app) logsCommand() *cobra.Command {
 			if since > 0 {
 				opts.Since = time.Now().Add(-since)
 			}
+			if a.output == "json" {
+				opts.Timestamp = true
+				stdout, stderr := &jsonLines{to: a.out, stream: "stdout"}, &jsonLines{to: a.out, stream: "stderr"}
+				return errors.Join(c.readLogs(cmd.Context(), ctr.Id, opts, stdout, stderr), stdout.close(), stderr.close())
+			}
 			return c.readLogs(cmd.Context(), ctr.Id, opts, a.out, a.err)
 		},
 	}
@@ -57,5 +63,9 @@ func (c *client) readLogs(ctx context.Context, id string, opts *logs.LogOptions,
 	if _, err := os.Stat(path); err != nil {
 		return err
 	}
-	return logs.ReadLogs(ctx, path, id, opts, c.RuntimeService, stdout, stderr)
+	err = logs.ReadLogs(ctx, path, id, opts, c.RuntimeService, stdout, stderr)
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
 }

@@ -34,6 +34,9 @@ func (a *app) execCommand() *cobra.Command {
 		Short: "Run a command in a container; its exit code becomes ours",
 		Args:  cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.streams("exec"); err != nil {
+				return err
+			}
 			c, err := a.connect(cmd.Context())
 			if err != nil {
 				return err
@@ -65,6 +68,9 @@ func (a *app) attachCommand() *cobra.Command {
 		Short: "Join the streams of a container's own process",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.streams("attach"); err != nil {
+				return err
+			}
 			c, err := a.connect(cmd.Context())
 			if err != nil {
 				return err

@@ -75,7 +75,7 @@ func (c Config) validatePaths(bad func(string, ...any)) {
 		}
 	}
 	for key, path := range map[string]string{
-		"image.hosts_dir": c.Image.HostsDir, "network.cni_conf_dir": c.Network.CNIConfDir,
+		"image.hosts_dir": c.Image.HostsDir, "image.signature_policy": c.Image.SignaturePolicy, "network.cni_conf_dir": c.Network.CNIConfDir,
 		"vm.kernel": c.VM.Kernel, "vm.initrd": c.VM.Initrd, "vm.shim": c.VM.Shim, "vm.qemu": c.VM.QEMU, "monitor": c.Monitor,
 	} {
 		if path != "" && !filepath.IsAbs(path) {

@@ -74,16 +74,17 @@ func (m *Manager) create(ctx context.Context, c *container, pod sandbox.Status, 
 	if err != nil {
 		return err
 	}
-	undo.Add("end use of the image", func(ctx context.Context) error { return m.images.Unuse(ctx, rec.ID) })
-	if err := m.images.Use(ctx, rec.ID, img); err != nil {
+	vols, err := m.findVolumes(ctx, rec)
+	if err != nil {
 		return err
 	}
-	form := m.dirs
-	if pod.VM {
-		form = m.disks
-	}
-	layers, err := form.Ensure(ctx, img)
+	undo.Add("end use of images", func(ctx context.Context) error { return m.images.Unuse(ctx, rec.ID) })
+	layers, err := m.useImages(ctx, rec.ID, pod, img, vols)
 	if err != nil {
+		return err
+	}
+	undo.Add("unmount images", func(ctx context.Context) error { return m.removeVolumes(ctx, rec) })
+	if err := m.mountVolumes(ctx, vols, pod, spec); err != nil {
 		return err
 	}
 	undo.Add("remove bundle", func(context.Context) error { return os.RemoveAll(m.bundle(rec.ID)) })
@@ -111,6 +112,22 @@ func (m *Manager) create(ctx context.Context, c *container, pod sandbox.Status, 
 		return err
 	}
 	return m.move(c, opCreated, func(r *record) { r.User = &user })
+}
+
+// useImages keeps the images of a container, and returns the layers of its own one in the form that its pod needs.
+func (m *Manager) useImages(ctx context.Context, id string, pod sandbox.Status, img image.Image, vols []volume) ([]string, error) {
+	if err := m.images.Use(ctx, id, img); err != nil {
+		return nil, err
+	}
+	for _, v := range vols {
+		if err := m.images.Use(ctx, id, v.image); err != nil {
+			return nil, volumeError(v.mount, err)
+		}
+	}
+	if pod.VM {
+		return m.disks.Ensure(ctx, img)
+	}
+	return m.dirs.Ensure(ctx, img)
 }
 
 // prepare finds the image and checks all that can be refused before anything is made.

@@ -32,12 +32,17 @@ type world struct {
 	faults map[string]error
 	procs  map[task.ID]*proc
 	uses   map[string]bool
-	state  sandbox.State
+	// volumes are the images that are mounted, used all images that ever were.
+	volumes map[string]string
+	used    []string
+	state   sandbox.State
 	// sharedPID: the pod has one PID namespace for its containers.
 	sharedPID bool
-	gone      bool
-	reason    string
-	ended     chan struct{}
+	// host: the pod is on the host's kernel.
+	host   bool
+	gone   bool
+	reason string
+	ended  chan struct{}
 	// stubborn processes ignore everything but SIGKILL, hung ones that too.
 	stubborn, hung bool
 	// slow: an exec is answered too late.
@@ -70,7 +75,7 @@ func (p *proc) end(exit task.Exit) {
 }
 
 func newWorld() *world {
-	return &world{faults: map[string]error{}, procs: map[task.ID]*proc{}, uses: map[string]bool{}, state: sandbox.Ready, ended: make(chan struct{})}
+	return &world{faults: map[string]error{}, procs: map[task.ID]*proc{}, uses: map[string]bool{}, volumes: map[string]string{}, state: sandbox.Ready, ended: make(chan struct{})}
 }
 
 func (w *world) fail(call string, err error) {
@@ -105,7 +110,7 @@ func (w *world) proc(id task.ID) (*proc, error) {
 func (w *world) left() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	left := slices.Collect(maps.Keys(w.uses))
+	left := slices.Concat(slices.Collect(maps.Keys(w.uses)), slices.Collect(maps.Keys(w.volumes)))
 	for id := range w.procs {
 		left = append(left, fmt.Sprint(id))
 	}
@@ -120,7 +125,9 @@ func (s fakeSandboxes) Status(_ context.Context, id string) (sandbox.Status, err
 	if s.gone {
 		return sandbox.Status{}, errdefs.ErrNotFound
 	}
-	return sandbox.Status{ID: "pod1", State: s.state, Reason: s.reason, VM: true, Config: sandbox.Config{Name: "pod", Namespace: "default", UID: "u", Hostname: "pod", SharedPID: s.sharedPID}}, nil
+	return sandbox.Status{ID: "pod1", State: s.state, Reason: s.reason, VM: !s.host, Config: sandbox.Config{
+		Identity: sandbox.Identity{Name: "pod", Namespace: "default", UID: "u"}, Hostname: "pod", Namespaces: sandbox.Namespaces{SharedPID: s.sharedPID},
+	}}, nil
 }
 
 func (s fakeSandboxes) List(ctx context.Context) []sandbox.Status {
@@ -290,6 +297,9 @@ func (f fakeTasks) Update(_ context.Context, _ string, r *specs.LinuxResources) 
 type fakeImages struct{ *world }
 
 func (i fakeImages) Get(_ context.Context, ref string) (image.Image, error) {
+	if ref == "data" {
+		return image.Image{ID: "sha256:5678"}, i.fault("volume get")
+	}
 	if ref != "app" {
 		return image.Image{}, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
 	}
@@ -298,9 +308,10 @@ func (i fakeImages) Get(_ context.Context, ref string) (image.Image, error) {
 	return img, i.fault("image get")
 }
 
-func (i fakeImages) Use(_ context.Context, owner string, _ image.Image) error {
+func (i fakeImages) Use(_ context.Context, owner string, img image.Image) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	i.used = append(i.used, img.ID.String())
 	i.uses[owner] = true // also when it fails: half a lease
 	return i.faults["image use"]
 }
@@ -325,12 +336,38 @@ func (i fakeImages) Ensure(context.Context, image.Image) ([]string, error) {
 	return []string{"/layers/1"}, i.fault("layers")
 }
 
+type fakeVolumes struct{ *world }
+
+func (v fakeVolumes) Mount(_ context.Context, id string, layers []string, sub, userns string) (string, error) {
+	if err := v.fault("volume mount"); err != nil {
+		return "", err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.volumes[id] = fmt.Sprint(layers, sub, userns)
+	return filepath.Join("/volumes", id, sub), nil
+}
+
+func (v fakeVolumes) Remove(_ context.Context, id string) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.volumes, id)
+	return nil
+}
+
+func (v fakeVolumes) Sweep(_ context.Context, keep func(string) bool) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	maps.DeleteFunc(v.volumes, func(id, _ string) bool { return !keep(id) })
+	return nil
+}
+
 // newManager starts a daemon in the world; dir is its state, which survives it.
 func newManager(t *testing.T, w *world, dir string) *Manager {
 	t.Helper()
 	m, err := New(Options{
 		Dir: filepath.Join(dir, "records"), BundleDir: filepath.Join(dir, "bundles"), Sandboxes: fakeSandboxes{w},
-		Images: fakeImages{w}, Disks: fakeImages{w}, Dirs: fakeImages{w}, Events: event.NewBroker(), Log: slog.New(slog.DiscardHandler),
+		Images: fakeImages{w}, Disks: fakeImages{w}, Dirs: fakeImages{w}, Volumes: fakeVolumes{w}, Events: event.NewBroker(), Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)

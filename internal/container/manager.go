@@ -54,6 +54,7 @@ type Options struct {
 	Images         images
 	// Disks are layers for sandboxes that are VMs, Dirs for those on the host's kernel.
 	Disks, Dirs layers
+	Volumes     volumes
 	Events      *event.Broker
 	Log         *slog.Logger
 }
@@ -67,6 +68,7 @@ type Manager struct {
 	images    images
 	disks     layers
 	dirs      layers
+	volumes   volumes
 	events    *event.Broker
 	log       *slog.Logger
 
@@ -88,7 +90,7 @@ func New(o Options) (*Manager, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Manager{
 		records: records, bundles: o.BundleDir, sandboxes: o.Sandboxes, images: o.Images, disks: o.Disks, dirs: o.Dirs,
-		events: o.Events, log: o.Log, ctx: ctx, cancel: cancel, containers: map[string]*container{},
+		volumes: o.Volumes, events: o.Events, log: o.Log, ctx: ctx, cancel: cancel, containers: map[string]*container{},
 	}, nil
 }
 

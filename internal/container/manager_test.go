@@ -157,7 +157,7 @@ func TestCreateRefuses(t *testing.T) {
 		"unknown image":   {func(c *Config) { c.Image = "nope" }, errdefs.IsNotFound, "nope"},
 		"missing path":    {func(c *Config) { c.Mounts = []Mount{{ContainerPath: "/data", HostPath: "/does/not/exist"}} }, errdefs.IsInvalidArgument, "/does/not/exist"},
 		"propagation":     {func(c *Config) { c.Mounts = []Mount{{ContainerPath: "/data", HostPath: "/", Propagation: "rshared"}} }, errdefs.IsNotImplemented, "Bidirectional"},
-		"image volume":    {func(c *Config) { c.Mounts = []Mount{{ContainerPath: "/data", Image: "x"}} }, errdefs.IsNotImplemented, "/data"},
+		"image volume":    {func(c *Config) { c.Mounts = []Mount{{ContainerPath: "/data", Image: "x"}} }, errdefs.IsNotFound, "/data"},
 		"device":          {func(c *Config) { c.Devices = []Device{{HostPath: "/dev/null"}} }, errdefs.IsNotImplemented, "/dev/null"},
 		"stop signal":     {func(c *Config) { c.StopSignal = "SIGNOPE" }, errdefs.IsInvalidArgument, "SIGNOPE"},
 		"seccomp file":    {func(c *Config) { c.Security.Seccomp = Profile{ProfileLocalhost, "/does/not/exist"} }, errdefs.IsNotFound, "/does/not/exist"},
@@ -424,6 +424,30 @@ func TestUpdateMerges(t *testing.T) {
 	w.fail("task update", errFault)
 	if err := m.Update(t.Context(), id, first); !errors.Is(err, errFault) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestUpdateOnTheHost: what a guest has not is handed on to the runtime, and what has ended keeps the change for its status.
+func TestUpdateOnTheHost(t *testing.T) {
+	w := newWorld()
+	w.host = true
+	m := newManager(t, w, t.TempDir())
+	id := mustStart(t, m)
+	rt, limit := int64(1), int64(1<<20)
+	wanted := &specs.LinuxResources{CPU: &specs.LinuxCPU{RealtimeRuntime: &rt}, Unified: map[string]string{"memory.high": "1"}}
+	if err := m.Update(t.Context(), id, wanted); err != nil || w.limits != wanted {
+		t.Fatalf("the runtime got %+v, %v", w.limits, err)
+	}
+	if err := m.Stop(t.Context(), id, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.fail("task update", errFault) // is not asked
+	if err := m.Update(t.Context(), id, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := m.Status(t.Context(), id)
+	if r := s.Config.Resources; *r.Memory.Limit != limit || r.Unified["memory.high"] != "1" {
+		t.Errorf("kept %+v", r)
 	}
 }
 

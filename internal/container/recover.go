@@ -136,7 +136,7 @@ func (m *Manager) deleteAnywhere(ctx context.Context, id string) error {
 	return errors.Join(errs...)
 }
 
-// sweep removes bundles and uses of images of containers without a record.
+// sweep removes bundles, volumes and uses of images of containers without a record.
 func (m *Manager) sweep(ctx context.Context, records map[string]record) error {
 	var errs []error
 	entries, err := os.ReadDir(m.bundles)
@@ -148,6 +148,10 @@ func (m *Manager) sweep(ctx context.Context, records map[string]record) error {
 			errs = append(errs, os.RemoveAll(m.bundle(entry.Name())))
 		}
 	}
+	errs = append(errs, m.volumes.Sweep(ctx, func(id string) bool {
+		_, known := records[ownerOfVolume(id)]
+		return known
+	}))
 	owners, err := m.images.Owners(ctx)
 	errs = append(errs, err)
 	for _, owner := range owners {

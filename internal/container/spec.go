@@ -23,7 +23,7 @@ import (
 // makeSpec turns the configuration into a runtime spec.
 func makeSpec(rec record, pod sandbox.Status, img image.Image) (*specs.Spec, error) {
 	cfg := rec.Config
-	mounts, err := specMounts(cfg.Mounts)
+	mounts, err := specMounts(rec.ID, cfg.Mounts)
 	if err != nil {
 		return nil, err
 	}
@@ -92,11 +92,16 @@ func specSecurity(s Security) (oci.Security, error) {
 	return out, nil
 }
 
-func specMounts(mounts []Mount) ([]specs.Mount, error) {
+func specMounts(container string, mounts []Mount) ([]specs.Mount, error) {
 	var out []specs.Mount
-	for _, m := range mounts {
+	for i, m := range mounts {
 		if m.Image != "" {
-			return nil, fmt.Errorf("mount at %s: an image as a volume is not built yet: %w", m.ContainerPath, errdefs.ErrNotImplemented)
+			// Read-only and without programs, as Kubernetes documents it. The owners are mapped where it is mounted.
+			out = append(out, specs.Mount{
+				Destination: m.ContainerPath, Type: "bind", Source: unmounted(volumeID(container, i)),
+				Options: []string{"rbind", "rprivate", "ro", "nosuid", "nodev", "noexec"},
+			})
+			continue
 		}
 		if _, err := os.Stat(m.HostPath); errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("mount at %s: host path %s does not exist on this node: %w", m.ContainerPath, m.HostPath, errdefs.ErrInvalidArgument)

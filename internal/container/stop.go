@@ -153,6 +153,9 @@ func (m *Manager) release(ctx context.Context, rec record) error {
 	if err := m.deleteTask(ctx, rec); err != nil {
 		return err
 	}
+	if err := m.removeVolumes(ctx, rec); err != nil {
+		return err
+	}
 	if err := m.images.Unuse(ctx, rec.ID); err != nil {
 		return err
 	}

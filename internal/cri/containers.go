@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -15,6 +16,7 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/pistis-run/pistis/internal/container"
+	"github.com/pistis-run/pistis/internal/cri/convert"
 	"github.com/pistis-run/pistis/internal/image"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/sandbox"
@@ -55,7 +57,6 @@ type containerCalls struct {
 	updater    containerUpdater
 	sandboxes  sandboxReader
 	images     imageReader
-	handlers   Handlers
 	log        *slog.Logger
 }
 
@@ -72,16 +73,13 @@ func (c *containerCalls) CreateContainer(ctx context.Context, req *runtime.Creat
 	if pod.State != sandbox.Ready {
 		return nil, fmt.Errorf("create container %q: pod %s is %s, not ready: %w", name, pod.ID, pod.State, errdefs.ErrFailedPrecondition)
 	}
-	cfg, err := containerConfig(req.GetConfig(), pod, c.handlers.ByName[pod.Config.Handler])
+	cfg, err := convert.Container(req.GetConfig(), pod)
 	if err != nil {
 		return nil, fmt.Errorf("create container %q: %w", name, err)
 	}
 	img, err := c.images.Get(ctx, req.Config.Image.Image)
-	if errdefs.IsNotFound(err) {
-		return nil, fmt.Errorf("create container %q: image %q is not on this node, pull it first: %w", name, req.Config.Image.Image, err)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("create container %q: image %q: %w", name, req.Config.Image.Image, err)
+		return nil, fmt.Errorf("create container %q: %w", name, err)
 	}
 	// The digest is what people know the image by; one that was built here has none.
 	cfg.ImageRef = img.ID.String()
@@ -90,17 +88,15 @@ func (c *containerCalls) CreateContainer(ctx context.Context, req *runtime.Creat
 	}
 	id, err := c.containers.Create(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("create container %q: %w", name, imageVolumeError(cfg, err))
+		return nil, imageVolumeError(fmt.Errorf("create container %q: %w", name, err))
 	}
 	return &runtime.CreateContainerResponse{ContainerId: id}, nil
 }
 
-// imageVolumeError marks an error for the kubelet, which looks for the mark where a volume of an image failed.
-func imageVolumeError(cfg container.Config, err error) error {
-	for _, m := range cfg.Mounts {
-		if m.Image != "" && strings.Contains(err.Error(), m.ContainerPath) {
-			return fmt.Errorf("%w: %w", crierrors.ErrImageVolumeMountFailed, err)
-		}
+// imageVolumeError marks an error of a volume that is an image for the kubelet, as the beginning of its text.
+func imageVolumeError(err error) error {
+	if errors.Is(err, container.ErrImageVolume) {
+		return fmt.Errorf("%w: %w", crierrors.ErrImageVolumeMountFailed, err)
 	}
 	return err
 }
@@ -172,14 +168,14 @@ func (c *containerCalls) UpdateContainerResources(ctx context.Context, req *runt
 	if err != nil {
 		return nil, err
 	}
-	resources, err := updatedResources(req, s)
+	resources, err := convert.UpdatedResources(req, s)
 	if err != nil {
 		return nil, fmt.Errorf("update container %s: %w", s.ID, err)
 	}
 	if err := c.updater.Update(ctx, s.ID, resources); err != nil {
 		return nil, fmt.Errorf("update container %s: %w", s.ID, err)
 	}
-	if movesOOMScore(req.Linux, s) {
+	if convert.MovesOOMScore(req.Linux, s) {
 		c.log.WarnContext(ctx, "limits were changed; the OOM score of a container that runs stays", logfields.Container, s.ID, logfields.Score, s.Config.OOMScore, logfields.Asked, req.Linux.OomScoreAdj)
 	}
 	return &runtime.UpdateContainerResourcesResponse{}, nil
@@ -198,20 +194,24 @@ func (c *containerCalls) find(ctx context.Context, verb, id string) (container.S
 
 // ListContainers lists the containers that the filter lets through, the newest first.
 func (c *containerCalls) ListContainers(ctx context.Context, req *runtime.ListContainersRequest) (*runtime.ListContainersResponse, error) {
-	resp := &runtime.ListContainersResponse{}
-	list := slices.Clone(c.reader.List(ctx))
-	slices.SortStableFunc(list, func(a, b container.Status) int { return b.Created.Compare(a.Created) })
-	for _, s := range list {
-		if !matchesContainer(s, req.GetFilter()) {
+	return &runtime.ListContainersResponse{Containers: c.list(ctx, req.GetFilter())}, nil
+}
+
+func (c *containerCalls) list(ctx context.Context, filter *runtime.ContainerFilter) []*runtime.Container {
+	all := slices.Clone(c.reader.List(ctx))
+	slices.SortStableFunc(all, func(a, b container.Status) int { return b.Created.Compare(a.Created) })
+	var list []*runtime.Container
+	for _, s := range all {
+		if !matchesContainer(s, filter) {
 			continue
 		}
-		resp.Containers = append(resp.Containers, &runtime.Container{
+		list = append(list, &runtime.Container{
 			Id: s.ID, PodSandboxId: s.Config.SandboxID, Metadata: containerMetadata(s.Config),
 			Image: imageSpec(s.Config), ImageRef: s.Config.ImageRef, ImageId: s.ImageID, State: containerState(s.State),
 			CreatedAt: s.Created.UnixNano(), Labels: maps.Clone(s.Config.Labels), Annotations: maps.Clone(s.Config.Annotations),
 		})
 	}
-	return resp, nil
+	return list
 }
 
 func matchesContainer(s container.Status, f *runtime.ContainerFilter) bool {

@@ -34,6 +34,10 @@ var eventTypes = map[event.Kind]runtime.ContainerEventType{
 func (c *eventCalls) GetContainerEvents(_ *runtime.GetEventsRequest, stream grpc.ServerStreamingServer[runtime.ContainerEventResponse]) error {
 	ch, cancel := c.events.Subscribe()
 	defer cancel()
+	// Now the client can know that it misses nothing from here on.
+	if err := stream.SendHeader(nil); err != nil {
+		return err
+	}
 	for {
 		select {
 		case <-stream.Context().Done():

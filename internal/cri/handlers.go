@@ -7,6 +7,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/pistis-run/pistis/internal/sandbox"
 )
 
 // Annotations by which a pod without a RuntimeClass says that it is not trusted.
@@ -105,4 +107,19 @@ func (h Handlers) known(name string) error {
 	}
 	_, err := h.selectHandler(name, nil)
 	return err
+}
+
+// fitsHandler refuses what the handler's kind of pod cannot honour.
+func fitsHandler(cfg sandbox.Config, h Handler) error {
+	if !h.VM {
+		return nil
+	}
+	for namespace, host := range map[string]bool{"network": cfg.HostNetwork, "PID": cfg.HostPID, "IPC": cfg.HostIPC} {
+		if host {
+			return invalid("the pod asks for the host's %s namespace, and runtime handler %q runs pods in microVMs, which have "+
+				"kernels of their own; take host%s out of the pod, or give it a RuntimeClass that runs it on the host's kernel",
+				namespace, cfg.Handler, map[string]string{"network": "Network", "PID": "PID", "IPC": "IPC"}[namespace])
+		}
+	}
+	return nil
 }

@@ -46,8 +46,12 @@ func (s *imageServer) PullImage(ctx context.Context, req *runtime.PullImageReque
 	return &runtime.PullImageResponse{ImageRef: img.ID.String()}, nil
 }
 
-// pullError marks an unavailable registry for the kubelet, which looks for the mark at the beginning.
+// pullError marks what the kubelet wants to know of: an unavailable registry, and an image that its signatures do not
+// allow. The kubelet looks for the mark at the beginning.
 func pullError(ref string, err error) error {
+	if errors.Is(err, image.ErrSignature) {
+		return fmt.Errorf("%w: pull image %q: %w", crierrors.ErrSignatureValidationFailed, ref, err)
+	}
 	if errdefs.IsUnavailable(err) && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("%w: pull image %q: %w", crierrors.ErrRegistryUnavailable, ref, err)
 	}
@@ -76,26 +80,30 @@ func auth(a *runtime.AuthConfig) *image.Auth {
 
 // ListImages lists all images, or the one that the filter names.
 func (s *imageServer) ListImages(ctx context.Context, req *runtime.ListImagesRequest) (*runtime.ListImagesResponse, error) {
-	resp := &runtime.ListImagesResponse{}
-	if ref := req.GetFilter().GetImage().GetImage(); ref != "" {
+	list, err := s.list(ctx, req.GetFilter())
+	return &runtime.ListImagesResponse{Images: list}, err
+}
+
+func (s *imageServer) list(ctx context.Context, filter *runtime.ImageFilter) ([]*runtime.Image, error) {
+	if ref := filter.GetImage().GetImage(); ref != "" {
 		img, err := s.images.Get(ctx, ref)
 		switch {
 		case errdefs.IsNotFound(err):
-			return resp, nil
+			return nil, nil
 		case err != nil:
 			return nil, fmt.Errorf("list images: %q: %w", ref, err)
 		}
-		resp.Images = append(resp.Images, toCRIImage(img))
-		return resp, nil
+		return []*runtime.Image{toCRIImage(img)}, nil
 	}
-	list, err := s.images.List(ctx)
+	all, err := s.images.List(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
 	}
-	for _, img := range list {
-		resp.Images = append(resp.Images, toCRIImage(img))
+	var list []*runtime.Image
+	for _, img := range all {
+		list = append(list, toCRIImage(img))
 	}
-	return resp, nil
+	return list, nil
 }
 
 // ImageStatus describes an image; one that is not there has no status, which is no error.
@@ -155,11 +163,6 @@ func (s *imageServer) ImageFsInfo(ctx context.Context, _ *runtime.ImageFsInfoReq
 		ImageFilesystems:     []*runtime.FilesystemUsage{filesystemUsage(imageFS)},
 		ContainerFilesystems: []*runtime.FilesystemUsage{filesystemUsage(containerFS)},
 	}, nil
-}
-
-// StreamImages is not built.
-func (s *imageServer) StreamImages(*runtime.StreamImagesRequest, runtime.ImageService_StreamImagesServer) error {
-	return notBuilt(noStreaming)
 }
 
 func filesystemUsage(fs image.FSInfo) *runtime.FilesystemUsage {

@@ -63,13 +63,13 @@ func recovered(ctx context.Context, log *slog.Logger, method string, err *error)
 	}
 }
 
-// toStatus gives an error its gRPC code. What has no class is Internal. Only CRI's own error of a registry leaves as
-// Unknown: the kubelet knows it by the beginning of the text, and its client takes the code off that text for Unknown alone.
+// toStatus gives an error its gRPC code. What has no class is Internal. Only CRI's own errors of pulls leave as
+// Unknown: the kubelet knows them by the beginning of the text, and its client takes the code off that text for Unknown alone.
 func toStatus(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, crierrors.ErrRegistryUnavailable) {
+	if errors.Is(err, crierrors.ErrRegistryUnavailable) || errors.Is(err, crierrors.ErrSignatureValidationFailed) {
 		return status.Error(codes.Unknown, err.Error())
 	}
 	if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {
@@ -127,5 +127,5 @@ func onlyLooks(method string) bool {
 		"PodSandboxStatus", "ContainerStatus", "PodSandboxStats", "ContainerStats":
 		return true
 	}
-	return strings.HasPrefix(method, "List")
+	return strings.HasPrefix(method, "List") || strings.HasPrefix(method, "Stream")
 }

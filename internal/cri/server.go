@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/pistis-run/pistis/internal/cri/metrics"
 	"github.com/pistis-run/pistis/internal/image"
 )
 
@@ -70,6 +71,7 @@ type runtimeServer struct {
 	*containerCalls
 	*processCalls
 	*statsCalls
+	*metricCalls
 	*eventCalls
 }
 
@@ -80,6 +82,10 @@ type unbuilt struct{ unbuiltCalls }
 func New(o Options) *Server {
 	if o.Log == nil {
 		o.Log = slog.Default()
+	}
+	stats := &statsCalls{
+		sandboxes: o.Sandboxes, tasks: o.Sandboxes, containers: o.Containers,
+		containerFS: o.ContainerFS, cpu: newSampler(time.Now), log: o.Log,
 	}
 	events := &eventCalls{events: o.Events, sandboxes: o.Sandboxes, containers: o.Containers, done: o.Done}
 	return &Server{
@@ -93,16 +99,14 @@ func New(o Options) *Server {
 			},
 			containerCalls: &containerCalls{
 				containers: o.Containers, reader: o.Containers, updater: o.Containers,
-				sandboxes: o.Sandboxes, images: o.Images, handlers: o.Handlers, log: o.Log,
+				sandboxes: o.Sandboxes, images: o.Images, log: o.Log,
 			},
 			processCalls: &processCalls{
 				processes: o.Containers, containers: o.Containers, sandboxes: o.Sandboxes, streams: o.Streams,
 			},
-			statsCalls: &statsCalls{
-				sandboxes: o.Sandboxes, tasks: o.Sandboxes, containers: o.Containers,
-				containerFS: o.ContainerFS, cpu: newSampler(time.Now), log: o.Log,
-			},
-			eventCalls: events,
+			statsCalls:  stats,
+			metricCalls: &metricCalls{stats: stats, table: metrics.New()},
+			eventCalls:  events,
 		},
 		imageServer: &imageServer{images: o.Images, handlers: o.Handlers, containerFS: o.ContainerFS},
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/pistis-run/pistis/internal/container"
 	"github.com/pistis-run/pistis/internal/event"
 	"github.com/pistis-run/pistis/internal/image"
+	"github.com/pistis-run/pistis/internal/image/registry"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/network"
 	"github.com/pistis-run/pistis/internal/network/netns"
@@ -39,6 +40,7 @@ func (p paths) scratch() string { return filepath.Join(p.root, "scratch") }
 func (p paths) guest() string   { return filepath.Join(p.root, "guest") }
 func (p paths) dirs() string    { return filepath.Join(p.root, "dirs") }
 func (p paths) roots() string   { return filepath.Join(p.root, "roots") }
+func (p paths) volumes() string { return filepath.Join(p.root, "volumes") }
 func (p paths) netns() string   { return filepath.Join(p.state, "netns") }
 func (p paths) pods() string    { return filepath.Join(p.state, "pods") }
 func (p paths) bundles() string { return filepath.Join(p.state, "bundles") }
@@ -48,9 +50,10 @@ func (p paths) hostPods() string { return filepath.Join(p.state, "host") }
 func (p paths) runtimes() string { return filepath.Join(p.state, "runtimes") }
 
 // ofState are the directories below state that hold files alone.
-func (p paths) ofState() []string {
-	return []string{p.bundles(), p.pods(), p.hostPods(), p.runtimes()}
-}
+func (p paths) ofState() []string { return []string{p.bundles(), p.pods(), p.runtimes()} }
+
+// pins are the directories below state that hold pins of namespaces: mounts that reach their copies.
+func (p paths) pins() []string { return []string{p.netns(), p.hostPods()} }
 
 // engine is what does the work below the CRI.
 type engine struct {
@@ -58,7 +61,7 @@ type engine struct {
 	images     *image.Service
 	disks      *snapshot.Disks
 	dirs       *snapshot.Layers
-	roots      *rootfs.Roots
+	roots      *rootfs.Watched
 	network    *network.Node
 	handlers   *handlers
 	events     *event.Broker
@@ -82,7 +85,14 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 		return nil, err
 	}
 	down.Add("close directories", closing(e.dirs.Close))
-	if e.roots, err = rootfs.Open(e.paths.roots()); err != nil {
+	roots, err := rootfs.Open(e.paths.roots())
+	if err != nil {
+		return nil, err
+	}
+	e.roots = rootfs.Watch(roots)
+	down.Add("close roots", closing(e.roots.Close))
+	volumes, err := rootfs.Open(e.paths.volumes())
+	if err != nil {
 		return nil, err
 	}
 	// The first form is made when an image is pulled, the other one when a container needs it.
@@ -98,12 +108,14 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 	if e.handlers, err = openHandlers(cfg, e.paths, e.disks, e.roots, log); err != nil {
 		return nil, err
 	}
-	if err := netns.OpenDir(e.paths.netns()); err != nil {
-		return nil, fmt.Errorf("daemon: %w", err)
+	for _, dir := range e.paths.pins() {
+		if err := netns.OpenDir(dir); err != nil {
+			return nil, fmt.Errorf("daemon: %w", err)
+		}
 	}
 	e.sandboxes, err = sandbox.New(sandbox.Options{
 		Dir: e.paths.sandboxRecords(), NetNSDir: e.paths.netns(),
-		NetNS:   sandbox.NetNS{Create: netns.Create, CreateOwned: createOwned, Remove: netns.Remove, List: netns.List},
+		NetNS:   sandbox.NetNS{Create: netns.Create, CreateOwned: createOwned, Remove: netns.Remove, List: netns.List, UserNS: netns.UserNS},
 		Network: e.network, Launchers: e.handlers.launchers, Events: e.events, Log: log,
 	})
 	if err != nil {
@@ -112,7 +124,7 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 	down.Add("close sandboxes", closing(e.sandboxes.Close))
 	e.containers, err = container.New(container.Options{
 		Dir: e.paths.containerRecords(), BundleDir: e.paths.bundles(), Sandboxes: e.sandboxes, Images: e.images,
-		Disks: e.disks, Dirs: e.dirs, Events: e.events, Log: log,
+		Disks: e.disks, Dirs: e.dirs, Volumes: imageVolumes{volumes}, Events: e.events, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -140,8 +152,8 @@ func closing(fn func() error) func(context.Context) error {
 
 func openImages(ctx context.Context, cfg config.Config, p paths, log *slog.Logger) (*image.Service, error) {
 	return image.Open(ctx, image.Options{
-		Root: p.images(), HostsDir: cfg.Image.HostsDir, Mirrors: cfg.Image.Mirrors, Insecure: cfg.Image.Insecure,
-		PinnedImages: cfg.Image.Pinned, MaxConcurrentDownloads: cfg.Image.MaxConcurrentDownloads,
+		Root: p.images(), Registries: registry.Options{HostsDir: cfg.Image.HostsDir, Mirrors: cfg.Image.Mirrors, Insecure: cfg.Image.Insecure},
+		PinnedImages: cfg.Image.Pinned, SignaturePolicy: cfg.Image.SignaturePolicy, MaxConcurrentDownloads: cfg.Image.MaxConcurrentDownloads,
 		PullTimeout: cfg.Image.PullTimeout.Duration, Log: log,
 	})
 }

@@ -101,7 +101,7 @@ func (h *handlers) forCRI() cri.Handlers {
 
 // openHandlers makes a launcher for each handler. One whose programs or guest are missing is made too: it is not ready,
 // and becomes so when they are installed.
-func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *rootfs.Roots, log *slog.Logger) (*handlers, error) {
+func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *rootfs.Watched, log *slog.Logger) (*handlers, error) {
 	h := &handlers{
 		cfg: cfg, launchers: map[string]sandbox.Launcher{},
 		guest: guestFiles{kernel: cfg.VM.Kernel, initrd: cfg.VM.Initrd, built: p.guest()},
@@ -143,7 +143,7 @@ func (h *handlers) openVM(handler config.Handler, p paths, disks *snapshot.Disks
 	})
 }
 
-func openHost(name string, handler config.Handler, cfg config.Config, p paths, roots *rootfs.Roots, log *slog.Logger) (sandbox.Launcher, error) {
+func openHost(name string, handler config.Handler, cfg config.Config, p paths, roots *rootfs.Watched, log *slog.Logger) (sandbox.Launcher, error) {
 	return hostpod.New(hostpod.Options{
 		Runtime: func() (string, error) { return handler.FindRuntime(name) }, Monitor: cfg.FindMonitor,
 		Roots: roots, Dir: filepath.Join(p.hostPods(), name), RuntimeRoot: filepath.Join(p.runtimes(), name),
@@ -152,7 +152,7 @@ func openHost(name string, handler config.Handler, cfg config.Config, p paths, r
 }
 
 // tryUserNamespace makes what a pod with a user namespace needs and removes it again.
-func tryUserNamespace(p paths, roots *rootfs.Roots) (err error) {
+func tryUserNamespace(p paths, roots *rootfs.Watched) (err error) {
 	const id = "trial"
 	ctx, cancel := cleanup.Detach(context.Background())
 	defer cancel()

@@ -15,6 +15,9 @@ import (
 // locks keeps directories for one daemon. The kernel lets go of them however the daemon ends.
 type locks []*os.File
 
+// lockFile is what a locked directory has.
+const lockFile = "lock"
+
 // lockDirs makes the directories where they are missing and locks them, or says who has them.
 func lockDirs(dirs ...string) (locks, error) {
 	var l locks
@@ -33,7 +36,7 @@ func lockDir(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, fmt.Errorf("daemon: directory %s: %w", dir, err)
 	}
-	path := filepath.Join(dir, "lock")
+	path := filepath.Join(dir, lockFile)
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("daemon: lock: %w", err)

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"time"
 
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/cgroup"
@@ -22,14 +25,58 @@ const cgroupTimeout = 10 * time.Second
 
 // Wipe ends all pods of a daemon that does not run, and removes what they and the daemon had on the host: namespaces,
 // cgroups, bridge, rules and everything below the run directory. Images and the guest stay.
-func Wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
-	var down cleanup.Stack
-	defer func() { err = errors.Join(err, down.Run(ctx)) }()
-	locked, err := lockDirs(cfg.Root, cfg.State)
+func Wipe(ctx context.Context, cfg config.Config, log *slog.Logger) error {
+	return locked(cfg, func() error { return wipe(ctx, cfg, log) })
+}
+
+// WipeAll is Wipe, and removes everything below the root directory but the guest.
+func WipeAll(ctx context.Context, cfg config.Config, log *slog.Logger) error {
+	return locked(cfg, func() error {
+		if err := wipe(ctx, cfg, log); err != nil {
+			return err
+		}
+		return wipeRoot(paths{root: cfg.Root}, log)
+	})
+}
+
+// locked runs fn while no daemon can.
+func locked(cfg config.Config, fn func() error) error {
+	locks, err := lockDirs(cfg.Root, cfg.State)
 	if err != nil {
 		return err
 	}
-	down.Add("unlock", closing(locked.Close))
+	return errors.Join(fn(), locks.Close())
+}
+
+// wipeRoot removes what a daemon keeps. Nothing may be mounted below it any more: that would be somebody else's.
+func wipeRoot(p paths, log *slog.Logger) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(p.root + "/"))
+	if err != nil {
+		return fmt.Errorf("wipe: %w", err)
+	}
+	if len(mounts) > 0 {
+		return fmt.Errorf("wipe: %s is mounted below %s: unmount it: %w", mounts[0].Mountpoint, p.root, errdefs.ErrFailedPrecondition)
+	}
+	entries, err := os.ReadDir(p.root)
+	if err != nil {
+		return fmt.Errorf("wipe: %w", err)
+	}
+	for _, entry := range entries {
+		path := filepath.Join(p.root, entry.Name())
+		if path == p.guest() || entry.Name() == lockFile {
+			continue
+		}
+		if err := os.RemoveAll(path); err != nil {
+			return fmt.Errorf("wipe: %w", err)
+		}
+	}
+	log.Info("wiped", logfields.Path, p.root)
+	return nil
+}
+
+func wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
+	var down cleanup.Stack
+	defer func() { err = errors.Join(err, down.Run(ctx)) }()
 	engine, err := openEngine(ctx, cfg, log, &down)
 	if err != nil {
 		return err
@@ -49,8 +96,10 @@ func Wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) 
 			return fmt.Errorf("wipe: %w", err)
 		}
 	}
-	if err := netns.RemoveDir(engine.paths.netns()); err != nil {
-		return fmt.Errorf("wipe: %w", err)
+	for _, dir := range engine.paths.pins() {
+		if err := netns.RemoveDir(dir); err != nil {
+			return fmt.Errorf("wipe: %w", err)
+		}
 	}
 	if err := removeCgroup(ctx, cfg.CgroupParent); errors.Is(err, unix.EBUSY) {
 		log.Warn("the cgroup stays: there are processes or groups in it that are not of this daemon's pods", logfields.Path, cfg.CgroupParent)

@@ -166,6 +166,9 @@ func (h host) kvm(ctx context.Context) finding {
 	switch {
 	case err != nil:
 		return warn("see the other findings, then ask again", "%s opens; whether guests run on it was not found out: %v", device, err)
+	case !usable && strings.Contains(reason, "Permission denied"):
+		return report(slow+"virtual machines run as users of their own: give "+device+" a group (chgrp kvm) and that group access (chmod 660)",
+			"%s opens for root, but %s", device, reason)
 	case !usable:
 		return report(slow+"use a host whose KVM runs an ordinary kernel", "%s opens, but %s", device, reason)
 	}

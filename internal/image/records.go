@@ -151,9 +151,7 @@ func (s *Service) assemble(ctx context.Context, records []images.Image) (Image, 
 		case isDigest(r.Name):
 			img.Digests = append(img.Digests, r.Name)
 		}
-		if _, ok := s.pinned[r.Name]; ok {
-			img.Pinned = true
-		}
+		img.Pinned = img.Pinned || s.isPinned(r.Name)
 	}
 	slices.Sort(img.Tags)
 	slices.Sort(img.Digests)

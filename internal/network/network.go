@@ -42,7 +42,7 @@ type Result struct {
 }
 
 // Network connects pods.
-type Network interface {
+type network interface {
 	// Setup gives the pod its interfaces. On an error nothing is left. It fails with ErrInvalidArgument for a bad pod,
 	// ErrAlreadyExists where the pod is set up already or a host port is taken, ErrResourceExhausted without a free
 	// address, and ErrUnavailable while the network is not ready.

@@ -50,7 +50,7 @@ func New(opts Options) (*Node, error) {
 }
 
 // current is the network of new pods.
-func (n *Node) current() Network {
+func (n *Node) current() network {
 	if n.bridge == nil || n.cni != nil && n.cni.Configured() {
 		return n.cni
 	}
@@ -58,8 +58,8 @@ func (n *Node) current() Network {
 }
 
 // both are the networks that pods may have.
-func (n *Node) both() []Network {
-	var out []Network
+func (n *Node) both() []network {
+	var out []network
 	if n.cni != nil {
 		out = append(out, n.cni)
 	}

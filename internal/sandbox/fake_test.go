@@ -105,10 +105,13 @@ func (fakeLauncher) Validate(cfg Config) error {
 	return nil
 }
 
-func (l fakeLauncher) Launch(_ context.Context, req LaunchRequest) (Instance, error) {
+func (l fakeLauncher) Launch(ctx context.Context, req LaunchRequest) (Instance, error) {
 	err := l.do("launch files", func() { l.have["files "+req.ID] = true })
 	if err == nil {
 		err = req.Save(json.RawMessage(`{"files":true}`))
+	}
+	if err == nil {
+		_, err = req.Connected(ctx)
 	}
 	if err != nil {
 		return nil, err
@@ -186,6 +189,12 @@ func (i *fakeInstance) Stop(context.Context) error {
 	})
 }
 
+func (i *fakeInstance) Resize(_ context.Context, cfg Config) error {
+	return i.do("resize", func() {
+		i.have["size of "+i.id+" "+fmt.Sprint(cfg.Resources.MemoryLimit+cfg.Overhead.MemoryLimit)] = true
+	})
+}
+
 func (i *fakeInstance) Info() map[string]string { return map[string]string{"hypervisor": "fake"} }
 func (i *fakeInstance) Close() error            { return nil }
 
@@ -220,7 +229,7 @@ func newManager(t *testing.T, w *world, dir string) *Manager {
 }
 
 func podConfig(name string) Config {
-	return Config{Name: name, Namespace: "default", UID: "uid", Handler: "vm"}
+	return Config{Identity: Identity{Name: name, Namespace: "default", UID: "uid"}, Handler: "vm"}
 }
 
 // assertNothing fails when the world or the state directory still has something.

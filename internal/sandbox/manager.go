@@ -107,6 +107,9 @@ func (m *Manager) status(sb *sandbox) (status Status, visible bool) {
 		ID: rec.ID, Config: rec.Config, State: rec.State, Created: rec.Created, Reason: rec.Reason,
 		IPs: slices.Clone(rec.IPs), NetNS: rec.NetNS,
 	}
+	if rec.Config.User != nil && rec.NetNS != "" {
+		status.UserNS = m.netns.UserNS(rec.NetNS)
+	}
 	if launcher, ok := m.launchers[rec.Config.Handler]; ok {
 		status.VM = launcher.VM()
 	}
@@ -133,8 +136,9 @@ func (m *Manager) Tasks(_ context.Context, id string) (task.Service, error) {
 	return instance.Tasks(), nil
 }
 
-// Stats of a Ready sandbox with all its containers. NotImplemented where the handler has none.
-func (m *Manager) Stats(ctx context.Context, id string) (task.Stats, error) {
+// Stats of a Ready sandbox with all its containers, or of some containers alone; see [task.Statter]. NotImplemented where
+// the handler has none.
+func (m *Manager) Stats(ctx context.Context, id string, containers ...string) (task.Stats, error) {
 	tasks, err := m.Tasks(ctx, id)
 	if err != nil {
 		return task.Stats{}, err
@@ -143,7 +147,7 @@ func (m *Manager) Stats(ctx context.Context, id string) (task.Stats, error) {
 	if !ok {
 		return task.Stats{}, fmt.Errorf("sandbox %s: its runtime has no statistics: %w", id, errdefs.ErrNotImplemented)
 	}
-	return statter.Stats(ctx)
+	return statter.Stats(ctx, containers...)
 }
 
 // Ended blocks until the sandbox is no longer Ready and returns the reason, empty for one that was stopped.

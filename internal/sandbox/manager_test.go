@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -85,6 +86,47 @@ func TestLife(t *testing.T) {
 		if e := <-events; e.Kind != kind || e.ID != id || e.SandboxID != id {
 			t.Errorf("event %+v, want %s", e, kind)
 		}
+	}
+}
+
+func TestUpdateResources(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	m := newManager(t, w, dir)
+	ctx := t.Context()
+	if err := m.UpdateResources(ctx, "none", nil, nil); !errdefs.IsNotFound(err) {
+		t.Errorf("unknown: %v", err)
+	}
+	id, err := m.Run(ctx, podConfig("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.UpdateResources(ctx, id, &Resources{MemoryLimit: 1}, &Resources{MemoryLimit: 10}); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.UpdateResources(ctx, id, nil, &Resources{MemoryLimit: 20}); err != nil {
+		t.Fatal(err)
+	}
+	w.fail("resize", fmt.Errorf("too large: %w", errdefs.ErrFailedPrecondition))
+	if err := m.UpdateResources(ctx, id, nil, &Resources{MemoryLimit: 30}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("too large: %v", err)
+	}
+	if left := w.left(); !slices.Contains(left, "size of "+id+" 11") || !slices.Contains(left, "size of "+id+" 21") {
+		t.Errorf("sizes: %v", left)
+	}
+	again := newManager(t, w, dir) // another daemon knows it too
+	if err := again.Recover(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*Manager{m, again} {
+		if s, err := m.Status(ctx, id); err != nil || s.Config.Overhead.MemoryLimit != 1 || s.Config.Resources.MemoryLimit != 20 {
+			t.Errorf("%+v, %v", s.Config, err)
+		}
+	}
+	if err := m.Stop(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.UpdateResources(ctx, id, nil, nil); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("stopped: %v", err)
 	}
 }
 

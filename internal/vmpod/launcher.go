@@ -147,14 +147,18 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 	if err != nil {
 		return machine{}, err
 	}
-	resolv, err := podfiles.ResolvConf(req.Config.DNS, req.DNS)
+	network, err := req.Connected(ctx)
+	if err != nil {
+		return machine{}, err
+	}
+	resolv, err := podfiles.ResolvConf(req.Config.DNS, network.DNS)
 	if err != nil {
 		return machine{}, err
 	}
 	return machine{
 		hypervisor: l.Hypervisor, accel: accel, kernel: kernel, initrd: initrd,
 		scratch: l.scratch(req.ID), cgroup: cgroup.Path(cmp.Or(req.Config.CgroupParent, l.CgroupParent), "pistis-"+req.ID),
-		hosts: podfiles.Hosts(req.Config.Hostname, req.IPs), resolv: resolv, maxVCPUs: uint32(runtime.NumCPU()),
+		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, maxVCPUs: uint32(runtime.NumCPU()),
 	}, nil
 }
 
@@ -188,7 +192,10 @@ func (l *Launcher) instance(ctx context.Context, client client) (sandbox.Instanc
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("shim: %w", err), client.Close())
 	}
-	return &instance{client: client, info: describe(info)}, nil
+	return &instance{
+		client: client, info: describe(info), vcpus: info.GetVm().GetVcpus(), memory: info.GetVm().GetMemoryBytes(),
+		size: func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, uint32(runtime.NumCPU())) },
+	}, nil
 }
 
 // Cleanup ends the shim and its VM and removes what was made for them.

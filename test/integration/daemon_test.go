@@ -114,7 +114,7 @@ func TestTwoDaemons(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), fmt.Sprintf("in use by another pistisd (pid %d)", d.cmd.Process.Pid)) {
 		t.Errorf("the second daemon ended with %v and said %s", err, out)
 	}
-	out, err = exec.CommandContext(ctx, binary("pistisd"), "--config", d.config, "wipe").CombinedOutput()
+	out, err = exec.CommandContext(ctx, binary("pistisd"), "--config", d.config, "wipe", "--yes").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "in use by another pistisd") {
 		t.Errorf("wiping below a daemon that runs ended with %v and said %s", err, out)
 	}

@@ -68,7 +68,7 @@ func (x StdioStream_FD) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StdioStream_FD.Descriptor instead.
 func (StdioStream_FD) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42, 0}
+	return file_agent_proto_rawDescGZIP(), []int{48, 0}
 }
 
 type ShareChange_Kind int32
@@ -120,7 +120,7 @@ func (x ShareChange_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ShareChange_Kind.Descriptor instead.
 func (ShareChange_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45, 0}
+	return file_agent_proto_rawDescGZIP(), []int{51, 0}
 }
 
 type Empty struct {
@@ -2151,6 +2151,7 @@ type StatsResponse struct {
 	GuestCpu      *CPUStats              `protobuf:"bytes,3,opt,name=guest_cpu,json=guestCpu,proto3" json:"guest_cpu,omitempty"`
 	GuestMemory   *MemoryStats           `protobuf:"bytes,4,opt,name=guest_memory,json=guestMemory,proto3" json:"guest_memory,omitempty"`
 	At            *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
+	Writable      *FileSystem            `protobuf:"bytes,6,opt,name=writable,proto3" json:"writable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2220,6 +2221,13 @@ func (x *StatsResponse) GetAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *StatsResponse) GetWritable() *FileSystem {
+	if x != nil {
+		return x.Writable
+	}
+	return nil
+}
+
 type ContainerStats struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2229,8 +2237,14 @@ type ContainerStats struct {
 	// writable_bytes and writable_inodes are what the container's writable layer uses.
 	WritableBytes  uint64 `protobuf:"varint,5,opt,name=writable_bytes,json=writableBytes,proto3" json:"writable_bytes,omitempty"`
 	WritableInodes uint64 `protobuf:"varint,6,opt,name=writable_inodes,json=writableInodes,proto3" json:"writable_inodes,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// io is absent where it is not measured.
+	Io *IOStats `protobuf:"bytes,7,opt,name=io,proto3" json:"io,omitempty"`
+	// processes counts processes, and pids their threads.
+	Processes uint64 `protobuf:"varint,8,opt,name=processes,proto3" json:"processes,omitempty"`
+	// open_files is the soft limit of the first process.
+	OpenFiles     *uint64 `protobuf:"varint,9,opt,name=open_files,json=openFiles,proto3,oneof" json:"open_files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ContainerStats) Reset() {
@@ -2305,10 +2319,32 @@ func (x *ContainerStats) GetWritableInodes() uint64 {
 	return 0
 }
 
+func (x *ContainerStats) GetIo() *IOStats {
+	if x != nil {
+		return x.Io
+	}
+	return nil
+}
+
+func (x *ContainerStats) GetProcesses() uint64 {
+	if x != nil {
+		return x.Processes
+	}
+	return 0
+}
+
+func (x *ContainerStats) GetOpenFiles() uint64 {
+	if x != nil && x.OpenFiles != nil {
+		return *x.OpenFiles
+	}
+	return 0
+}
+
 type CPUStats struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	UsageNs       uint64                 `protobuf:"varint,1,opt,name=usage_ns,json=usageNs,proto3" json:"usage_ns,omitempty"`
 	Psi           *PSI                   `protobuf:"bytes,2,opt,name=psi,proto3" json:"psi,omitempty"`
+	Detail        *CPUDetail             `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2357,6 +2393,134 @@ func (x *CPUStats) GetPsi() *PSI {
 	return nil
 }
 
+func (x *CPUStats) GetDetail() *CPUDetail {
+	if x != nil {
+		return x.Detail
+	}
+	return nil
+}
+
+// CPUDetail is what usage consists of; absent where it is not measured, as are the messages in it.
+type CPUDetail struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	UserNs        uint64                 `protobuf:"varint,1,opt,name=user_ns,json=userNs,proto3" json:"user_ns,omitempty"`
+	SystemNs      uint64                 `protobuf:"varint,2,opt,name=system_ns,json=systemNs,proto3" json:"system_ns,omitempty"`
+	Throttling    *Throttling            `protobuf:"bytes,3,opt,name=throttling,proto3" json:"throttling,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CPUDetail) Reset() {
+	*x = CPUDetail{}
+	mi := &file_agent_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CPUDetail) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CPUDetail) ProtoMessage() {}
+
+func (x *CPUDetail) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CPUDetail.ProtoReflect.Descriptor instead.
+func (*CPUDetail) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *CPUDetail) GetUserNs() uint64 {
+	if x != nil {
+		return x.UserNs
+	}
+	return 0
+}
+
+func (x *CPUDetail) GetSystemNs() uint64 {
+	if x != nil {
+		return x.SystemNs
+	}
+	return 0
+}
+
+func (x *CPUDetail) GetThrottling() *Throttling {
+	if x != nil {
+		return x.Throttling
+	}
+	return nil
+}
+
+type Throttling struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Periods       uint64                 `protobuf:"varint,1,opt,name=periods,proto3" json:"periods,omitempty"`
+	Throttled     uint64                 `protobuf:"varint,2,opt,name=throttled,proto3" json:"throttled,omitempty"`
+	ThrottledNs   uint64                 `protobuf:"varint,3,opt,name=throttled_ns,json=throttledNs,proto3" json:"throttled_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Throttling) Reset() {
+	*x = Throttling{}
+	mi := &file_agent_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Throttling) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Throttling) ProtoMessage() {}
+
+func (x *Throttling) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Throttling.ProtoReflect.Descriptor instead.
+func (*Throttling) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *Throttling) GetPeriods() uint64 {
+	if x != nil {
+		return x.Periods
+	}
+	return 0
+}
+
+func (x *Throttling) GetThrottled() uint64 {
+	if x != nil {
+		return x.Throttled
+	}
+	return 0
+}
+
+func (x *Throttling) GetThrottledNs() uint64 {
+	if x != nil {
+		return x.ThrottledNs
+	}
+	return 0
+}
+
 type MemoryStats struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	UsageBytes      uint64                 `protobuf:"varint,1,opt,name=usage_bytes,json=usageBytes,proto3" json:"usage_bytes,omitempty"`
@@ -2365,16 +2529,17 @@ type MemoryStats struct {
 	PageFaults      uint64                 `protobuf:"varint,4,opt,name=page_faults,json=pageFaults,proto3" json:"page_faults,omitempty"`
 	MajorPageFaults uint64                 `protobuf:"varint,5,opt,name=major_page_faults,json=majorPageFaults,proto3" json:"major_page_faults,omitempty"`
 	// available_bytes is limit minus working set; 0 where there is no limit.
-	AvailableBytes uint64 `protobuf:"varint,6,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
-	SwapBytes      uint64 `protobuf:"varint,7,opt,name=swap_bytes,json=swapBytes,proto3" json:"swap_bytes,omitempty"`
-	Psi            *PSI   `protobuf:"bytes,8,opt,name=psi,proto3" json:"psi,omitempty"`
+	AvailableBytes uint64        `protobuf:"varint,6,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
+	SwapBytes      uint64        `protobuf:"varint,7,opt,name=swap_bytes,json=swapBytes,proto3" json:"swap_bytes,omitempty"`
+	Psi            *PSI          `protobuf:"bytes,8,opt,name=psi,proto3" json:"psi,omitempty"`
+	Detail         *MemoryDetail `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2386,7 +2551,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2399,7 +2564,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *MemoryStats) GetUsageBytes() uint64 {
@@ -2458,6 +2623,304 @@ func (x *MemoryStats) GetPsi() *PSI {
 	return nil
 }
 
+func (x *MemoryStats) GetDetail() *MemoryDetail {
+	if x != nil {
+		return x.Detail
+	}
+	return nil
+}
+
+// MemoryDetail is what memory is used for, and how it met its limits.
+type MemoryDetail struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	CacheBytes        uint64                 `protobuf:"varint,1,opt,name=cache_bytes,json=cacheBytes,proto3" json:"cache_bytes,omitempty"`
+	MappedFileBytes   uint64                 `protobuf:"varint,2,opt,name=mapped_file_bytes,json=mappedFileBytes,proto3" json:"mapped_file_bytes,omitempty"`
+	KernelBytes       uint64                 `protobuf:"varint,3,opt,name=kernel_bytes,json=kernelBytes,proto3" json:"kernel_bytes,omitempty"`
+	ActiveFileBytes   uint64                 `protobuf:"varint,4,opt,name=active_file_bytes,json=activeFileBytes,proto3" json:"active_file_bytes,omitempty"`
+	InactiveFileBytes uint64                 `protobuf:"varint,5,opt,name=inactive_file_bytes,json=inactiveFileBytes,proto3" json:"inactive_file_bytes,omitempty"`
+	PeakBytes         *uint64                `protobuf:"varint,6,opt,name=peak_bytes,json=peakBytes,proto3,oneof" json:"peak_bytes,omitempty"`
+	LimitHits         *uint64                `protobuf:"varint,7,opt,name=limit_hits,json=limitHits,proto3,oneof" json:"limit_hits,omitempty"`
+	OomKills          *uint64                `protobuf:"varint,8,opt,name=oom_kills,json=oomKills,proto3,oneof" json:"oom_kills,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *MemoryDetail) Reset() {
+	*x = MemoryDetail{}
+	mi := &file_agent_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemoryDetail) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemoryDetail) ProtoMessage() {}
+
+func (x *MemoryDetail) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemoryDetail.ProtoReflect.Descriptor instead.
+func (*MemoryDetail) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *MemoryDetail) GetCacheBytes() uint64 {
+	if x != nil {
+		return x.CacheBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetMappedFileBytes() uint64 {
+	if x != nil {
+		return x.MappedFileBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetKernelBytes() uint64 {
+	if x != nil {
+		return x.KernelBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetActiveFileBytes() uint64 {
+	if x != nil {
+		return x.ActiveFileBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetInactiveFileBytes() uint64 {
+	if x != nil {
+		return x.InactiveFileBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetPeakBytes() uint64 {
+	if x != nil && x.PeakBytes != nil {
+		return *x.PeakBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetLimitHits() uint64 {
+	if x != nil && x.LimitHits != nil {
+		return *x.LimitHits
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetOomKills() uint64 {
+	if x != nil && x.OomKills != nil {
+		return *x.OomKills
+	}
+	return 0
+}
+
+// IOStats of block devices.
+type IOStats struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Devices       []*DeviceIO            `protobuf:"bytes,1,rep,name=devices,proto3" json:"devices,omitempty"`
+	Psi           *PSI                   `protobuf:"bytes,2,opt,name=psi,proto3" json:"psi,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IOStats) Reset() {
+	*x = IOStats{}
+	mi := &file_agent_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IOStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IOStats) ProtoMessage() {}
+
+func (x *IOStats) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
+func (*IOStats) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *IOStats) GetDevices() []*DeviceIO {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *IOStats) GetPsi() *PSI {
+	if x != nil {
+		return x.Psi
+	}
+	return nil
+}
+
+type DeviceIO struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	ReadBytes     uint64                 `protobuf:"varint,2,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
+	WriteBytes    uint64                 `protobuf:"varint,3,opt,name=write_bytes,json=writeBytes,proto3" json:"write_bytes,omitempty"`
+	Reads         uint64                 `protobuf:"varint,4,opt,name=reads,proto3" json:"reads,omitempty"`
+	Writes        uint64                 `protobuf:"varint,5,opt,name=writes,proto3" json:"writes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceIO) Reset() {
+	*x = DeviceIO{}
+	mi := &file_agent_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceIO) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceIO) ProtoMessage() {}
+
+func (x *DeviceIO) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceIO.ProtoReflect.Descriptor instead.
+func (*DeviceIO) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *DeviceIO) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *DeviceIO) GetReadBytes() uint64 {
+	if x != nil {
+		return x.ReadBytes
+	}
+	return 0
+}
+
+func (x *DeviceIO) GetWriteBytes() uint64 {
+	if x != nil {
+		return x.WriteBytes
+	}
+	return 0
+}
+
+func (x *DeviceIO) GetReads() uint64 {
+	if x != nil {
+		return x.Reads
+	}
+	return 0
+}
+
+func (x *DeviceIO) GetWrites() uint64 {
+	if x != nil {
+		return x.Writes
+	}
+	return 0
+}
+
+// FileSystem is the one that writable layers are on.
+type FileSystem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         uint64                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Inodes        uint64                 `protobuf:"varint,2,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	FreeInodes    uint64                 `protobuf:"varint,3,opt,name=free_inodes,json=freeInodes,proto3" json:"free_inodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FileSystem) Reset() {
+	*x = FileSystem{}
+	mi := &file_agent_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FileSystem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FileSystem) ProtoMessage() {}
+
+func (x *FileSystem) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FileSystem.ProtoReflect.Descriptor instead.
+func (*FileSystem) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *FileSystem) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *FileSystem) GetInodes() uint64 {
+	if x != nil {
+		return x.Inodes
+	}
+	return 0
+}
+
+func (x *FileSystem) GetFreeInodes() uint64 {
+	if x != nil {
+		return x.FreeInodes
+	}
+	return 0
+}
+
 type PSI struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Full          *PSIData               `protobuf:"bytes,1,opt,name=full,proto3" json:"full,omitempty"`
@@ -2468,7 +2931,7 @@ type PSI struct {
 
 func (x *PSI) Reset() {
 	*x = PSI{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2480,7 +2943,7 @@ func (x *PSI) String() string {
 func (*PSI) ProtoMessage() {}
 
 func (x *PSI) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2493,7 +2956,7 @@ func (x *PSI) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PSI.ProtoReflect.Descriptor instead.
 func (*PSI) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PSI) GetFull() *PSIData {
@@ -2522,7 +2985,7 @@ type PSIData struct {
 
 func (x *PSIData) Reset() {
 	*x = PSIData{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2534,7 +2997,7 @@ func (x *PSIData) String() string {
 func (*PSIData) ProtoMessage() {}
 
 func (x *PSIData) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2547,7 +3010,7 @@ func (x *PSIData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PSIData.ProtoReflect.Descriptor instead.
 func (*PSIData) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PSIData) GetTotalUs() uint64 {
@@ -2588,7 +3051,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2600,7 +3063,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2613,7 +3076,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -2647,7 +3110,7 @@ type InterfaceStats struct {
 
 func (x *InterfaceStats) Reset() {
 	*x = InterfaceStats{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2659,7 +3122,7 @@ func (x *InterfaceStats) String() string {
 func (*InterfaceStats) ProtoMessage() {}
 
 func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2672,7 +3135,7 @@ func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterfaceStats.ProtoReflect.Descriptor instead.
 func (*InterfaceStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *InterfaceStats) GetName() string {
@@ -2753,7 +3216,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2765,7 +3228,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2778,7 +3241,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *StreamHeader) GetKind() isStreamHeader_Kind {
@@ -2851,7 +3314,7 @@ type StdioStream struct {
 
 func (x *StdioStream) Reset() {
 	*x = StdioStream{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2863,7 +3326,7 @@ func (x *StdioStream) String() string {
 func (*StdioStream) ProtoMessage() {}
 
 func (x *StdioStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2876,7 +3339,7 @@ func (x *StdioStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdioStream.ProtoReflect.Descriptor instead.
 func (*StdioStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StdioStream) GetContainer() string {
@@ -2913,7 +3376,7 @@ type DialStream struct {
 
 func (x *DialStream) Reset() {
 	*x = DialStream{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2925,7 +3388,7 @@ func (x *DialStream) String() string {
 func (*DialStream) ProtoMessage() {}
 
 func (x *DialStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2938,7 +3401,7 @@ func (x *DialStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialStream.ProtoReflect.Descriptor instead.
 func (*DialStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DialStream) GetNetwork() string {
@@ -2969,7 +3432,7 @@ type ShareStream struct {
 
 func (x *ShareStream) Reset() {
 	*x = ShareStream{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2981,7 +3444,7 @@ func (x *ShareStream) String() string {
 func (*ShareStream) ProtoMessage() {}
 
 func (x *ShareStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2994,7 +3457,7 @@ func (x *ShareStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareStream.ProtoReflect.Descriptor instead.
 func (*ShareStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ShareStream) GetId() string {
@@ -3030,7 +3493,7 @@ type ShareChange struct {
 
 func (x *ShareChange) Reset() {
 	*x = ShareChange{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3042,7 +3505,7 @@ func (x *ShareChange) String() string {
 func (*ShareChange) ProtoMessage() {}
 
 func (x *ShareChange) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3055,7 +3518,7 @@ func (x *ShareChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareChange.ProtoReflect.Descriptor instead.
 func (*ShareChange) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ShareChange) GetKind() ShareChange_Kind {
@@ -3098,7 +3561,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3110,7 +3573,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3123,7 +3586,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *StreamReply) GetError() string {
@@ -3283,7 +3746,7 @@ const file_agent_proto_rawDesc = "" +
 	"\fStatsRequest\x12\x1e\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\tR\n" +
-	"containers\"\xb6\x02\n" +
+	"containers\"\xef\x02\n" +
 	"\rStatsResponse\x12?\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\v2\x1f.pistis.agent.v1.ContainerStatsR\n" +
@@ -3293,17 +3756,35 @@ const file_agent_proto_rawDesc = "" +
 	"interfaces\x126\n" +
 	"\tguest_cpu\x18\x03 \x01(\v2\x19.pistis.agent.v1.CPUStatsR\bguestCpu\x12?\n" +
 	"\fguest_memory\x18\x04 \x01(\v2\x1c.pistis.agent.v1.MemoryStatsR\vguestMemory\x12*\n" +
-	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\x83\x02\n" +
+	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x127\n" +
+	"\bwritable\x18\x06 \x01(\v2\x1b.pistis.agent.v1.FileSystemR\bwritable\"\xfe\x02\n" +
 	"\x0eContainerStats\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x03cpu\x18\x02 \x01(\v2\x19.pistis.agent.v1.CPUStatsR\x03cpu\x124\n" +
 	"\x06memory\x18\x03 \x01(\v2\x1c.pistis.agent.v1.MemoryStatsR\x06memory\x12.\n" +
 	"\x04pids\x18\x04 \x01(\v2\x1a.pistis.agent.v1.PidsStatsR\x04pids\x12%\n" +
 	"\x0ewritable_bytes\x18\x05 \x01(\x04R\rwritableBytes\x12'\n" +
-	"\x0fwritable_inodes\x18\x06 \x01(\x04R\x0ewritableInodes\"M\n" +
+	"\x0fwritable_inodes\x18\x06 \x01(\x04R\x0ewritableInodes\x12(\n" +
+	"\x02io\x18\a \x01(\v2\x18.pistis.agent.v1.IOStatsR\x02io\x12\x1c\n" +
+	"\tprocesses\x18\b \x01(\x04R\tprocesses\x12\"\n" +
+	"\n" +
+	"open_files\x18\t \x01(\x04H\x00R\topenFiles\x88\x01\x01B\r\n" +
+	"\v_open_files\"\x81\x01\n" +
 	"\bCPUStats\x12\x19\n" +
 	"\busage_ns\x18\x01 \x01(\x04R\ausageNs\x12&\n" +
-	"\x03psi\x18\x02 \x01(\v2\x14.pistis.agent.v1.PSIR\x03psi\"\xb4\x02\n" +
+	"\x03psi\x18\x02 \x01(\v2\x14.pistis.agent.v1.PSIR\x03psi\x122\n" +
+	"\x06detail\x18\x03 \x01(\v2\x1a.pistis.agent.v1.CPUDetailR\x06detail\"~\n" +
+	"\tCPUDetail\x12\x17\n" +
+	"\auser_ns\x18\x01 \x01(\x04R\x06userNs\x12\x1b\n" +
+	"\tsystem_ns\x18\x02 \x01(\x04R\bsystemNs\x12;\n" +
+	"\n" +
+	"throttling\x18\x03 \x01(\v2\x1b.pistis.agent.v1.ThrottlingR\n" +
+	"throttling\"g\n" +
+	"\n" +
+	"Throttling\x12\x18\n" +
+	"\aperiods\x18\x01 \x01(\x04R\aperiods\x12\x1c\n" +
+	"\tthrottled\x18\x02 \x01(\x04R\tthrottled\x12!\n" +
+	"\fthrottled_ns\x18\x03 \x01(\x04R\vthrottledNs\"\xeb\x02\n" +
 	"\vMemoryStats\x12\x1f\n" +
 	"\vusage_bytes\x18\x01 \x01(\x04R\n" +
 	"usageBytes\x12*\n" +
@@ -3315,7 +3796,41 @@ const file_agent_proto_rawDesc = "" +
 	"\x0favailable_bytes\x18\x06 \x01(\x04R\x0eavailableBytes\x12\x1d\n" +
 	"\n" +
 	"swap_bytes\x18\a \x01(\x04R\tswapBytes\x12&\n" +
-	"\x03psi\x18\b \x01(\v2\x14.pistis.agent.v1.PSIR\x03psi\"a\n" +
+	"\x03psi\x18\b \x01(\v2\x14.pistis.agent.v1.PSIR\x03psi\x125\n" +
+	"\x06detail\x18\t \x01(\v2\x1d.pistis.agent.v1.MemoryDetailR\x06detail\"\xf0\x02\n" +
+	"\fMemoryDetail\x12\x1f\n" +
+	"\vcache_bytes\x18\x01 \x01(\x04R\n" +
+	"cacheBytes\x12*\n" +
+	"\x11mapped_file_bytes\x18\x02 \x01(\x04R\x0fmappedFileBytes\x12!\n" +
+	"\fkernel_bytes\x18\x03 \x01(\x04R\vkernelBytes\x12*\n" +
+	"\x11active_file_bytes\x18\x04 \x01(\x04R\x0factiveFileBytes\x12.\n" +
+	"\x13inactive_file_bytes\x18\x05 \x01(\x04R\x11inactiveFileBytes\x12\"\n" +
+	"\n" +
+	"peak_bytes\x18\x06 \x01(\x04H\x00R\tpeakBytes\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"limit_hits\x18\a \x01(\x04H\x01R\tlimitHits\x88\x01\x01\x12 \n" +
+	"\toom_kills\x18\b \x01(\x04H\x02R\boomKills\x88\x01\x01B\r\n" +
+	"\v_peak_bytesB\r\n" +
+	"\v_limit_hitsB\f\n" +
+	"\n" +
+	"_oom_kills\"f\n" +
+	"\aIOStats\x123\n" +
+	"\adevices\x18\x01 \x03(\v2\x19.pistis.agent.v1.DeviceIOR\adevices\x12&\n" +
+	"\x03psi\x18\x02 \x01(\v2\x14.pistis.agent.v1.PSIR\x03psi\"\x90\x01\n" +
+	"\bDeviceIO\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12\x1d\n" +
+	"\n" +
+	"read_bytes\x18\x02 \x01(\x04R\treadBytes\x12\x1f\n" +
+	"\vwrite_bytes\x18\x03 \x01(\x04R\n" +
+	"writeBytes\x12\x14\n" +
+	"\x05reads\x18\x04 \x01(\x04R\x05reads\x12\x16\n" +
+	"\x06writes\x18\x05 \x01(\x04R\x06writes\"[\n" +
+	"\n" +
+	"FileSystem\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06inodes\x18\x02 \x01(\x04R\x06inodes\x12\x1f\n" +
+	"\vfree_inodes\x18\x03 \x01(\x04R\n" +
+	"freeInodes\"a\n" +
 	"\x03PSI\x12,\n" +
 	"\x04full\x18\x01 \x01(\v2\x18.pistis.agent.v1.PSIDataR\x04full\x12,\n" +
 	"\x04some\x18\x02 \x01(\v2\x18.pistis.agent.v1.PSIDataR\x04some\"h\n" +
@@ -3411,7 +3926,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_agent_proto_goTypes = []any{
 	(StdioStream_FD)(0),              // 0: pistis.agent.v1.StdioStream.FD
 	(ShareChange_Kind)(0),            // 1: pistis.agent.v1.ShareChange.Kind
@@ -3451,96 +3966,109 @@ var file_agent_proto_goTypes = []any{
 	(*StatsResponse)(nil),            // 35: pistis.agent.v1.StatsResponse
 	(*ContainerStats)(nil),           // 36: pistis.agent.v1.ContainerStats
 	(*CPUStats)(nil),                 // 37: pistis.agent.v1.CPUStats
-	(*MemoryStats)(nil),              // 38: pistis.agent.v1.MemoryStats
-	(*PSI)(nil),                      // 39: pistis.agent.v1.PSI
-	(*PSIData)(nil),                  // 40: pistis.agent.v1.PSIData
-	(*PidsStats)(nil),                // 41: pistis.agent.v1.PidsStats
-	(*InterfaceStats)(nil),           // 42: pistis.agent.v1.InterfaceStats
-	(*StreamHeader)(nil),             // 43: pistis.agent.v1.StreamHeader
-	(*StdioStream)(nil),              // 44: pistis.agent.v1.StdioStream
-	(*DialStream)(nil),               // 45: pistis.agent.v1.DialStream
-	(*ShareStream)(nil),              // 46: pistis.agent.v1.ShareStream
-	(*ShareChange)(nil),              // 47: pistis.agent.v1.ShareChange
-	(*StreamReply)(nil),              // 48: pistis.agent.v1.StreamReply
-	nil,                              // 49: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	(*timestamppb.Timestamp)(nil),    // 50: google.protobuf.Timestamp
+	(*CPUDetail)(nil),                // 38: pistis.agent.v1.CPUDetail
+	(*Throttling)(nil),               // 39: pistis.agent.v1.Throttling
+	(*MemoryStats)(nil),              // 40: pistis.agent.v1.MemoryStats
+	(*MemoryDetail)(nil),             // 41: pistis.agent.v1.MemoryDetail
+	(*IOStats)(nil),                  // 42: pistis.agent.v1.IOStats
+	(*DeviceIO)(nil),                 // 43: pistis.agent.v1.DeviceIO
+	(*FileSystem)(nil),               // 44: pistis.agent.v1.FileSystem
+	(*PSI)(nil),                      // 45: pistis.agent.v1.PSI
+	(*PSIData)(nil),                  // 46: pistis.agent.v1.PSIData
+	(*PidsStats)(nil),                // 47: pistis.agent.v1.PidsStats
+	(*InterfaceStats)(nil),           // 48: pistis.agent.v1.InterfaceStats
+	(*StreamHeader)(nil),             // 49: pistis.agent.v1.StreamHeader
+	(*StdioStream)(nil),              // 50: pistis.agent.v1.StdioStream
+	(*DialStream)(nil),               // 51: pistis.agent.v1.DialStream
+	(*ShareStream)(nil),              // 52: pistis.agent.v1.ShareStream
+	(*ShareChange)(nil),              // 53: pistis.agent.v1.ShareChange
+	(*StreamReply)(nil),              // 54: pistis.agent.v1.StreamReply
+	nil,                              // 55: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	(*timestamppb.Timestamp)(nil),    // 56: google.protobuf.Timestamp
 }
 var file_agent_proto_depIdxs = []int32{
 	7,  // 0: pistis.agent.v1.Network.interfaces:type_name -> pistis.agent.v1.Interface
 	8,  // 1: pistis.agent.v1.Network.routes:type_name -> pistis.agent.v1.Route
 	9,  // 2: pistis.agent.v1.Network.neighbors:type_name -> pistis.agent.v1.Neighbor
 	6,  // 3: pistis.agent.v1.ConfigureSandboxRequest.network:type_name -> pistis.agent.v1.Network
-	49, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	50, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
+	55, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	56, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
 	5,  // 6: pistis.agent.v1.ConfigureSandboxRequest.scratch:type_name -> pistis.agent.v1.DiskAddress
 	6,  // 7: pistis.agent.v1.UpdateNetworkRequest.network:type_name -> pistis.agent.v1.Network
-	50, // 8: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
+	56, // 8: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
 	5,  // 9: pistis.agent.v1.CreateContainerRequest.layers:type_name -> pistis.agent.v1.DiskAddress
 	14, // 10: pistis.agent.v1.CreateContainerRequest.user:type_name -> pistis.agent.v1.User
 	17, // 11: pistis.agent.v1.CreateContainerRequest.pid_namespace:type_name -> pistis.agent.v1.PIDNamespace
 	15, // 12: pistis.agent.v1.CreateContainerResponse.user:type_name -> pistis.agent.v1.ResolvedUser
 	14, // 13: pistis.agent.v1.ExecRequest.user:type_name -> pistis.agent.v1.User
-	50, // 14: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
+	56, // 14: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
 	5,  // 15: pistis.agent.v1.DeleteResponse.disks:type_name -> pistis.agent.v1.DiskAddress
 	31, // 16: pistis.agent.v1.PidsResponse.pids:type_name -> pistis.agent.v1.Pid
 	36, // 17: pistis.agent.v1.StatsResponse.containers:type_name -> pistis.agent.v1.ContainerStats
-	42, // 18: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.agent.v1.InterfaceStats
+	48, // 18: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.agent.v1.InterfaceStats
 	37, // 19: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.agent.v1.CPUStats
-	38, // 20: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.agent.v1.MemoryStats
-	50, // 21: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
-	37, // 22: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.agent.v1.CPUStats
-	38, // 23: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.agent.v1.MemoryStats
-	41, // 24: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
-	39, // 25: pistis.agent.v1.CPUStats.psi:type_name -> pistis.agent.v1.PSI
-	39, // 26: pistis.agent.v1.MemoryStats.psi:type_name -> pistis.agent.v1.PSI
-	40, // 27: pistis.agent.v1.PSI.full:type_name -> pistis.agent.v1.PSIData
-	40, // 28: pistis.agent.v1.PSI.some:type_name -> pistis.agent.v1.PSIData
-	44, // 29: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
-	45, // 30: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
-	46, // 31: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
-	0,  // 32: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
-	1,  // 33: pistis.agent.v1.ShareChange.kind:type_name -> pistis.agent.v1.ShareChange.Kind
-	3,  // 34: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
-	10, // 35: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
-	12, // 36: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
-	13, // 37: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
-	16, // 38: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
-	19, // 39: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
-	20, // 40: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
-	22, // 41: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
-	23, // 42: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
-	25, // 43: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
-	27, // 44: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
-	29, // 45: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
-	28, // 46: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
-	28, // 47: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
-	32, // 48: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
-	34, // 49: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
-	33, // 50: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
-	2,  // 51: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
-	4,  // 52: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
-	11, // 53: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
-	2,  // 54: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
-	2,  // 55: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
-	18, // 56: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
-	2,  // 57: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
-	21, // 58: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
-	2,  // 59: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
-	24, // 60: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
-	26, // 61: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
-	2,  // 62: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
-	30, // 63: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
-	2,  // 64: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
-	2,  // 65: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
-	2,  // 66: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
-	35, // 67: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
-	2,  // 68: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
-	2,  // 69: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
-	52, // [52:70] is the sub-list for method output_type
-	34, // [34:52] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	40, // 20: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.agent.v1.MemoryStats
+	56, // 21: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
+	44, // 22: pistis.agent.v1.StatsResponse.writable:type_name -> pistis.agent.v1.FileSystem
+	37, // 23: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.agent.v1.CPUStats
+	40, // 24: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.agent.v1.MemoryStats
+	47, // 25: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
+	42, // 26: pistis.agent.v1.ContainerStats.io:type_name -> pistis.agent.v1.IOStats
+	45, // 27: pistis.agent.v1.CPUStats.psi:type_name -> pistis.agent.v1.PSI
+	38, // 28: pistis.agent.v1.CPUStats.detail:type_name -> pistis.agent.v1.CPUDetail
+	39, // 29: pistis.agent.v1.CPUDetail.throttling:type_name -> pistis.agent.v1.Throttling
+	45, // 30: pistis.agent.v1.MemoryStats.psi:type_name -> pistis.agent.v1.PSI
+	41, // 31: pistis.agent.v1.MemoryStats.detail:type_name -> pistis.agent.v1.MemoryDetail
+	43, // 32: pistis.agent.v1.IOStats.devices:type_name -> pistis.agent.v1.DeviceIO
+	45, // 33: pistis.agent.v1.IOStats.psi:type_name -> pistis.agent.v1.PSI
+	46, // 34: pistis.agent.v1.PSI.full:type_name -> pistis.agent.v1.PSIData
+	46, // 35: pistis.agent.v1.PSI.some:type_name -> pistis.agent.v1.PSIData
+	50, // 36: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
+	51, // 37: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
+	52, // 38: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
+	0,  // 39: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
+	1,  // 40: pistis.agent.v1.ShareChange.kind:type_name -> pistis.agent.v1.ShareChange.Kind
+	3,  // 41: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
+	10, // 42: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
+	12, // 43: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
+	13, // 44: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
+	16, // 45: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
+	19, // 46: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
+	20, // 47: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
+	22, // 48: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
+	23, // 49: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
+	25, // 50: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
+	27, // 51: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
+	29, // 52: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
+	28, // 53: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
+	28, // 54: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
+	32, // 55: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
+	34, // 56: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
+	33, // 57: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
+	2,  // 58: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
+	4,  // 59: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
+	11, // 60: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
+	2,  // 61: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
+	2,  // 62: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
+	18, // 63: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
+	2,  // 64: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
+	21, // 65: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
+	2,  // 66: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
+	24, // 67: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
+	26, // 68: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
+	2,  // 69: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
+	30, // 70: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
+	2,  // 71: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
+	2,  // 72: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
+	2,  // 73: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
+	35, // 74: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
+	2,  // 75: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
+	2,  // 76: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
+	59, // [59:77] is the sub-list for method output_type
+	41, // [41:59] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3558,7 +4086,9 @@ func file_agent_proto_init() {
 		(*PIDNamespace_Own)(nil),
 		(*PIDNamespace_Container)(nil),
 	}
-	file_agent_proto_msgTypes[41].OneofWrappers = []any{
+	file_agent_proto_msgTypes[34].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[39].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[47].OneofWrappers = []any{
 		(*StreamHeader_Stdio)(nil),
 		(*StreamHeader_Dial)(nil),
 		(*StreamHeader_Share)(nil),
@@ -3569,7 +4099,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   48,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

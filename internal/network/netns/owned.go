@@ -18,6 +18,9 @@ const (
 	UTSSuffix  = ".uts"
 )
 
+// UserNS is the pin of the user namespace that CreateOwned made with a network namespace.
+func UserNS(path string) string { return path + UserSuffix }
+
 // CreateOwned is Create for a pod with a user namespace of its own, which must exist before those that it owns. It makes
 // the user namespace with these mappings, and in it network, IPC and UTS namespaces, which are pinned beside the network's.
 // Remove of the returned path removes all four pins.
