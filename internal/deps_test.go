@@ -141,7 +141,8 @@ func layers() [][]string {
 		{ // mechanisms: each does one thing, and knows no pods
 			"internal/agent/cgroup", "internal/agent/guestnet", "internal/agent/guestport", "internal/agent/rootfs",
 			"internal/agent/share", "internal/agent/stdio", "internal/agent/uevent", "internal/agentclient", "internal/bundle",
-			"internal/cgroup", "internal/guestimage", "internal/hypervisor/qemu/...", "internal/image/...", "internal/network/...",
+			"internal/cgroup", "internal/guestimage", "internal/hypervisor/cloudhypervisor",
+			"internal/hypervisor/firecracker", "internal/hypervisor/qemu/...", "internal/hypervisor/vmm", "internal/image/...", "internal/network/...",
 			"internal/rootfs", "internal/runc", "internal/share", "internal/shim/limits", "internal/signature", "internal/snapshot",
 			"internal/userdb",
 		},
