@@ -17,7 +17,11 @@ go build -trimpath -ldflags='-s -w' -o "$out/testinit" ./internal/hypervisor/hyp
 go test -c -o "$out/pods" ./test/integration
 for h in $handlers; do go test -c -o "$out/$h" "./internal/hypervisor/${package[$h]}"; done
 
-# In the lab there is nothing but what is there already: images and kernel come from the caches.
+# In the lab there is nothing but what is there already: images and kernel come from the caches. The registry builds images.
+# shellcheck source=hack/daemon.sh
+BIN=$bin GUEST=$guest . hack/daemon.sh
+BIN=$bin start_registry "$out" -cache "$PWD/.cache/images" -tests
+kill "$registry"
 export PISTIS_BIN=$bin PISTIS_GUEST=$guest PISTIS_TESTINIT=$out/testinit PISTIS_ACCELERATION=kvm
 failed=0 rows=()
 for h in $handlers; do
