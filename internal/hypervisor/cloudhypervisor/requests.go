@@ -84,10 +84,10 @@ type disk struct {
 	Type     string `json:"image_type"`
 }
 
+// nic has no MTU: Cloud Hypervisor would set it on the tap, which its user may not. Guests set their own.
 type nic struct {
 	ID  string `json:"id"`
 	MAC string `json:"mac"`
-	MTU int    `json:"mtu,omitempty"`
 }
 
 // description is the whole machine but its disks and cards. It is pure.
@@ -123,7 +123,7 @@ func serial(id string) string {
 }
 
 func nicRequest(n hypervisor.NIC) nic {
-	return nic{ID: n.ID, MAC: net.HardwareAddr(n.MAC).String(), MTU: n.MTU}
+	return nic{ID: n.ID, MAC: net.HardwareAddr(n.MAC).String()}
 }
 
 // kernelParams are the driver's parameters and then the configuration's, which win.
