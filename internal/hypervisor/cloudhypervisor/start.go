@@ -142,7 +142,7 @@ func (v *vm) boot(ctx context.Context, cfg hypervisor.Config) error {
 	if err := v.do(ctx, "vm.boot", nil); err != nil {
 		return err
 	}
-	return v.Confined()
+	return v.Confined(true)
 }
 
 // hasLandlock asks the kernel for the version of its Landlock.

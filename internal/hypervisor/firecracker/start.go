@@ -206,7 +206,7 @@ func (v *vm) boot(ctx context.Context, cfg hypervisor.Config, taps []string) err
 	if _, err := v.do(ctx, "PUT", "/actions", map[string]string{"action_type": "InstanceStart"}); err != nil {
 		return err
 	}
-	if err := v.Confined(); err != nil {
+	if err := v.Confined(false); err != nil {
 		return fmt.Errorf("%w; it was built without one (as builds for GNU's C library are): use a release of the project, or put a compiled filter where it is looked for, at %s from the program",
 			err, filterFile)
 	}

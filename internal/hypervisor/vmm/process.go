@@ -213,13 +213,18 @@ func (p *Process) Ending() bool {
 	return err != nil || flags&exiting != 0
 }
 
-// Confined checks that the kernel filters the system calls of all the process's threads.
-func (p *Process) Confined() error {
+// Confined checks that the kernel filters the system calls of all the process's threads, or of all but the first, for VMMs
+// whose first thread does nothing but wait for the others.
+func (p *Process) Confined(butFirst bool) error {
 	found, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", p.PID()))
 	if err != nil || len(found) == 0 {
 		return fmt.Errorf("%s, process %d, cannot be looked at: %w", p.name, p.PID(), errdefs.ErrUnavailable)
 	}
+	first := fmt.Sprintf("/proc/%d/task/%d/status", p.PID(), p.PID())
 	for _, path := range found {
+		if butFirst && path == first {
+			continue
+		}
 		status, err := os.ReadFile(path)
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 			continue // the thread has ended

@@ -64,7 +64,7 @@ func TestDiesWithParent(t *testing.T) {
 	}
 	users := []string{"same"}
 	if os.Getuid() == 0 {
-		users = append(users, "65534")
+		users = append(users, "65534", "jailed")
 	} else {
 		t.Log("SKIPPED for another user's VMM: needs root")
 	}
@@ -108,7 +108,11 @@ func playParent(t *testing.T, name string) {
 	if uid, err := strconv.Atoi(name); err == nil {
 		user = &hypervisor.User{UID: uint32(uid), GID: uint32(uid)}
 	}
-	p, err := Start(Command{Name: "sleep", Path: "/bin/sleep", Args: []string{"1000"}, User: user})
+	var jail *Jail
+	if name == "jailed" {
+		user, jail = &hypervisor.User{UID: 65534, GID: 65534}, &Jail{Dir: os.TempDir()}
+	}
+	p, err := Start(Command{Name: "sleep", Path: "/bin/sleep", Args: []string{"1000"}, User: user, Jail: jail})
 	if err != nil {
 		t.Fatal(err)
 	}
