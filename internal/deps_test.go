@@ -139,12 +139,11 @@ func layers() [][]string {
 			"internal/rtnl", "internal/stdio", "internal/store", "internal/task", "internal/transport", "internal/version",
 		},
 		{ // mechanisms: each does one thing, and knows no pods
-			"internal/agent/cgroup", "internal/agent/guestnet", "internal/agent/guestport", "internal/agent/rootfs",
-			"internal/agent/share", "internal/agent/stdio", "internal/agent/uevent", "internal/agentclient", "internal/bundle",
+			"internal/agent/...", "internal/agentclient", "internal/bundle",
 			"internal/cgroup", "internal/guestimage", "internal/hypervisor/cloudhypervisor",
 			"internal/hypervisor/firecracker", "internal/hypervisor/qemu/...", "internal/hypervisor/vmm", "internal/image/...", "internal/network/...",
 			"internal/rootfs", "internal/runc", "internal/share", "internal/shim/limits", "internal/signature", "internal/snapshot",
-			"internal/userdb",
+			"internal/telemetry", "internal/userdb",
 		},
 		{ // one pod, and how the daemon reaches it
 			"internal/monitor", "internal/shimclient", "internal/vm",

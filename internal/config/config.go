@@ -98,13 +98,15 @@ type Handler struct {
 	Hypervisor string `toml:"hypervisor" json:"hypervisor"`
 	// Path of the OCI runtime or of the shim; empty finds it.
 	Path string `toml:"path" json:"path"`
+	// CNIConfDir is for pods of this handler; empty: [network]'s.
+	CNIConfDir string `toml:"cni_conf_dir" json:"cni_conf_dir"`
 }
 
 // The hypervisors, by the names of their drivers.
 const (
-	QEMU            = "qemu"
-	Firecracker     = "firecracker"
-	CloudHypervisor = "cloud-hypervisor"
+	DriverQEMU            = "qemu"
+	DriverFirecracker     = "firecracker"
+	DriverCloudHypervisor = "cloud-hypervisor"
 )
 
 // VM settings for all VM handlers.
@@ -116,6 +118,7 @@ type VM struct {
 	CloudHypervisor string   `toml:"cloud_hypervisor" json:"cloud_hypervisor"`
 	Kernel          string   `toml:"kernel" json:"kernel"`
 	Initrd          string   `toml:"initrd" json:"initrd"`
+	Modules         string   `toml:"modules" json:"modules"` // image of modules to load on demand, for kernel; empty: none
 	Machine         string   `toml:"machine" json:"machine"`
 	KernelParams    []string `toml:"kernel_params" json:"kernel_params"`
 	// Acceleration is auto, kvm or tcg.

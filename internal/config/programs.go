@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 
 	"github.com/containerd/errdefs"
 )
@@ -16,9 +17,18 @@ const (
 	ShimName = "containerd-shim-pistis-v2"
 	// MonitorName is the program that watches over containers on the host's kernel.
 	MonitorName = "pistis-monitor"
-	// QEMUName is what runs where VM.QEMU is empty.
-	QEMUName = "qemu-system-x86_64"
 )
+
+// QEMU is the program that runs where VM.QEMU is empty, and the Debian package that has it.
+func QEMU() (program, pkg string) {
+	switch runtime.GOARCH {
+	case "amd64":
+		return "qemu-system-x86_64", "qemu-system-x86"
+	case "arm64":
+		return "qemu-system-aarch64", "qemu-system-arm"
+	}
+	return "qemu-system-" + runtime.GOARCH, "qemu-system-misc"
+}
 
 // FindShim returns the path of a handler's shim: its own, that of all VMs, the one beside this program, the one on
 // PATH. FailedPrecondition when there is none.
@@ -98,12 +108,12 @@ func (h Handler) FindRuntime(name string) (string, error) {
 
 // FindVMM returns the path of a hypervisor's program. FailedPrecondition when there is none.
 func (v VM) FindVMM(name string) (string, error) {
-	program, key, set := QEMUName, "vm.qemu", v.QEMU
-	install := "Debian: apt install qemu-system-x86"
+	program, pkg := QEMU()
+	key, set, install := "vm.qemu", v.QEMU, "Debian: apt install "+pkg
 	switch name {
-	case Firecracker:
+	case DriverFirecracker:
 		program, key, set, install = name, "vm.firecracker", v.Firecracker, "a release of the Firecracker project has it"
-	case CloudHypervisor:
+	case DriverCloudHypervisor:
 		program, key, set, install = name, "vm.cloud_hypervisor", v.CloudHypervisor, "a release of the Cloud Hypervisor project has it"
 	}
 	path, err := exec.LookPath(cmp.Or(set, program))

@@ -25,7 +25,7 @@ var (
 
 // Hypervisors that a VM handler can name.
 // one without a name takes the first of them that works: the first does most.
-func Hypervisors() []string { return []string{QEMU, CloudHypervisor, Firecracker} }
+func Hypervisors() []string { return []string{DriverQEMU, DriverCloudHypervisor, DriverFirecracker} }
 
 // Validate reports everything that can never work, as one InvalidArgument.
 func (c Config) Validate() error {
@@ -77,7 +77,7 @@ func (c Config) validatePaths(bad func(string, ...any)) {
 	}
 	for key, path := range map[string]string{
 		"image.hosts_dir": c.Image.HostsDir, "image.signature_policy": c.Image.SignaturePolicy, "network.cni_conf_dir": c.Network.CNIConfDir,
-		"vm.kernel": c.VM.Kernel, "vm.initrd": c.VM.Initrd, "vm.shim": c.VM.Shim, "vm.qemu": c.VM.QEMU, "vm.firecracker": c.VM.Firecracker, "vm.cloud_hypervisor": c.VM.CloudHypervisor, "monitor": c.Monitor,
+		"vm.kernel": c.VM.Kernel, "vm.initrd": c.VM.Initrd, "vm.modules": c.VM.Modules, "vm.shim": c.VM.Shim, "vm.qemu": c.VM.QEMU, "vm.firecracker": c.VM.Firecracker, "vm.cloud_hypervisor": c.VM.CloudHypervisor, "monitor": c.Monitor,
 	} {
 		if path != "" && !filepath.IsAbs(path) {
 			bad("%s: %q is not an absolute path", key, path)
@@ -95,6 +95,9 @@ func (c Config) validatePaths(bad func(string, ...any)) {
 	}
 	if (c.VM.Kernel == "") != (c.VM.Initrd == "") {
 		bad("vm.kernel and vm.initrd: give both or none; their modules must match")
+	}
+	if c.VM.Modules != "" && c.VM.Kernel == "" {
+		bad("vm.modules: it belongs to vm.kernel, which is not given; a guest that was built has its own")
 	}
 }
 
@@ -119,6 +122,12 @@ func (c Config) validateHandlers(bad func(string, ...any)) {
 		}
 		if h.Path != "" && !filepath.IsAbs(h.Path) {
 			bad("handlers.%s.path: %q is not an absolute path", name, h.Path)
+		}
+		if h.CNIConfDir != "" && !filepath.IsAbs(h.CNIConfDir) {
+			bad("handlers.%s.cni_conf_dir: %q is not an absolute path", name, h.CNIConfDir)
+		}
+		if h.CNIConfDir != "" && len(c.Network.CNIBinDirs) == 0 {
+			bad("network.cni_bin_dirs: empty, but handlers.%s.cni_conf_dir is set; usually it is [\"/opt/cni/bin\"]", name)
 		}
 	}
 	if _, ok := c.Handlers[c.DefaultHandler]; !ok {

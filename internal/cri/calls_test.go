@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -231,38 +232,90 @@ func TestSampler(t *testing.T) {
 	}
 }
 
+// TestEvents: what comes after the header is not missed, and carries the state of its own moment.
 func TestEvents(t *testing.T) {
 	done := make(chan struct{})
 	h := newHarness(t, func(o *Options) { o.Done = done })
+	h.events.SetDescribe(DescribeEvents(pods{h.engine}, ctrs{h.engine}))
 	pod := h.pod("p")
-	id := h.container(pod, "c", true)
+	id := h.container(pod, "c", false)
+	h.events.Publish(event.Event{Kind: event.Created, ID: id, SandboxID: pod}) // nobody listens yet
 	stream, err := h.runtime.GetContainerEvents(t.Context(), &runtime.GetEventsRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The subscription is there once an event came through: those before it may be missed.
-	stop := make(chan struct{})
-	go func() {
-		for {
-			h.events.Publish(event.Event{Kind: event.Started, ID: id, SandboxID: pod, At: time.Now()})
-			select {
-			case <-stop:
-				return
-			case <-time.After(10 * time.Millisecond):
-			}
+	if _, err := stream.Header(); err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	if _, err := h.runtime.StartContainer(ctx, &runtime.StartContainerRequest{ContainerId: id}); err != nil {
+		t.Fatal(err)
+	}
+	h.events.Publish(event.Event{Kind: event.Started, ID: id, SandboxID: pod})
+	if _, err := h.runtime.RemoveContainer(ctx, &runtime.RemoveContainerRequest{ContainerId: id}); err != nil {
+		t.Fatal(err)
+	}
+	h.events.Publish(event.Event{Kind: event.Deleted, ID: id, SandboxID: pod})
+	if _, err := h.runtime.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: pod}); err != nil {
+		t.Fatal(err)
+	}
+	deleted := h.events.Describe(event.Event{Kind: event.Deleted, ID: pod, SandboxID: pod})
+	if _, err := h.runtime.RemovePodSandbox(ctx, &runtime.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
+		t.Fatal(err)
+	}
+	h.events.Publish(deleted)
+	at := int64(0)
+	for _, want := range []struct {
+		kind       runtime.ContainerEventType
+		id         string
+		pod        runtime.PodSandboxState
+		containers []runtime.ContainerState
+	}{
+		{runtime.ContainerEventType_CONTAINER_CREATED_EVENT, id, runtime.PodSandboxState_SANDBOX_READY, []runtime.ContainerState{runtime.ContainerState_CONTAINER_CREATED}},
+		{runtime.ContainerEventType_CONTAINER_STARTED_EVENT, id, runtime.PodSandboxState_SANDBOX_READY, []runtime.ContainerState{runtime.ContainerState_CONTAINER_RUNNING}},
+		{runtime.ContainerEventType_CONTAINER_DELETED_EVENT, id, runtime.PodSandboxState_SANDBOX_READY, nil},
+		{runtime.ContainerEventType_CONTAINER_DELETED_EVENT, pod, runtime.PodSandboxState_SANDBOX_NOTREADY, nil},
+	} {
+		e, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
 		}
-	}()
-	e, err := stream.Recv()
-	close(stop)
-	if err != nil || e.ContainerId != id || e.ContainerEventType != runtime.ContainerEventType_CONTAINER_STARTED_EVENT ||
-		e.PodSandboxStatus.GetId() != pod || len(e.ContainersStatuses) != 1 {
-		t.Errorf("%v, %v", e, err)
+		var states []runtime.ContainerState
+		for _, c := range e.ContainersStatuses {
+			states = append(states, c.State)
+		}
+		if e.ContainerId != want.id || e.ContainerEventType != want.kind || e.PodSandboxStatus.GetId() != pod || e.PodSandboxStatus.GetState() != want.pod ||
+			!slices.Equal(states, want.containers) || e.CreatedAt < at {
+			t.Errorf("got %v, want %+v", e, want)
+		}
+		at = e.CreatedAt
 	}
 	close(done)
+	_, err = stream.Recv()
+	wantCode(t, err, codes.Unavailable)
+}
+
+// TestSlowListener: a client that does not read is told so, once it does.
+func TestSlowListener(t *testing.T) {
+	h := newHarness(t)
+	stream, err := h.runtime.GetContainerEvents(t.Context(), &runtime.GetEventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Header(); err != nil {
+		t.Fatal(err)
+	}
+	// More than the broker keeps and than fits between server and client.
+	h.events.SetDescribe(func(event.Event) any {
+		return eventState{pod: &runtime.PodSandboxStatus{Id: strings.Repeat("x", 4<<10)}}
+	})
+	for range 4 * event.Backlog {
+		h.events.Publish(event.Event{})
+	}
 	for err == nil {
 		_, err = stream.Recv()
 	}
-	wantCode(t, err, codes.Unavailable)
+	wantCode(t, err, codes.ResourceExhausted)
 }
 
 func TestImages(t *testing.T) {
@@ -393,6 +446,58 @@ func TestOperator(t *testing.T) {
 	}
 	if archive.String() != strings.Repeat("abc", 300_000)+strings.Repeat("de", 300_000) {
 		t.Errorf("%d bytes came out", archive.Len())
+	}
+}
+
+func TestHandlerOf(t *testing.T) {
+	h := newHarness(t)
+	server := New(h.options)
+	pod := h.pod("p") // of the default handler
+	id := h.container(pod, "c", false)
+	for _, tt := range []struct {
+		req  any
+		want string
+	}{
+		{&runtime.RunPodSandboxRequest{RuntimeHandler: "host"}, "host"},
+		{&runtime.RunPodSandboxRequest{Config: &runtime.PodSandboxConfig{Annotations: map[string]string{UntrustedAnnotation: "true"}}}, "vm"},
+		{&runtime.RunPodSandboxRequest{RuntimeHandler: "made-up"}, ""},
+		{&runtime.StopPodSandboxRequest{PodSandboxId: pod[:9]}, "vm"},
+		{&runtime.ExecSyncRequest{ContainerId: id}, "vm"},
+		{&runtime.ExecSyncRequest{ContainerId: "gone"}, ""},
+		{&runtime.VersionRequest{}, ""},
+		{nil, ""},
+	} {
+		if got := server.HandlerOf(tt.req); got != tt.want {
+			t.Errorf("%v: got %q, want %q", tt.req, got, tt.want)
+		}
+	}
+}
+
+// TestTypedErrors: errors with a name of their own in CRI are marked with it.
+func TestTypedErrors(t *testing.T) {
+	h := newHarness(t, func(o *Options) {
+		o.Handlers.ByName["old"] = Handler{RecursiveReadOnly: func() error { return fmt.Errorf("old kernel: %w", errdefs.ErrFailedPrecondition) }}
+	})
+	ctx := t.Context()
+	run, err := h.runtime.RunPodSandbox(ctx, &runtime.RunPodSandboxRequest{Config: podConfig("old"), RuntimeHandler: "old"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := ctrConfig("c")
+	cfg.Mounts = []*runtime.Mount{{ContainerPath: "/data", HostPath: "/data", Readonly: true, RecursiveReadOnly: true}}
+	_, err = h.runtime.CreateContainer(ctx, &runtime.CreateContainerRequest{PodSandboxId: run.PodSandboxId, Config: cfg})
+	wantCode(t, err, codes.FailedPrecondition)
+	if !strings.HasPrefix(status.Convert(err).Message(), `RROUnsupported: create container "c": mount at /data: old kernel`) {
+		t.Error(err)
+	}
+	st, err := h.runtime.Status(ctx, &runtime.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, handler := range st.RuntimeHandlers {
+		if handler.Features.RecursiveReadOnlyMounts != (handler.Name != "old") {
+			t.Errorf("%v", handler)
+		}
 	}
 }
 

@@ -57,6 +57,7 @@ type containerCalls struct {
 	updater    containerUpdater
 	sandboxes  sandboxReader
 	images     imageReader
+	handlers   Handlers
 	log        *slog.Logger
 }
 
@@ -77,6 +78,9 @@ func (c *containerCalls) CreateContainer(ctx context.Context, req *runtime.Creat
 	if err != nil {
 		return nil, fmt.Errorf("create container %q: %w", name, err)
 	}
+	if err := mountable(cfg, c.handlers.ByName[pod.Config.Handler]); err != nil {
+		return nil, fmt.Errorf("%w: create container %q: %w", crierrors.ErrRROUnsupported, name, err)
+	}
 	img, err := c.images.Get(ctx, req.Config.Image.Image)
 	if err != nil {
 		return nil, fmt.Errorf("create container %q: %w", name, err)
@@ -91,6 +95,19 @@ func (c *containerCalls) CreateContainer(ctx context.Context, req *runtime.Creat
 		return nil, imageVolumeError(fmt.Errorf("create container %q: %w", name, err))
 	}
 	return &runtime.CreateContainerResponse{ContainerId: id}, nil
+}
+
+// mountable refuses mounts that the handler would not make as they are asked for.
+func mountable(cfg container.Config, handler Handler) error {
+	for _, m := range cfg.Mounts {
+		if !m.RecursiveReadonly {
+			continue
+		}
+		if err := handler.recursiveReadOnly(); err != nil {
+			return fmt.Errorf("mount at %s: %w", m.ContainerPath, err)
+		}
+	}
+	return nil
 }
 
 // imageVolumeError marks an error of a volume that is an image for the kubelet, as the beginning of its text.

@@ -87,7 +87,7 @@ func New(o Options) *Server {
 		sandboxes: o.Sandboxes, tasks: o.Sandboxes, containers: o.Containers,
 		containerFS: o.ContainerFS, cpu: newSampler(time.Now), log: o.Log,
 	}
-	events := &eventCalls{events: o.Events, sandboxes: o.Sandboxes, containers: o.Containers, done: o.Done}
+	events := &eventCalls{events: o.Events, done: o.Done}
 	return &Server{
 		runtimeServer: &runtimeServer{
 			runtimeCalls: &runtimeCalls{
@@ -99,7 +99,7 @@ func New(o Options) *Server {
 			},
 			containerCalls: &containerCalls{
 				containers: o.Containers, reader: o.Containers, updater: o.Containers,
-				sandboxes: o.Sandboxes, images: o.Images, log: o.Log,
+				sandboxes: o.Sandboxes, images: o.Images, handlers: o.Handlers, log: o.Log,
 			},
 			processCalls: &processCalls{
 				processes: o.Containers, containers: o.Containers, sandboxes: o.Sandboxes, streams: o.Streams,
@@ -110,6 +110,32 @@ func New(o Options) *Server {
 		},
 		imageServer: &imageServer{images: o.Images, handlers: o.Handlers, containerFS: o.ContainerFS},
 	}
+}
+
+// HandlerOf is the runtime handler of the pod that a request is about, or empty. Only handlers that exist are named.
+func (s *Server) HandlerOf(req any) string {
+	ctx := context.Background() // in memory, nothing waits
+	calls := s.runtimeServer
+	pod := ""
+	switch r := req.(type) {
+	case *runtime.RunPodSandboxRequest:
+		handler, _ := calls.sandboxCalls.handlers.Select(r.RuntimeHandler, r.GetConfig().GetAnnotations()) // none where it is refused
+		return handler
+	case interface{ GetPodSandboxId() string }:
+		pod = r.GetPodSandboxId()
+	case interface{ GetContainerId() string }:
+		if c, err := calls.containerCalls.reader.Status(ctx, r.GetContainerId()); err == nil {
+			pod = c.Config.SandboxID
+		}
+	}
+	if pod == "" {
+		return ""
+	}
+	sandbox, err := calls.sandboxCalls.sandboxes.Status(ctx, pod)
+	if err != nil {
+		return ""
+	}
+	return sandbox.Config.Handler
 }
 
 // Register adds both services to g, which should have been made with the options of Interceptors.

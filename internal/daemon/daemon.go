@@ -17,6 +17,7 @@ import (
 	"github.com/pistis-run/pistis/internal/cri"
 	"github.com/pistis-run/pistis/internal/cri/streaming"
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/telemetry"
 	"github.com/pistis-run/pistis/internal/version"
 )
 
@@ -30,16 +31,18 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		return err
 	}
 	down.Add("unlock", closing(locked.Close))
-	engine, err := openEngine(ctx, cfg, log, &down)
+	counts := telemetry.NewMetrics(version.Version)
+	engine, err := openEngine(ctx, cfg, counts, log, &down)
 	if err != nil {
 		return err
 	}
 	if err := engine.recover(ctx, log); err != nil {
 		return err
 	}
+	down.Add("stop tending networks", background(ctx, func(ctx context.Context) { engine.tendNetworks(ctx, log) }))
 	down.Add("stop trying out KVM", background(ctx, func(ctx context.Context) { engine.handlers.warmUp(ctx, log) }))
-	counts := newMetrics()
-	stopMetrics, err := counts.serve(cfg.Metrics, log)
+	counts.Census(engine.census)
+	stopMetrics, err := counts.Serve(cfg.Metrics, log)
 	if err != nil {
 		return err
 	}
@@ -54,8 +57,9 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	down.Add("close streams", streams.Close)
 
 	draining := make(chan struct{})
-	server := grpc.NewServer(cri.Interceptors(log, counts.observe)...)
-	cri.New(criOptions(cfg, engine, streams, draining, log)).Register(server)
+	runtime := cri.New(criOptions(cfg, engine, streams, draining, log))
+	server := grpc.NewServer(cri.Interceptors(log, observeCalls(counts, runtime.HandlerOf))...)
+	runtime.Register(server)
 	cri.NewOperator(engine.images).Register(server)
 	listener, err := listen(ctx, cfg.Socket)
 	if err != nil {

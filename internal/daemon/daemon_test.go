@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/pistis-run/pistis/internal/config"
+	"github.com/pistis-run/pistis/internal/vmpod"
 )
 
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -178,32 +179,6 @@ func TestServeDrains(t *testing.T) {
 	}
 }
 
-func TestMetrics(t *testing.T) {
-	m := newMetrics()
-	stop, err := m.serve("127.0.0.1:0", quiet)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.observe("Version", codes.OK, time.Millisecond)
-	families, err := m.registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	found := false
-	for _, f := range families {
-		found = found || f.GetName() == "pistis_cri_call_duration_seconds"
-	}
-	if !found {
-		t.Error("the call was not counted")
-	}
-	if err := stop(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if _, err := m.serve("127.0.0.1:99999", quiet); err == nil {
-		t.Error("a bad address is served")
-	}
-}
-
 func TestUsage(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "full"), make([]byte, 64<<10), 0o600); err != nil {
@@ -228,17 +203,17 @@ func TestUsage(t *testing.T) {
 
 func TestGuestFiles(t *testing.T) {
 	dir := t.TempDir()
-	if _, _, err := (guestFiles{built: dir}).find(); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "pistis guest build") {
+	if _, err := (guestFiles{built: dir}).find(); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "pistis guest build") {
 		t.Error(err)
 	}
 	kernel := filepath.Join(dir, "k")
 	if err := os.WriteFile(kernel, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := (guestFiles{kernel: kernel, initrd: filepath.Join(dir, "none")}).find(); !errdefs.IsFailedPrecondition(err) {
+	if _, err := (guestFiles{Guest: vmpod.Guest{Kernel: kernel, Initrd: filepath.Join(dir, "none")}}).find(); !errdefs.IsFailedPrecondition(err) {
 		t.Error(err)
 	}
-	if k, _, err := (guestFiles{kernel: kernel, initrd: kernel}).find(); err != nil || k != kernel {
-		t.Error(k, err)
+	if g, err := (guestFiles{Guest: vmpod.Guest{Kernel: kernel, Initrd: kernel}}).find(); err != nil || g.Kernel != kernel {
+		t.Error(g, err)
 	}
 }

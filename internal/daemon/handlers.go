@@ -22,6 +22,7 @@ import (
 	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/snapshot"
+	"github.com/pistis-run/pistis/internal/telemetry"
 	"github.com/pistis-run/pistis/internal/vmpod"
 )
 
@@ -31,33 +32,39 @@ type handlers struct {
 	guest    guestFiles
 	accel    *accelerator
 	machines *machines
+	// network says whether pods of a handler could be connected now.
+	network func(handler string) error
 	// userNamespaces tells, from a trial, whether this host can map the owners of pods' files.
 	userNamespaces func() bool
 	launchers      map[string]sandbox.Launcher
+	counts         *telemetry.Metrics
 }
 
-// guestFiles finds the guest's kernel and initrd: those of the configuration, else those that were built. They are
+// guestFiles finds the guest's files: those of the configuration, else those that were built. They are
 // looked for each time, so that a guest that is built while the daemon runs is taken.
 type guestFiles struct {
-	kernel, initrd string
-	built          string
+	vmpod.Guest
+	built string
 }
 
-func (g guestFiles) find() (kernel, initrd string, err error) {
-	if g.kernel == "" {
+func (g guestFiles) find() (vmpod.Guest, error) {
+	if g.Kernel == "" {
 		guest, err := guestimage.Load(g.built)
 		if errdefs.IsNotFound(err) {
-			return "", "", fmt.Errorf("no guest kernel in %s: run `pistis guest build`, or set vm.kernel and vm.initrd in pistisd's configuration: %w",
+			return vmpod.Guest{}, fmt.Errorf("no guest kernel in %s: run `pistis guest build`, or set vm.kernel and vm.initrd in pistisd's configuration: %w",
 				g.built, errdefs.ErrFailedPrecondition)
 		}
-		return guest.Kernel, guest.Initrd, err
+		return vmpod.Guest{Kernel: guest.Kernel, Initrd: guest.Initrd, Modules: guest.ModulesDisk}, err
 	}
-	for key, path := range map[string]string{"vm.kernel": g.kernel, "vm.initrd": g.initrd} {
+	for key, path := range map[string]string{"vm.kernel": g.Kernel, "vm.initrd": g.Initrd, "vm.modules": g.Modules} {
+		if path == "" {
+			continue // modules: the guest's are built in
+		}
 		if _, err := os.Stat(path); err != nil {
-			return "", "", fmt.Errorf("%s: %w: %w", key, err, errdefs.ErrFailedPrecondition)
+			return vmpod.Guest{}, fmt.Errorf("%s: %w: %w", key, err, errdefs.ErrFailedPrecondition)
 		}
 	}
-	return g.kernel, g.initrd, nil
+	return g.Guest, nil
 }
 
 // ready says whether pods of a handler can be run now.
@@ -72,7 +79,7 @@ func (h *handlers) ready(name string, handler config.Handler) error {
 		}
 		return hostpod.CheckRuntime(path)
 	}
-	if _, _, err := h.guest.find(); err != nil {
+	if _, err := h.guest.find(); err != nil {
 		return err
 	}
 	if _, err := h.cfg.VM.FindShim(handler); err != nil {
@@ -84,16 +91,25 @@ func (h *handlers) ready(name string, handler config.Handler) error {
 	return snapshot.Ready()
 }
 
+// connected says whether pods of a handler with a network of its own could have it now. That of all others is the node's.
+func (h *handlers) connected(name string, handler config.Handler) error {
+	if handler.CNIConfDir == "" {
+		return nil
+	}
+	return h.network(name)
+}
+
 // forCRI are the handlers as the CRI server wants to know them.
 func (h *handlers) forCRI() cri.Handlers {
 	out := cri.Handlers{Default: h.cfg.DefaultHandler, Untrusted: h.cfg.UntrustedHandler, ByName: map[string]cri.Handler{}}
 	for name, handler := range h.cfg.Handlers {
 		offered := cri.Handler{
 			VM:    handler.Type == config.HandlerVM,
-			Ready: func() error { return h.ready(name, handler) },
+			Ready: func() error { return errors.Join(h.ready(name, handler), h.connected(name, handler)) },
 		}
 		if !offered.VM {
 			offered.UserNamespaces = h.userNamespaces
+			offered.RecursiveReadOnly = hostpod.CheckRecursiveReadOnly
 		}
 		out.ByName[name] = offered
 	}
@@ -102,10 +118,10 @@ func (h *handlers) forCRI() cri.Handlers {
 
 // openHandlers makes a launcher for each handler. One whose programs or guest are missing is made too: it is not ready,
 // and becomes so when they are installed.
-func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *rootfs.Watched, log *slog.Logger) (*handlers, error) {
+func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *rootfs.Watched, counts *telemetry.Metrics, log *slog.Logger) (*handlers, error) {
 	h := &handlers{
-		cfg: cfg, launchers: map[string]sandbox.Launcher{},
-		guest: guestFiles{kernel: cfg.VM.Kernel, initrd: cfg.VM.Initrd, built: p.guest()},
+		cfg: cfg, counts: counts, launchers: map[string]sandbox.Launcher{},
+		guest: guestFiles{Guest: vmpod.Guest{Kernel: cfg.VM.Kernel, Initrd: cfg.VM.Initrd, Modules: cfg.VM.Modules}, built: p.guest()},
 	}
 	h.accel = newAccelerator(cfg.VM, h.guest, cfg.Root, log)
 	h.machines = &machines{vm: cfg.VM, guest: h.guest, accel: h.accel, kernels: &vmlinuxes{dir: p.vmlinux()}, log: log}
@@ -123,7 +139,7 @@ func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *root
 	uids := vmpod.NewUIDs(first, last)
 	for name, handler := range cfg.Handlers {
 		if handler.Type == config.HandlerOCI {
-			h.launchers[name], err = openHost(name, handler, cfg, p, roots, log)
+			h.launchers[name], err = h.openHost(name, handler, p, roots, log)
 		} else {
 			h.launchers[name], err = h.openVM(handler, p, disks, uids, log)
 		}
@@ -141,15 +157,16 @@ func (h *handlers) openVM(handler config.Handler, p paths, disks *snapshot.Disks
 	}
 	return vmpod.New(vmpod.Options{
 		Config: h.cfg.VM, Shim: shim, Host: func(ctx context.Context) (vmpod.Machine, error) { return h.machines.choose(ctx, handler.Hypervisor) },
-		NewScratch: disks.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: h.cfg.CgroupParent, Log: log,
+		NewScratch: disks.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: h.cfg.CgroupParent,
+		Booted: h.counts.Boot, Swept: h.counts.Leak, Log: log,
 	})
 }
 
-func openHost(name string, handler config.Handler, cfg config.Config, p paths, roots *rootfs.Watched, log *slog.Logger) (sandbox.Launcher, error) {
+func (h *handlers) openHost(name string, handler config.Handler, p paths, roots *rootfs.Watched, log *slog.Logger) (sandbox.Launcher, error) {
 	return hostpod.New(hostpod.Options{
-		Runtime: func() (string, error) { return handler.FindRuntime(name) }, Monitor: cfg.FindMonitor,
+		Runtime: func() (string, error) { return handler.FindRuntime(name) }, Monitor: h.cfg.FindMonitor,
 		Roots: roots, Dir: filepath.Join(p.hostPods(), name), RuntimeRoot: filepath.Join(p.runtimes(), name),
-		CgroupParent: cfg.CgroupParent, SystemdCgroups: systemdCgroups(cfg.CgroupDriver), Log: log,
+		CgroupParent: h.cfg.CgroupParent, SystemdCgroups: systemdCgroups(h.cfg.CgroupDriver), Swept: h.counts.Leak, Log: log,
 	})
 }
 

@@ -52,7 +52,7 @@ func (m *machines) ready(name string) error {
 
 // suits refuses hypervisors that cannot emulate on a host where guests have to be emulated.
 func (m *machines) suits(name string, accel hypervisor.Acceleration) error {
-	if name == config.QEMU || accel == hypervisor.KVM {
+	if name == config.DriverQEMU || accel == hypervisor.KVM {
 		return nil
 	}
 	reason := ""
@@ -65,7 +65,7 @@ func (m *machines) suits(name string, accel hypervisor.Acceleration) error {
 
 // choose finds the hypervisor, or the first that works where none is named, and what its VMs boot.
 func (m *machines) choose(ctx context.Context, name string) (vmpod.Machine, error) {
-	kernel, initrd, err := m.guest.find()
+	guest, err := m.guest.find()
 	if err != nil {
 		return vmpod.Machine{}, err
 	}
@@ -83,15 +83,15 @@ func (m *machines) choose(ctx context.Context, name string) (vmpod.Machine, erro
 			errs = append(errs, err)
 			continue
 		}
-		if candidate == config.Firecracker {
-			if kernel, err = m.kernels.get(kernel); err != nil {
+		if candidate == config.DriverFirecracker {
+			if guest.Kernel, err = m.kernels.get(guest.Kernel); err != nil {
 				return vmpod.Machine{}, err
 			}
 		}
 		if name == "" {
 			m.tell(ctx, candidate, errors.Join(errs...))
 		}
-		return vmpod.Machine{Hypervisor: candidate, Binary: path, Accel: accel, Kernel: kernel, Initrd: initrd}, nil
+		return vmpod.Machine{Hypervisor: candidate, Binary: path, Accel: accel, Guest: guest}, nil
 	}
 	return vmpod.Machine{}, errors.Join(errs...)
 }

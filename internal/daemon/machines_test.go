@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/pistis-run/pistis/internal/config"
+	"github.com/pistis-run/pistis/internal/vmpod"
 )
 
 // machinesFor are those of a host with these programs, where guests run as told.
@@ -26,7 +27,7 @@ func machinesFor(t *testing.T, accel string, programs ...string) (*machines, *by
 	vm := config.Default().VM
 	vm.Acceleration = accel
 	vm.QEMU, vm.Firecracker, vm.CloudHypervisor = filepath.Join(dir, "qemu"), filepath.Join(dir, "firecracker"), filepath.Join(dir, "cloud-hypervisor")
-	guest := guestFiles{kernel: filepath.Join(dir, "vmlinuz"), initrd: filepath.Join(dir, "initrd")}
+	guest := guestFiles{Guest: vmpod.Guest{Kernel: filepath.Join(dir, "vmlinuz"), Initrd: filepath.Join(dir, "initrd")}}
 	var said bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&said, nil))
 	return &machines{

@@ -18,6 +18,8 @@ import (
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/network/netns"
+	"github.com/pistis-run/pistis/internal/telemetry"
+	"github.com/pistis-run/pistis/internal/version"
 )
 
 // cgroupTimeout is how long dead processes may take to leave their cgroup.
@@ -77,7 +79,7 @@ func wipeRoot(p paths, log *slog.Logger) error {
 func wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	var down cleanup.Stack
 	defer func() { err = errors.Join(err, down.Run(ctx)) }()
-	engine, err := openEngine(ctx, cfg, log, &down)
+	engine, err := openEngine(ctx, cfg, telemetry.NewMetrics(version.Version), log, &down)
 	if err != nil {
 		return err
 	}

@@ -135,9 +135,10 @@ func (h host) monitor(context.Context) finding {
 }
 
 func (h host) qemu(ctx context.Context) finding {
-	path, err := h.Config.VM.FindVMM(config.QEMU)
+	path, err := h.Config.VM.FindVMM(config.DriverQEMU)
 	if err != nil {
-		return fail("Debian: apt install qemu-system-x86", "%v", err)
+		_, pkg := config.QEMU()
+		return fail("Debian: apt install "+pkg, "%v", err)
 	}
 	version, err := qemu.Driver{}.Version(ctx, path)
 	if err != nil {
@@ -147,11 +148,11 @@ func (h host) qemu(ctx context.Context) finding {
 }
 
 func (h host) firecracker(ctx context.Context) finding {
-	return h.needsKVM(ctx, config.Firecracker, firecracker.Driver{})
+	return h.needsKVM(ctx, config.DriverFirecracker, firecracker.Driver{})
 }
 
 func (h host) cloudHypervisor(ctx context.Context) finding {
-	return h.needsKVM(ctx, config.CloudHypervisor, cloudhypervisor.Driver{})
+	return h.needsKVM(ctx, config.DriverCloudHypervisor, cloudhypervisor.Driver{})
 }
 
 // needsKVM is for hypervisors that nobody has to have and that run under KVM alone.

@@ -15,6 +15,8 @@ const interfaceName = "eth0"
 // Pod is what a network is set up for.
 type Pod struct {
 	ID, Namespace, Name, UID string
+	// Handler is the pod's runtime handler; it may have a network of its own.
+	Handler string
 	// NetNS is the path of a network namespace that package netns made.
 	NetNS       string
 	Ports       []Port

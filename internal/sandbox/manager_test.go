@@ -185,6 +185,35 @@ func TestFailedRunLeavesNothing(t *testing.T) {
 	}
 }
 
+// TestNetworkBesideLaunch: a launch begins while the network is being set up, and one that fails does not wait for it.
+func TestNetworkBesideLaunch(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	w.gate = make(chan struct{})
+	m := newManager(t, w, dir)
+	w.fail("launch files", errFault)
+	if _, err := m.Run(t.Context(), podConfig("a")); !errors.Is(err, errFault) {
+		t.Fatalf("got %v", err)
+	}
+	assertNothing(t, w, dir)
+	w.fail("launch files", nil)
+	launched := w.watch("launch files")
+	ran := make(chan error, 1)
+	var id string
+	go func() {
+		var err error
+		id, err = m.Run(t.Context(), podConfig("a"))
+		ran <- err
+	}()
+	<-launched
+	close(w.gate)
+	if err := <-ran; err != nil {
+		t.Fatal(err)
+	}
+	if status, err := m.Status(t.Context(), id); err != nil || !slices.Equal(status.IPs, []string{"10.0.0.2"}) {
+		t.Errorf("status %+v, %v", status, err)
+	}
+}
+
 func TestFailedUndoStaysVisible(t *testing.T) {
 	w, dir := newWorld(), t.TempDir()
 	m := newManager(t, w, dir)
@@ -235,8 +264,9 @@ func TestEventsOfAnInstanceThatEndsAtOnce(t *testing.T) {
 	w := newWorld()
 	m := newManager(t, w, t.TempDir())
 	m.launchers["vm"] = stillborn{fakeLauncher{w}}
+	events, cancel := m.Events().Subscribe()
+	defer cancel()
 	for range 20 {
-		events, cancel := m.Events().Subscribe()
 		id, err := m.Run(t.Context(), podConfig("a"))
 		if err != nil {
 			t.Fatal(err)
@@ -246,9 +276,11 @@ func TestEventsOfAnInstanceThatEndsAtOnce(t *testing.T) {
 				t.Fatalf("event %+v, want %s", e, kind)
 			}
 		}
-		cancel()
 		if err := m.Remove(t.Context(), id); err != nil {
 			t.Fatal(err)
+		}
+		if e := <-events; e.Kind != event.Deleted {
+			t.Fatalf("event %+v after the removal", e)
 		}
 	}
 }

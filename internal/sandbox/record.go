@@ -43,7 +43,8 @@ func (c Config) name() string {
 func (r record) networkPod() network.Pod {
 	c := r.Config
 	pod := network.Pod{
-		ID: r.ID, Namespace: c.Namespace, Name: c.Name, UID: c.UID,
+		Handler: r.Config.Handler,
+		ID:      r.ID, Namespace: c.Namespace, Name: c.Name, UID: c.UID,
 		NetNS:        r.NetNS,
 		Annotations:  c.Annotations,
 		CgroupParent: c.CgroupParent,
@@ -162,8 +163,8 @@ func (m *Manager) move(sb *sandbox, op operation, change func(*record)) (left bo
 		m.log.Error("sandbox record could not be saved; its last state is older", logfields.Sandbox, rec.ID, logfields.Error, err)
 	}
 	sb.mu.Lock()
-	defer sb.mu.Unlock()
 	sb.rec = rec
+	sb.mu.Unlock()
 	if left {
 		m.publish(event.Stopped, rec.ID) // before who waits for the end can go on, so that events keep their order
 	}

@@ -81,10 +81,16 @@ func (m *Manager) remove(ctx context.Context, sb *sandbox) error {
 	if err := m.containers.RemoveAll(ctx, rec.ID); err != nil {
 		return err
 	}
+	return m.delete(sb, rec.ID)
+}
+
+// delete forgets a sandbox and tells so, with what it was last.
+func (m *Manager) delete(sb *sandbox, id string) error {
+	deleted := m.events.Describe(event.Event{Kind: event.Deleted, ID: id, SandboxID: id})
 	if err := m.forget(sb); err != nil {
 		return err
 	}
-	m.publish(event.Deleted, rec.ID)
+	m.events.Publish(deleted)
 	return nil
 }
 

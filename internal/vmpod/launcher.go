@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -42,7 +43,18 @@ type Options struct {
 	Dir, ScratchDir string
 	// CgroupParent is for pods that name none.
 	CgroupParent string
-	Log          *slog.Logger
+	// Booted is told how long each phase of a start took, Swept what was nobody's and whether it could be removed. Both may
+	// be nil.
+	Booted func(phase string, d time.Duration)
+	Swept  func(kind string, err error)
+	Log    *slog.Logger
+}
+
+// Guest is what VMs boot: files of the host.
+type Guest struct {
+	Kernel, Initrd string
+	// Modules is an image with modules that guests load on demand; empty is none.
+	Modules string
 }
 
 // Launcher runs sandboxes as virtual machines.
@@ -64,6 +76,12 @@ func newLauncher(o Options, s shims) (*Launcher, error) {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("vm pods: %w", err)
 		}
+	}
+	if o.Booted == nil {
+		o.Booted = func(string, time.Duration) {}
+	}
+	if o.Swept == nil {
+		o.Swept = func(string, error) {}
 	}
 	return &Launcher{Options: o, shims: s}, nil
 }
@@ -128,7 +146,14 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (sandb
 	if err != nil {
 		return nil, err
 	}
-	return l.instance(ctx, client)
+	i, err := l.instance(ctx, client)
+	if err != nil {
+		return nil, err
+	}
+	for phase, took := range i.phases {
+		l.Booted(phase, took)
+	}
+	return i, nil
 }
 
 // decide finds out all that the VM needs, before anything is made.
@@ -161,7 +186,11 @@ func (l *Launcher) Reconnect(ctx context.Context, req sandbox.LaunchRequest) (sa
 	if err != nil {
 		return nil, err
 	}
-	return l.instance(ctx, client)
+	i, err := l.instance(ctx, client)
+	if err != nil {
+		return nil, err // not a typed nil
+	}
+	return i, nil
 }
 
 // claim marks the uid that the sandbox was given as taken.
@@ -177,13 +206,17 @@ func (l *Launcher) claim(req sandbox.LaunchRequest) error {
 }
 
 // instance asks the shim once what it runs.
-func (l *Launcher) instance(ctx context.Context, client client) (sandbox.Instance, error) {
+func (l *Launcher) instance(ctx context.Context, client client) (*instance, error) {
 	info, err := client.Info(ctx)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("shim: %w", err), client.Close())
 	}
+	phases := map[string]time.Duration{}
+	for _, p := range info.GetVm().GetPhases() {
+		phases[p.GetName()] = p.GetDuration().AsDuration()
+	}
 	return &instance{
-		client: client, info: describe(info), vcpus: info.GetVm().GetVcpus(), memory: info.GetVm().GetMemoryBytes(),
+		client: client, phases: phases, info: describe(info), vcpus: info.GetVm().GetVcpus(), memory: info.GetVm().GetMemoryBytes(),
 		size: func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, uint32(runtime.NumCPU())) },
 	}, nil
 }
@@ -227,7 +260,9 @@ func (l *Launcher) Sweep(ctx context.Context, keep map[string]bool) error {
 	var errs []error
 	for id := range lost {
 		l.Log.InfoContext(ctx, "removing a virtual machine that belongs to no sandbox", logfields.Sandbox, id)
-		errs = append(errs, l.remove(ctx, id))
+		err := l.remove(ctx, id)
+		l.Swept("vm", err)
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -17,7 +17,7 @@ type Machine struct {
 	// Hypervisor is a driver's name, Binary its program.
 	Hypervisor, Binary string
 	Accel              hypervisor.Acceleration
-	Kernel, Initrd     string
+	Guest
 }
 
 // machine is what is decided for one launch beside the pod's own configuration.
@@ -54,13 +54,14 @@ func sandboxOptions(cfg sandbox.Config, vm config.VM, m machine) *shimv1.Sandbox
 		Sysctls:    maps.Clone(cfg.Sysctls),
 		SharedPid:  cfg.SharedPID,
 		Scratch:    m.scratch,
+		Modules:    m.Modules,
 		Cgroup:     m.cgroup,
 	}
 }
 
 // machineType is for the only hypervisor that has some.
 func machineType(vm config.VM, m machine) string {
-	if m.Hypervisor != config.QEMU {
+	if m.Hypervisor != config.DriverQEMU {
 		return ""
 	}
 	return vm.Machine

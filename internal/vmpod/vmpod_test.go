@@ -88,7 +88,7 @@ func newTestLauncher(t *testing.T, uids *UIDs) (*Launcher, *fakeShims, string) {
 	l, err := newLauncher(Options{
 		Config: config.VM{VCPUs: 1, MemoryMiB: 256, ScratchMiB: 64}, Shim: "/shim",
 		Host: func(context.Context) (Machine, error) {
-			return Machine{Hypervisor: "qemu", Binary: "/qemu", Accel: hypervisor.TCG, Kernel: "/kernel", Initrd: "/initrd"}, nil
+			return Machine{Hypervisor: "qemu", Binary: "/qemu", Accel: hypervisor.TCG, Guest: Guest{Kernel: "/kernel", Initrd: "/initrd"}}, nil
 		},
 		NewScratch: func(_ context.Context, path string, _ int64) error { return os.WriteFile(path, nil, 0o600) },
 		UIDs:       uids, Dir: filepath.Join(dir, "pods"), ScratchDir: filepath.Join(dir, "scratch"), CgroupParent: "pistis",

@@ -128,8 +128,10 @@ ipv6 = "fd00:%x::/64"
 [vm]
 kernel = %q
 initrd = %q
+modules = %q
 %s`, d.scope.Root, d.scope.State, d.socket, d.scope.Cgroup, d.scope.Bridge, 100+id%100, (id>>8)%256, id&0xffff,
-		"http://"+registry(d.t), filepath.Join(os.Getenv("PISTIS_GUEST"), "vmlinuz"), filepath.Join(os.Getenv("PISTIS_GUEST"), "initrd"), underKVM())
+		"http://"+registry(d.t), filepath.Join(os.Getenv("PISTIS_GUEST"), "vmlinuz"), filepath.Join(os.Getenv("PISTIS_GUEST"), "initrd"),
+		filepath.Join(os.Getenv("PISTIS_GUEST"), "modules.img"), underKVM())
 }
 
 // underKVM is for a host whose KVM works and is emulated itself: the lab.

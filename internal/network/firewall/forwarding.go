@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
-	"os"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/google/nftables"
@@ -56,10 +54,7 @@ func (o *OpenForwarding) Ensure() error {
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("accept packets of %s in the iptables FORWARD chain: %w", o.Bridge, err)
 	}
-	if names, err := os.ReadFile("/proc/net/ip_tables_names"); err == nil && slices.Contains(strings.Fields(string(names)), forwardTable) {
-		o.warn(fmt.Sprintf("this host has a filter table of the old iptables (iptables-legacy), which is left alone: if its FORWARD chain drops packets, let it accept the interface %s in both directions", o.Bridge))
-	}
-	return nil
+	return o.ensureLegacy()
 }
 
 // open adds what is missing in chain to the transaction.
@@ -129,7 +124,7 @@ func (o *OpenForwarding) Remove() error {
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("remove the rules of %s from the iptables FORWARD chain: %w", o.Bridge, err)
 	}
-	return nil
+	return o.removeLegacy()
 }
 
 func (o *OpenForwarding) warn(reason string) {
