@@ -39,8 +39,13 @@ func (m *machines) ready(name string) error {
 	var errs []error
 	for _, candidate := range candidates(name) {
 		_, err := m.vm.FindVMM(candidate)
-		if known := m.accel.known.Load(); err == nil && known != nil {
+		switch known := m.accel.known.Load(); {
+		case err != nil:
+		case known != nil:
 			err = m.suits(candidate, known.kind)
+		case name == "" && candidate != config.DriverQEMU:
+			// Whoever names it waits until that is found out; what is found out without QEMU is nothing.
+			err = fmt.Errorf("%s needs KVM, and whether that works is not known yet: %w", candidate, errdefs.ErrFailedPrecondition)
 		}
 		if err == nil {
 			return nil
