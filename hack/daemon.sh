@@ -60,6 +60,7 @@ start_daemon() {
 		[vm]
 		kernel = "$GUEST/vmlinuz"
 		initrd = "$GUEST/initrd"
+		modules = "$GUEST/modules.img"
 		$extra
 	END
 	"$BIN/pistisd" --config "$state/config.toml" >"$dir/pistisd.log" 2>&1 &
@@ -79,7 +80,7 @@ stop_all() {
 		kill "$daemon" || failed=1
 		wait "$daemon" || failed=1
 		"$BIN/leakcheck" -root "$root" -state "$state" -bridge "$name" -cgroup "/$name/" || failed=1
-		"$BIN/pistisd" --config "$state/config.toml" wipe --yes || failed=1
+		"$BIN/pistisd" --config "$state/config.toml" --log-level warn wipe --yes || failed=1
 	fi
 	if [ -n "$registry" ]; then
 		kill "$registry" 2>/dev/null || failed=1

@@ -20,6 +20,9 @@ FUZZTIME=500x hack/fuzz.sh internal/{agent,agentclient,bundle,guestimage,hypervi
 echo "== integration tests"
 go test -timeout 25m -v -count=1 ./test/integration/...
 
+echo "== pods that come and go while the daemon is killed"
+BIN=$PISTIS_BIN GUEST=$PISTIS_GUEST CYCLES=60 KILL=15 VMS=0 hack/soak.sh
+
 echo "== named specs of the Kubernetes project's critest"
 for handler in runc crun vm; do
 	test/conformance/run.sh $handler --ci

@@ -139,8 +139,7 @@ func layers() [][]string {
 			"internal/rtnl", "internal/span", "internal/stdio", "internal/store", "internal/task", "internal/transport", "internal/version",
 		},
 		{ // mechanisms: each does one thing, and knows no pods
-			"internal/agent/cgroup", "internal/agent/guestnet", "internal/agent/guestport", "internal/agent/rootfs",
-			"internal/agent/share", "internal/agent/stdio", "internal/agent/uevent", "internal/agentclient", "internal/bundle",
+			"internal/agent/...", "internal/agentclient", "internal/bundle",
 			"internal/cgroup", "internal/guestimage", "internal/hypervisor/qemu/...", "internal/image/...", "internal/network/...",
 			"internal/rootfs", "internal/runc", "internal/share", "internal/shim/limits", "internal/signature", "internal/snapshot",
 			"internal/telemetry", "internal/userdb",

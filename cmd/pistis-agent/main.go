@@ -14,6 +14,7 @@ import (
 	"github.com/pistis-run/pistis/internal/agent"
 	"github.com/pistis-run/pistis/internal/agent/boot"
 	"github.com/pistis-run/pistis/internal/agent/guestport"
+	"github.com/pistis-run/pistis/internal/agent/modules"
 	"github.com/pistis-run/pistis/internal/agent/rootfs"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/reaper"
@@ -30,6 +31,9 @@ const (
 func main() {
 	if os.Args[0] == agent.PauseName {
 		agent.Pause()
+	}
+	if os.Args[0] == modules.HelperPath {
+		os.Exit(modules.Helper(os.Args[1:]))
 	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "pistis-agent runs as the first process of a virtual machine and nowhere else")

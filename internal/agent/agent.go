@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"regexp"
 	"sync"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/containerd/ttrpc"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	"github.com/pistis-run/pistis/internal/agent/memory"
 	"github.com/pistis-run/pistis/internal/agent/rootfs"
 	"github.com/pistis-run/pistis/internal/reaper"
 	"github.com/pistis-run/pistis/internal/runc"
@@ -58,6 +60,7 @@ type Agent struct {
 	halt     sync.Once
 	network  sync.Mutex // one configuration of the network at a time
 	work     sync.WaitGroup
+	memory   *memory.Volumes
 
 	mu         sync.Mutex
 	sandbox    sandbox
@@ -69,7 +72,7 @@ var _ agentv1.AgentService = (*Agent)(nil)
 
 // New returns an agent that serves nothing yet.
 func New(cfg Config) *Agent {
-	return &Agent{Config: cfg, shutdown: make(chan struct{}), containers: map[string]*container{}, shares: map[string]*hostShare{}}
+	return &Agent{Config: cfg, shutdown: make(chan struct{}), memory: memory.New(filepath.Join(cfg.Dir, "memory")), containers: map[string]*container{}, shares: map[string]*hostShare{}}
 }
 
 // Serve takes calls on control and streams on streams until Shutdown was called, ctx ends or a listener fails.
@@ -108,7 +111,10 @@ func (a *Agent) Hello(_ context.Context, req *agentv1.HelloRequest) (*agentv1.He
 	}
 	return &agentv1.HelloResponse{
 		Version: agentv1.ProtocolVersion, AgentVersion: version.Version,
-		Kernel: string(kernel), UptimeNs: uint64(a.Uptime), Features: []string{agentv1.FeatureShares, agentv1.FeatureShareChanges, agentv1.FeaturePIDNamespaces},
+		Kernel: string(kernel), UptimeNs: uint64(a.Uptime), Features: []string{
+			agentv1.FeatureShares, agentv1.FeatureShareChanges, agentv1.FeaturePIDNamespaces,
+			agentv1.FeatureModules, agentv1.FeatureMemoryVolumes, agentv1.FeatureBlockDevices,
+		},
 	}, nil
 }
 

@@ -35,6 +35,8 @@ type container struct {
 	init   *process
 	// process of the spec as it was started: what an exec does not say is taken from here.
 	spec specs.Process
+	// devices are disks that the container has as block devices.
+	devices []*agentv1.DiskAddress
 
 	mu    sync.Mutex
 	execs map[string]*process
@@ -169,6 +171,17 @@ func (a *Agent) create(ctx context.Context, c *container, place placement, req *
 	if err != nil {
 		return nil, err
 	}
+	undo = append(undo, func(context.Context) error { _, err := a.releaseDevices(c); return err })
+	if err := a.addBlockDevices(ctx, c, spec, req.Devices); err != nil {
+		return nil, err
+	}
+	// A container has mounts of its own once it is created.
+	placed, err := a.memory.Place(c.id, spec.Mounts, req.Memory)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, placed.Close()) }()
+	a.prepareModules(ctx, spec)
 	c.spec = *spec.Process
 	if err := setSysctls(sysctls); err != nil {
 		return nil, err
@@ -350,5 +363,6 @@ func (a *Agent) remove(ctx context.Context, c *container) ([]*agentv1.DiskAddres
 		return nil, err
 	}
 	disks, err := a.Roots.Unmount(c.id)
-	return disks, errors.Join(err, os.RemoveAll(c.bundle))
+	devices, devErr := a.releaseDevices(c)
+	return append(disks, devices...), errors.Join(err, devErr, os.RemoveAll(c.bundle))
 }

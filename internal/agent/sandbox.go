@@ -15,6 +15,7 @@ import (
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agent/guestnet"
+	"github.com/pistis-run/pistis/internal/agent/modules"
 	"github.com/pistis-run/pistis/internal/reaper"
 )
 
@@ -33,6 +34,7 @@ const PauseName = "pause"
 // sandbox is what ConfigureSandbox made of the guest.
 type sandbox struct {
 	begun, ready bool
+	modules      bool // there are modules to load on demand
 	mounts       []specs.Mount
 	pause        *reaper.Process // nil unless the pod shares a PID namespace
 }
@@ -101,6 +103,12 @@ func (a *Agent) configure(ctx context.Context, req *agentv1.ConfigureSandboxRequ
 	}
 	if err := a.Roots.Setup(ctx, req.Scratch); err != nil {
 		return s, err
+	}
+	if req.Modules != nil {
+		if err := modules.Offer(req.Modules); err != nil {
+			return s, fmt.Errorf("kernel modules on demand: %w", err)
+		}
+		s.modules = true
 	}
 	if req.SharedPid {
 		if s.pause, err = startPause(a.Reaper); err != nil {

@@ -144,6 +144,16 @@ func (c *Client) CreateContainer(ctx context.Context, req *agentv1.CreateContain
 			return 0, task.User{}, fmt.Errorf("create container: %w", err)
 		}
 	}
+	if len(req.Memory) > 0 {
+		if err := c.needs(agentv1.FeatureMemoryVolumes, "volumes in memory"); err != nil {
+			return 0, task.User{}, fmt.Errorf("create container: %w", err)
+		}
+	}
+	if len(req.Devices) > 0 {
+		if err := c.needs(agentv1.FeatureBlockDevices, "block devices"); err != nil {
+			return 0, task.User{}, fmt.Errorf("create container: %w", err)
+		}
+	}
 	r, err := call(c, ctx, "create container", c.agent.CreateContainer, req)
 	if err != nil {
 		return 0, task.User{}, err

@@ -49,6 +49,9 @@ func (a *app) guestBuildCommand() *cobra.Command {
 				return printValue(a.out, guest)
 			}
 			fmt.Fprintf(a.out, "kernel  %s (%s, from %s)\ninitrd  %s (%d modules)\n", guest.Kernel, guest.KernelVersion, guest.Source, guest.Initrd, len(guest.Modules))
+			if guest.ModulesDisk != "" {
+				fmt.Fprintf(a.out, "modules %s (loaded on demand)\n", guest.ModulesDisk)
+			}
 			return nil
 		},
 	}
@@ -59,7 +62,7 @@ func (a *app) guestBuildCommand() *cobra.Command {
 	f.StringVar(&o.Kernel, "kernel", "", "a bzImage or vmlinux instead of the distribution's")
 	f.StringVar(&o.ModulesDir, "modules", "", "its /lib/modules/VERSION, where it has modules")
 	f.StringSliceVar(&o.ExtraModules, "module", nil, "a kernel module that guests load besides those they need")
-	f.StringVar(&o.Package, "package", "", "the kernel package (default "+guestimage.DefaultPackage+")")
+	f.StringVar(&o.Package, "package", "", "the kernel package (default "+guestimage.DefaultPackage()+")")
 	f.BoolVar(&o.Refresh, "refresh", false, "look for a newer package")
 	return cmd
 }

@@ -117,6 +117,7 @@ type VM struct {
 	QEMU         string   `toml:"qemu" json:"qemu"` // path; empty: PATH
 	Kernel       string   `toml:"kernel" json:"kernel"`
 	Initrd       string   `toml:"initrd" json:"initrd"`
+	Modules      string   `toml:"modules" json:"modules"` // image of modules to load on demand, for kernel; empty: none
 	Machine      string   `toml:"machine" json:"machine"`
 	KernelParams []string `toml:"kernel_params" json:"kernel_params"`
 	// Acceleration is auto, kvm or tcg.

@@ -80,7 +80,7 @@ func (c Config) validatePaths(bad func(string, ...any)) {
 	}
 	for key, path := range map[string]string{
 		"image.hosts_dir": c.Image.HostsDir, "image.signature_policy": c.Image.SignaturePolicy, "network.cni_conf_dir": c.Network.CNIConfDir,
-		"vm.kernel": c.VM.Kernel, "vm.initrd": c.VM.Initrd, "vm.shim": c.VM.Shim, "vm.qemu": c.VM.QEMU, "monitor": c.Monitor,
+		"vm.kernel": c.VM.Kernel, "vm.initrd": c.VM.Initrd, "vm.modules": c.VM.Modules, "vm.shim": c.VM.Shim, "vm.qemu": c.VM.QEMU, "monitor": c.Monitor,
 	} {
 		if path != "" && !filepath.IsAbs(path) {
 			bad("%s: %q is not an absolute path", key, path)
@@ -98,6 +98,9 @@ func (c Config) validatePaths(bad func(string, ...any)) {
 	}
 	if (c.VM.Kernel == "") != (c.VM.Initrd == "") {
 		bad("vm.kernel and vm.initrd: give both or none; their modules must match")
+	}
+	if c.VM.Modules != "" && c.VM.Kernel == "" {
+		bad("vm.modules: it belongs to vm.kernel, which is not given; a guest that was built has its own")
 	}
 }
 

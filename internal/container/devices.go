@@ -12,15 +12,18 @@ import (
 	"tags.cncf.io/container-device-interface/pkg/cdi"
 )
 
-// addDevices gives a container on the host's kernel its devices: those that it names, by path or by CDI name, and all of
-// the host's where it is privileged.
-func addDevices(spec *specs.Spec, cfg Config) error {
+// addDevices gives a container its devices: those that it names, by path or by CDI name, and on the host's kernel all of
+// the host's where it is privileged. Which of them a VM can have is decided where the guest's spec is made.
+func addDevices(spec *specs.Spec, cfg Config, vm bool) error {
 	var options []oci.SpecOpts
 	var names []string
-	if cfg.Security.Privileged {
+	if cfg.Security.Privileged && !vm {
 		options = append(options, oci.WithHostDevices)
 	}
 	for _, d := range cfg.Devices {
+		if d.CDI != "" && vm {
+			return fmt.Errorf("CDI device %s: what its driver puts into a container is the host's and not in a VM: %w", d.CDI, errdefs.ErrNotImplemented)
+		}
 		if d.CDI != "" {
 			names = append(names, d.CDI)
 			continue

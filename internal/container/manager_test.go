@@ -158,7 +158,7 @@ func TestCreateRefuses(t *testing.T) {
 		"missing path":    {func(c *Config) { c.Mounts = []Mount{{ContainerPath: "/data", HostPath: "/does/not/exist"}} }, errdefs.IsInvalidArgument, "/does/not/exist"},
 		"propagation":     {func(c *Config) { c.Mounts = []Mount{{ContainerPath: "/data", HostPath: "/", Propagation: "rshared"}} }, errdefs.IsNotImplemented, "Bidirectional"},
 		"image volume":    {func(c *Config) { c.Mounts = []Mount{{ContainerPath: "/data", Image: "x"}} }, errdefs.IsNotFound, "/data"},
-		"device":          {func(c *Config) { c.Devices = []Device{{HostPath: "/dev/null"}} }, errdefs.IsNotImplemented, "/dev/null"},
+		"device":          {func(c *Config) { c.Devices = []Device{{CDI: "vendor.test/class=one"}} }, errdefs.IsNotImplemented, "vendor.test"},
 		"stop signal":     {func(c *Config) { c.StopSignal = "SIGNOPE" }, errdefs.IsInvalidArgument, "SIGNOPE"},
 		"seccomp file":    {func(c *Config) { c.Security.Seccomp = Profile{ProfileLocalhost, "/does/not/exist"} }, errdefs.IsNotFound, "/does/not/exist"},
 		"apparmor":        {func(c *Config) { c.Security.AppArmor = Profile{ProfileLocalhost, "mine"} }, errdefs.IsNotImplemented, "mine"},

@@ -32,9 +32,6 @@ func makeSpec(rec record, pod sandbox.Status, img image.Image) (*specs.Spec, err
 			return nil, err
 		}
 	}
-	if pod.VM && len(cfg.Devices) > 0 {
-		return nil, fmt.Errorf("device %s: devices of the host in microVM pods are not built yet: %w", cfg.Devices[0].name(), errdefs.ErrNotImplemented)
-	}
 	security, err := specSecurity(cfg.Security)
 	if err != nil {
 		return nil, err
@@ -48,17 +45,10 @@ func makeSpec(rec record, pod sandbox.Status, img image.Image) (*specs.Spec, err
 		Command: cfg.Command, Args: cfg.Args, WorkDir: cfg.WorkDir, Env: cfg.Env, Terminal: cfg.TTY,
 		Mounts: mounts, Resources: cfg.Resources, OOMScoreAdj: cfg.OOMScore, Security: security,
 	})
-	if err != nil || pod.VM {
-		return spec, err
+	if err != nil {
+		return nil, err
 	}
-	return spec, addDevices(spec, cfg)
-}
-
-func (d Device) name() string {
-	if d.CDI != "" {
-		return d.CDI
-	}
-	return d.HostPath
+	return spec, addDevices(spec, cfg, pod.VM)
 }
 
 func specSecurity(s Security) (oci.Security, error) {

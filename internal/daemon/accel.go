@@ -44,12 +44,12 @@ func (a *accelerator) get(ctx context.Context) (hypervisor.Acceleration, error) 
 	if a.decided != "" {
 		return a.decided, nil
 	}
-	kernel, initrd, err := a.guest.find()
+	guest, err := a.guest.find()
 	if err != nil {
 		return "", err
 	}
 	usable, reason, err := qemu.ProbeKVM(ctx, qemu.ProbeConfig{
-		Binary: a.vm.QEMU, Kernel: kernel, Initrd: initrd, User: a.user(), CacheDir: a.cacheDir,
+		Binary: a.vm.QEMU, Kernel: guest.Kernel, Initrd: guest.Initrd, User: a.user(), CacheDir: a.cacheDir,
 	})
 	if err != nil {
 		return "", fmt.Errorf("acceleration: %w", err)

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/pistis-run/pistis/internal/config"
+	"github.com/pistis-run/pistis/internal/vmpod"
 )
 
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -202,17 +203,17 @@ func TestUsage(t *testing.T) {
 
 func TestGuestFiles(t *testing.T) {
 	dir := t.TempDir()
-	if _, _, err := (guestFiles{built: dir}).find(); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "pistis guest build") {
+	if _, err := (guestFiles{built: dir}).find(); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "pistis guest build") {
 		t.Error(err)
 	}
 	kernel := filepath.Join(dir, "k")
 	if err := os.WriteFile(kernel, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := (guestFiles{kernel: kernel, initrd: filepath.Join(dir, "none")}).find(); !errdefs.IsFailedPrecondition(err) {
+	if _, err := (guestFiles{Guest: vmpod.Guest{Kernel: kernel, Initrd: filepath.Join(dir, "none")}}).find(); !errdefs.IsFailedPrecondition(err) {
 		t.Error(err)
 	}
-	if k, _, err := (guestFiles{kernel: kernel, initrd: kernel}).find(); err != nil || k != kernel {
-		t.Error(k, err)
+	if g, err := (guestFiles{Guest: vmpod.Guest{Kernel: kernel, Initrd: kernel}}).find(); err != nil || g.Kernel != kernel {
+		t.Error(g, err)
 	}
 }

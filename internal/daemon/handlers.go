@@ -39,28 +39,31 @@ type handlers struct {
 	counts         *telemetry.Metrics
 }
 
-// guestFiles finds the guest's kernel and initrd: those of the configuration, else those that were built. They are
+// guestFiles finds the guest's files: those of the configuration, else those that were built. They are
 // looked for each time, so that a guest that is built while the daemon runs is taken.
 type guestFiles struct {
-	kernel, initrd string
-	built          string
+	vmpod.Guest
+	built string
 }
 
-func (g guestFiles) find() (kernel, initrd string, err error) {
-	if g.kernel == "" {
+func (g guestFiles) find() (vmpod.Guest, error) {
+	if g.Kernel == "" {
 		guest, err := guestimage.Load(g.built)
 		if errdefs.IsNotFound(err) {
-			return "", "", fmt.Errorf("no guest kernel in %s: run `pistis guest build`, or set vm.kernel and vm.initrd in pistisd's configuration: %w",
+			return vmpod.Guest{}, fmt.Errorf("no guest kernel in %s: run `pistis guest build`, or set vm.kernel and vm.initrd in pistisd's configuration: %w",
 				g.built, errdefs.ErrFailedPrecondition)
 		}
-		return guest.Kernel, guest.Initrd, err
+		return vmpod.Guest{Kernel: guest.Kernel, Initrd: guest.Initrd, Modules: guest.ModulesDisk}, err
 	}
-	for key, path := range map[string]string{"vm.kernel": g.kernel, "vm.initrd": g.initrd} {
+	for key, path := range map[string]string{"vm.kernel": g.Kernel, "vm.initrd": g.Initrd, "vm.modules": g.Modules} {
+		if path == "" {
+			continue // modules: the guest's are built in
+		}
 		if _, err := os.Stat(path); err != nil {
-			return "", "", fmt.Errorf("%s: %w: %w", key, err, errdefs.ErrFailedPrecondition)
+			return vmpod.Guest{}, fmt.Errorf("%s: %w: %w", key, err, errdefs.ErrFailedPrecondition)
 		}
 	}
-	return g.kernel, g.initrd, nil
+	return g.Guest, nil
 }
 
 // ready says whether pods of a handler can be run now.
@@ -75,7 +78,7 @@ func (h *handlers) ready(name string, handler config.Handler) error {
 		}
 		return hostpod.CheckRuntime(path)
 	}
-	if _, _, err := h.guest.find(); err != nil {
+	if _, err := h.guest.find(); err != nil {
 		return err
 	}
 	if _, err := h.cfg.VM.FindShim(handler); err != nil {
@@ -117,7 +120,7 @@ func (h *handlers) forCRI() cri.Handlers {
 func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *rootfs.Watched, counts *telemetry.Metrics, log *slog.Logger) (*handlers, error) {
 	h := &handlers{
 		cfg: cfg, counts: counts, launchers: map[string]sandbox.Launcher{},
-		guest: guestFiles{kernel: cfg.VM.Kernel, initrd: cfg.VM.Initrd, built: p.guest()},
+		guest: guestFiles{Guest: vmpod.Guest{Kernel: cfg.VM.Kernel, Initrd: cfg.VM.Initrd, Modules: cfg.VM.Modules}, built: p.guest()},
 	}
 	h.accel = newAccelerator(cfg.VM, h.guest, cfg.Root, log)
 	h.userNamespaces = sync.OnceValue(func() bool {

@@ -135,7 +135,8 @@ func (h host) monitor(context.Context) finding {
 func (h host) qemu(ctx context.Context) finding {
 	path, err := h.Config.VM.FindQEMU()
 	if err != nil {
-		return fail("Debian: apt install qemu-system-x86", "%v", err)
+		_, pkg := config.QEMU()
+		return fail("Debian: apt install "+pkg, "%v", err)
 	}
 	version, err := qemu.Driver{}.Version(ctx, path)
 	if err != nil {

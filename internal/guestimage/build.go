@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -20,14 +21,15 @@ import (
 )
 
 // DefaultPackage is the Debian package whose newest version is the guest's kernel.
-const DefaultPackage = "linux-image-cloud-amd64"
+func DefaultPackage() string { return "linux-image-cloud-" + runtime.GOARCH }
 
 // format changes whenever the same inputs give another guest.
-const format = 2
+const format = 3
 
 const (
 	kernelFile   = "vmlinuz"
 	initrdFile   = "initrd"
+	modulesFile  = "modules.img"
 	manifestFile = "guest.json"
 	// lockFile is in a cache of kernels and held by whoever fills it.
 	lockFile = "lock"
@@ -43,7 +45,7 @@ type Options struct {
 	Kernel string
 	// ModulesDir is /lib/modules/<version> of Kernel; empty for a kernel with everything built in.
 	ModulesDir string
-	// Package is the Debian package to take the kernel from, when Kernel is empty; empty is DefaultPackage.
+	// Package is the Debian package to take the kernel from, when Kernel is empty; empty is DefaultPackage().
 	Package string
 	// Refresh looks for a newer package even where one was fetched before.
 	Refresh bool
@@ -67,6 +69,8 @@ type Guest struct {
 	Source string
 	// Modules that the guest loads, in order.
 	Modules []string
+	// ModulesDisk is an image with modules that guests load on demand; empty for a kernel that has none.
+	ModulesDisk string
 }
 
 // manifest is guest.json.
@@ -142,7 +146,7 @@ func (o Options) complete() (Options, error) {
 		return o, fmt.Errorf("guest build: modules given without their kernel: %w", errdefs.ErrInvalidArgument)
 	}
 	if o.Package == "" {
-		o.Package = DefaultPackage
+		o.Package = DefaultPackage()
 	}
 	if o.Progress == nil {
 		o.Progress = func(string) {}
@@ -164,8 +168,8 @@ func (o Options) complete() (Options, error) {
 // digest is over everything that decides what the guest becomes.
 func (o Options) digest(k kernel) (string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "format %d\nkernel %s %s\nmodules %v %q\ncompression %s\n",
-		format, k.version, k.source, guestModules, o.ExtraModules, o.Compression)
+	fmt.Fprintf(h, "format %d\nkernel %s %s\nmodules %v %q %q\ncompression %s\n",
+		format, k.version, k.source, guestModules, o.ExtraModules, onDemand, o.Compression)
 	files := []string{o.Agent, o.Runc}
 	if !k.packaged {
 		files = append(files, k.image)
@@ -237,7 +241,7 @@ func (o Options) assemble(k kernel, inputs string) (next string, m manifest, err
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return "", m, err
 	}
-	modules, err := o.modules(k)
+	modules, later, err := o.modules(k)
 	if err != nil {
 		return "", m, err
 	}
@@ -260,28 +264,44 @@ func (o Options) assemble(k kernel, inputs string) (next string, m manifest, err
 	if err := copyFile(filepath.Join(dir, kernelFile), k.image); err != nil {
 		return "", m, err
 	}
+	if len(later) > 0 {
+		o.Progress(fmt.Sprintf("writing the modules disk: %d modules to load on demand", len(later)))
+		if err := writeModules(filepath.Join(dir, modulesFile), later); err != nil {
+			return "", m, err
+		}
+		m.Sizes[modulesFile] = 0
+	}
 	return dir, m, m.write(dir)
 }
 
-// modules picks the modules for the initrd.
-func (o Options) modules(k kernel) ([]module, error) {
+// modules picks the modules for the initrd, and those to load on demand.
+func (o Options) modules(k kernel) (first, later []module, err error) {
 	if k.modules == "" {
 		if len(o.ExtraModules) > 0 {
-			return nil, fmt.Errorf("modules %q are asked for, but no modules directory is given: %w", o.ExtraModules, errdefs.ErrInvalidArgument)
+			return nil, nil, fmt.Errorf("modules %q are asked for, but no modules directory is given: %w", o.ExtraModules, errdefs.ErrInvalidArgument)
 		}
 		o.Progress("no modules directory: all that a guest needs must be built into the kernel")
-		return nil, nil
+		return nil, nil, nil
 	}
 	set, err := openModules(k.modules)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	set.signed = k.wantsSignatures()
-	return set.forGuest(o.ExtraModules)
+	if first, err = set.forGuest(o.ExtraModules); err != nil {
+		return nil, nil, err
+	}
+	later, err = set.onDemand()
+	return first, later, err
 }
 
 func (m manifest) guest(dir string) Guest {
+	disk := ""
+	if _, ok := m.Sizes[modulesFile]; ok {
+		disk = filepath.Join(dir, modulesFile)
+	}
 	return Guest{
+		ModulesDisk:   disk,
 		Kernel:        filepath.Join(dir, kernelFile),
 		Initrd:        filepath.Join(dir, initrdFile),
 		KernelVersion: m.KernelVersion,
@@ -290,9 +310,18 @@ func (m manifest) guest(dir string) Guest {
 	}
 }
 
+// files are the guest's, beside the manifest.
+func (m manifest) files() []string {
+	names := []string{kernelFile, initrdFile}
+	if _, ok := m.Sizes[modulesFile]; ok {
+		names = append(names, modulesFile)
+	}
+	return names
+}
+
 // check notices files that are missing or cut short.
 func (m manifest) check(dir string) error {
-	for _, name := range []string{kernelFile, initrdFile} {
+	for _, name := range m.files() {
 		info, err := os.Stat(filepath.Join(dir, name))
 		if err != nil {
 			return err
@@ -306,7 +335,7 @@ func (m manifest) check(dir string) error {
 
 // write completes the manifest with the files' sizes and stores it.
 func (m manifest) write(dir string) error {
-	for _, name := range []string{kernelFile, initrdFile} {
+	for _, name := range m.files() {
 		info, err := os.Stat(filepath.Join(dir, name))
 		if err != nil {
 			return err
@@ -341,7 +370,7 @@ func checkReplaceable(dir string) error {
 		return err
 	}
 	for _, e := range entries {
-		if !slices.Contains([]string{kernelFile, initrdFile, manifestFile}, e.Name()) {
+		if !slices.Contains([]string{kernelFile, initrdFile, modulesFile, manifestFile}, e.Name()) {
 			return fmt.Errorf("%s holds %s, which is no part of a guest: give an empty or a new directory: %w", dir, e.Name(), errdefs.ErrFailedPrecondition)
 		}
 	}

@@ -240,6 +240,7 @@ func withoutSignature(data []byte) []byte {
 type modinfo struct {
 	depends  []string
 	softdeps []string // those that are to be loaded before
+	aliases  []string
 }
 
 // parseModinfo reads the key=value strings that a module carries of itself.
@@ -266,6 +267,8 @@ func parseModinfo(data []byte) (modinfo, error) {
 					info.depends = append(info.depends, dep)
 				}
 			}
+		case "alias":
+			info.aliases = append(info.aliases, value)
 		case "softdep":
 			info.softdeps = append(info.softdeps, preDependencies(value)...)
 		}

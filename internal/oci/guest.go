@@ -15,7 +15,8 @@ import (
 
 // ForGuest returns the spec with which a container of a virtual machine is made, rebuilt from the host's by the table
 // guestFields; spec is not changed and shares nothing with the result. Mounts of type bind have sources of the host still:
-// the caller shares them with the guest and rewrites them. Numbers of processors and memory nodes are the host's still: see
+// the caller shares them with the guest and rewrites them. Block devices are not in it: the caller gives the guest disks
+// for them. Numbers of processors and memory nodes are the host's still: see
 // GuestResources. What a guest cannot honour is
 // NotImplemented (or InvalidArgument where it makes no sense at all), and the message names the field and says why.
 func ForGuest(spec *specs.Spec) (*specs.Spec, error) {
@@ -196,7 +197,8 @@ func guestNamespaces(namespaces []specs.LinuxNamespace) ([]specs.LinuxNamespace,
 	return out, nil
 }
 
-// guestDevices carries the nodes that every Linux kernel has under the same numbers.
+// guestDevices carries the nodes that every Linux kernel has under the same numbers. Block devices are left out: whoever
+// has the guest knows what they are there.
 func guestDevices(devices []specs.LinuxDevice) ([]specs.LinuxDevice, error) {
 	type number struct{ major, minor int64 }
 	everywhere := map[string]number{
@@ -205,6 +207,9 @@ func guestDevices(devices []specs.LinuxDevice) ([]specs.LinuxDevice, error) {
 	}
 	var out []specs.LinuxDevice
 	for _, d := range devices {
+		if d.Type == "b" {
+			continue
+		}
 		known, ok := everywhere[d.Path]
 		if !ok || (d.Type != "c" && d.Type != "u") || known != (number{d.Major, d.Minor}) {
 			return nil, fmt.Errorf("device %s (%s %d:%d) is the host's and not in the guest: %w", d.Path, d.Type, d.Major, d.Minor, errdefs.ErrNotImplemented)

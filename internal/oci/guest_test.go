@@ -222,9 +222,11 @@ func TestForGuestRefusesValues(t *testing.T) {
 		},
 		"user namespace": func(s *specs.Spec) { s.Linux.Namespaces = []specs.LinuxNamespace{{Type: "user"}} },
 		"time namespace": func(s *specs.Spec) { s.Linux.Namespaces = []specs.LinuxNamespace{{Type: "time"}} },
-		"disk":           func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}} },
-		"disguised disk": func(s *specs.Spec) {
-			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/null", Type: "b", Major: 1, Minor: 3}}
+		"terminal": func(s *specs.Spec) {
+			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/ttyS0", Type: "c", Major: 4, Minor: 64}}
+		},
+		"disguised terminal": func(s *specs.Spec) {
+			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/null", Type: "c", Major: 4, Minor: 64}}
 		},
 		"huge pages": func(s *specs.Spec) {
 			s.Linux.Resources = &specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 1}}}
@@ -244,6 +246,16 @@ func TestForGuestRefusesValues(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// TestBlockDevicesAreLeftOut: they are disks in a guest, under numbers that only who attaches them knows.
+func TestBlockDevicesAreLeftOut(t *testing.T) {
+	spec := baseSpec()
+	spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}}
+	guest, err := ForGuest(spec)
+	if err != nil || len(guest.Linux.Devices) != 0 {
+		t.Errorf("%v, %v", guest, err)
 	}
 }
 

@@ -5,8 +5,43 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
+
+// mountLine is a line of mountinfo.
+type mountLine struct {
+	device string // major:minor
+	root   string // the directory of the file system that is mounted
+	point  string
+	fstype string
+}
+
+// readMounts lists the mounts of this process's namespace, in their order.
+func readMounts() ([]mountLine, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var all []mountLine
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		separator := slices.Index(fields, "-")
+		if separator < 6 || len(fields) < separator+2 {
+			return nil, fmt.Errorf("mountinfo: %q is no line of it", lines.Text())
+		}
+		all = append(all, mountLine{device: fields[2], root: unescape(fields[3]), point: unescape(fields[4]), fstype: fields[separator+1]})
+	}
+	return all, nil
+}
+
+// unescape takes back what the kernel does to blanks in mountinfo.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
 
 // MountsBelow says whether something is mounted below a path of the host.
 func MountsBelow(path string) (bool, error) {
@@ -14,26 +49,63 @@ func MountsBelow(path string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
+	mounts, err := readMounts()
 	prefix := strings.TrimSuffix(real, "/") + "/"
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		fields := strings.Fields(lines.Text())
-		if len(fields) < 5 {
-			return false, fmt.Errorf("mountinfo: %q is no line of it", lines.Text())
-		}
-		if point := unescape(fields[4]); strings.HasPrefix(point, prefix) && point != real {
-			return true, nil
-		}
-	}
-	return false, lines.Err()
+	return slices.ContainsFunc(mounts, func(m mountLine) bool { return strings.HasPrefix(m.point, prefix) && m.point != real }), err
 }
 
-// unescape takes back what the kernel does to blanks in mountinfo.
-func unescape(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+// Memory is a volume of the kubelet's that is in memory: the host's tmpfs says how it is to be, and the guest makes one of
+// its own.
+type Memory struct {
+	// Volume names it, the same for all paths in it.
+	Volume   string
+	Size     uint64
+	Mode     uint32
+	UID, GID uint32
+	// Path is what of it was asked for, below its root; empty is all.
+	Path string
+}
+
+// emptyDirs is in the path of each of the kubelet's emptyDir volumes.
+const emptyDirs = "/volumes/kubernetes.io~empty-dir/"
+
+// FindMemory says whether a path is an emptyDir volume of medium Memory, or a subPath of one as the kubelet prepares it,
+// which is a mount of a part of the same file system. It returns nil for everything else.
+func FindMemory(path string) (*Memory, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil || fs.Type != unix.TMPFS_MAGIC {
+		return nil, nil // what is not there is refused where it is shared
+	}
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := readMounts()
+	if err != nil {
+		return nil, err
+	}
+	// Of several mounts at one place the last is seen.
+	var asked, volume *mountLine
+	for i, m := range mounts {
+		if m.point == path && m.fstype == "tmpfs" {
+			asked = &mounts[i]
+		}
+	}
+	for i, m := range mounts {
+		dir, _ := filepath.Split(m.point)
+		if asked != nil && m.device == asked.device && m.root == "/" && strings.HasSuffix(dir, emptyDirs) {
+			volume = &mounts[i]
+		}
+	}
+	if volume == nil {
+		return nil, nil
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(volume.point, &st); err != nil {
+		return nil, err
+	}
+	return &Memory{
+		Volume: "memory-" + strings.ReplaceAll(volume.device, ":", "-"), Size: fs.Blocks * uint64(fs.Bsize),
+		Mode: uint32(st.Mode) & 0o7777, UID: st.Uid, GID: st.Gid, Path: strings.TrimPrefix(asked.root, "/"),
+	}, nil
 }

@@ -182,7 +182,7 @@ func (h *Host) Serve(ctx context.Context, s Share) (_ *Served, err error) {
 		return nil, err
 	}
 	defer theirs.Close()
-	data, err := json.Marshal(order{Valid: s.Valid, Watch: s.Watch && !served.File})
+	data, err := json.Marshal(order{Valid: s.Valid, Passing: s.Follow, Watch: s.Watch && !served.File})
 	if err == nil {
 		_, _, err = h.control.WriteMsgUnix(data, unix.UnixRights(int(tree.Fd()), int(theirs.Fd())), nil)
 	}
@@ -218,6 +218,9 @@ func clone(s Share) (_ *os.File, _ *Served, err error) {
 	var fs unix.Statfs_t
 	if err := unix.Fstatfs(fd, &fs); err != nil {
 		return nil, nil, err
+	}
+	if fs.Type == unix.HUGETLBFS_MAGIC {
+		return nil, nil, fmt.Errorf("it is in the host's huge pages, of which a VM pod has none: %w", errdefs.ErrNotImplemented)
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR, unix.S_IFREG:

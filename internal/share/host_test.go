@@ -9,8 +9,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	guest "github.com/pistis-run/pistis/internal/agent/share"
 	"github.com/pistis-run/pistis/internal/share"
@@ -138,5 +141,66 @@ func TestHost(t *testing.T) {
 	file, _ := mount(t, h, share.Share{Path: filepath.Join(dir, "a")})
 	if b, err := os.ReadFile(file); err != nil || string(b) != "hello" {
 		t.Fatalf("%q, %v", b, err)
+	}
+}
+
+// TestLockWaiters: more processes wait for a lock than a share has workers, and who holds it works on and unlocks last.
+func TestLockWaiters(t *testing.T) {
+	h := startHost(t)
+	dir := t.TempDir()
+	mnt, _ := mount(t, h, share.Share{Path: dir, Valid: time.Second})
+	open := func() *os.File {
+		f, err := os.OpenFile(filepath.Join(mnt, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	for name, lock := range map[string]func(f *os.File, take bool) error{
+		"flock": func(f *os.File, take bool) error {
+			if take {
+				return unix.Flock(int(f.Fd()), unix.LOCK_EX)
+			}
+			return unix.Flock(int(f.Fd()), unix.LOCK_UN)
+		},
+		"fcntl": func(f *os.File, take bool) error {
+			kind := int16(unix.F_UNLCK)
+			if take {
+				kind = unix.F_WRLCK
+			}
+			return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLKW, &unix.Flock_t{Type: kind, Len: 1})
+		},
+	} {
+		holder := open()
+		defer holder.Close()
+		if err := lock(holder, true); err != nil {
+			t.Fatal(name, err)
+		}
+		const waiters = 80
+		var waiting, done sync.WaitGroup
+		for range waiters {
+			f := open()
+			waiting.Add(1)
+			done.Go(func() {
+				defer f.Close()
+				waiting.Done()
+				if err := errors.Join(lock(f, true), lock(f, false)); err != nil {
+					t.Error(name, err)
+				}
+			})
+		}
+		waiting.Wait()
+		for i := range 100 {
+			if _, err := holder.WriteAt([]byte("held"), int64(i)); err != nil {
+				t.Fatal(name, err)
+			}
+			if _, err := os.Stat(filepath.Join(mnt, fmt.Sprint("none", i))); !errors.Is(err, os.ErrNotExist) {
+				t.Fatal(name, err)
+			}
+		}
+		if err := errors.Join(holder.Sync(), lock(holder, false)); err != nil {
+			t.Fatal(name, err)
+		}
+		done.Wait()
 	}
 }

@@ -32,6 +32,8 @@ const (
 type order struct {
 	// Valid is how long the guest may believe what it was told.
 	Valid time.Duration `json:"valid"`
+	// Passing: mounts below the root come and go.
+	Passing bool `json:"passing,omitempty"`
 	// Watch: the guest is told of changes.
 	Watch bool `json:"watch,omitempty"`
 }
@@ -121,6 +123,7 @@ func open(o order, root int, room *budget) (opened, error) {
 		unix.Close(root)
 		return nil, err
 	}
+	fs.nodes.passing = o.Passing
 	if !o.Watch {
 		return fs, nil
 	}

@@ -78,6 +78,10 @@ type nodes struct {
 	room  *budget
 	// devices numbers the file systems below the root, to tell apart inodes of the same number.
 	devices map[uint64]uint64
+	// passing: what is mounted below the root comes and goes with the host. No descriptor of a file there is kept, or the
+	// host could not unmount it.
+	passing bool
+	mount   uint64 // the root's
 }
 
 // newNodes takes over the descriptor of the root.
@@ -90,7 +94,7 @@ func newNodes(root int, room *budget) (*nodes, error) {
 	room.open.Add(1)
 	return &nodes{
 		byID: map[uint64]*node{rootID: n}, byKey: map[key]*node{n.key: n}, next: rootID + 1, room: room,
-		devices: map[uint64]uint64{n.key.dev: 0},
+		devices: map[uint64]uint64{n.key.dev: 0}, mount: n.key.mount,
 	}, nil
 }
 
@@ -157,6 +161,9 @@ func (t *nodes) useBelow(id uint64, depth int) *used {
 func (t *nodes) reopened(n *node, fd int) *used {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.keepsNot(n.key) {
+		return &used{newDescriptor(fd), n.id, n.format}
+	}
 	if n.desc == nil && t.byID[n.id] == n {
 		t.makeRoomLocked()
 		n.desc = newDescriptor(fd)
@@ -215,7 +222,7 @@ func (t *nodes) add(fd int, st *unix.Statx_t, dir uint64, name string) uint64 {
 	if n.id != rootID {
 		n.dir, n.name = dir, name
 	}
-	if n.desc != nil {
+	if n.desc != nil || t.keepsNot(k) {
 		unix.Close(fd)
 		return n.id
 	}
@@ -224,6 +231,9 @@ func (t *nodes) add(fd int, st *unix.Statx_t, dir uint64, name string) uint64 {
 	t.room.open.Add(1)
 	return n.id
 }
+
+// keepsNot says whether a file is opened by its name whenever it is used.
+func (t *nodes) keepsNot(k key) bool { return t.passing && k.mount != t.mount }
 
 // known is the number of a file; 0 where the guest has none for it.
 func (t *nodes) known(k key) uint64 {

@@ -71,7 +71,7 @@ func (s *Service) reserve(r *taskapi.CreateTaskRequest) (*container, *shimv1.Cre
 	}
 	c := &container{
 		process: newProcess(task.ID{Container: r.ID}, r.Terminal, stdioPaths{r.Stdin, r.Stdout, r.Stderr}),
-		bundle:  r.Bundle, layers: layers, stdinOnce: opts.StdinOnce, execs: map[string]*process{},
+		bundle:  r.Bundle, disks: layers, stdinOnce: opts.StdinOnce, execs: map[string]*process{},
 	}
 	if c.paths.streamed() {
 		return nil, nil, fmt.Errorf("stdio %s is for execs; a container's is attached at any time: %w", streamScheme, errdefs.ErrInvalidArgument)
@@ -104,12 +104,19 @@ func createOptions(any *anypb.Any) (*shimv1.CreateOptions, error) {
 
 // createInGuest gives the container its layers, log, guest process and streams; undo takes them away again.
 func (s *Service) createInGuest(ctx context.Context, v *vm.VM, c *container, r *taskapi.CreateTaskRequest, opts *shimv1.CreateOptions, undo *cleanup.Stack) error {
-	guest, err := s.guestSpec(r)
+	guest, devices, err := s.guestSpec(r)
 	if err != nil {
 		return err
 	}
+	for _, d := range devices {
+		c.disks = append(c.disks, d.disk)
+	}
 	undo.Add("forget limits", func(context.Context) error { return s.dropLimits(v, r.ID) })
 	if err := s.takeLimits(v, r.ID, guest.Linux); err != nil {
+		return err
+	}
+	memory, err := memoryMounts(guest.Mounts)
+	if err != nil {
 		return err
 	}
 	if c.shares, err = shareMounts(ctx, v, guest.Mounts); err != nil {
@@ -126,12 +133,12 @@ func (s *Service) createInGuest(ctx context.Context, v *vm.VM, c *container, r *
 		}
 		undo.Add("close log", func(context.Context) error { return c.log.Close() })
 	}
-	addresses, err := v.AttachLayers(ctx, c.layers)
+	addresses, err := v.AttachDisks(ctx, c.disks)
 	if err != nil {
 		return err
 	}
 	var free []*agentv1.DiskAddress
-	undo.Add("release layers", func(ctx context.Context) error { return v.ReleaseLayers(ctx, c.layers, free) })
+	undo.Add("release disks", func(ctx context.Context) error { return v.ReleaseDisks(ctx, c.disks, free) })
 	// Also when no answer came, and also when the guest made it before it failed.
 	undo.Add("delete container in guest", func(ctx context.Context) (err error) {
 		free, err = deleteInGuest(ctx, v, c.id)
@@ -139,7 +146,8 @@ func (s *Service) createInGuest(ctx context.Context, v *vm.VM, c *container, r *
 	})
 	stdin := opts.Stdin || r.Stdin != ""
 	pid, user, err := v.Agent().CreateContainer(context.WithoutCancel(ctx), &agentv1.CreateContainerRequest{
-		Id: r.ID, Spec: spec, Layers: addresses, User: guestUser(opts.User), Stdin: stdin, PidNamespace: guestPID(opts.PidNamespace),
+		Id: r.ID, Spec: spec, Layers: addresses[:len(addresses)-len(devices)], User: guestUser(opts.User), Stdin: stdin, PidNamespace: guestPID(opts.PidNamespace),
+		Memory: memory, Devices: wireDevices(devices, addresses[len(addresses)-len(devices):]),
 	})
 	if err != nil {
 		return err
@@ -155,15 +163,21 @@ func (s *Service) createInGuest(ctx context.Context, v *vm.VM, c *container, r *
 	return nil
 }
 
-func (s *Service) guestSpec(r *taskapi.CreateTaskRequest) (*specs.Spec, error) {
+// guestSpec also returns the block devices, which are no part of the guest's spec.
+func (s *Service) guestSpec(r *taskapi.CreateTaskRequest) (*specs.Spec, []blockDevice, error) {
 	spec, err := readSpec(r.Bundle)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if spec.Process.Terminal != r.Terminal {
-		return nil, fmt.Errorf("the spec's terminal is %t, the request's %t: %w", spec.Process.Terminal, r.Terminal, errdefs.ErrInvalidArgument)
+		return nil, nil, fmt.Errorf("the spec's terminal is %t, the request's %t: %w", spec.Process.Terminal, r.Terminal, errdefs.ErrInvalidArgument)
 	}
-	return s.options.GuestSpec(spec)
+	devices, err := takeBlockDevices(spec.Linux)
+	if err != nil {
+		return nil, nil, err
+	}
+	guest, err := s.options.GuestSpec(spec)
+	return guest, devices, err
 }
 
 func guestUser(u *shimv1.UserRequest) *agentv1.User {
@@ -355,8 +369,8 @@ func (s *Service) deleteProcess(ctx context.Context, c *container, p *process) e
 		return nil
 	}
 	// The container is gone for good; what stays attached is the VM's affair.
-	if err := v.ReleaseLayers(ctx, c.layers, free); err != nil {
-		s.options.Log.Warn("layers stay attached", logfields.Container, p.id.Container, logfields.Error, err)
+	if err := v.ReleaseDisks(ctx, c.disks, free); err != nil {
+		s.options.Log.Warn("disks stay attached", logfields.Container, p.id.Container, logfields.Error, err)
 	}
 	if err := s.dropLimits(v, p.id.Container); err != nil {
 		s.options.Log.Warn("the virtual machine stays confined to processors of a container that is gone", logfields.Container, p.id.Container, logfields.Error, err)

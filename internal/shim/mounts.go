@@ -10,6 +10,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/share"
 	"github.com/pistis-run/pistis/internal/vm"
 )
@@ -21,7 +22,7 @@ const shareValid = time.Second
 // caller releases the ids; on error there are none.
 func shareMounts(ctx context.Context, v *vm.VM, mounts []specs.Mount) (ids []string, err error) {
 	for i, m := range mounts {
-		if m.Type != "bind" {
+		if m.Type != "bind" || m.Source == "" {
 			continue
 		}
 		want := share.Share{
@@ -47,6 +48,29 @@ func shareMounts(ctx context.Context, v *vm.VM, mounts []specs.Mount) (ids []str
 		}
 	}
 	return ids, nil
+}
+
+// memoryMounts takes the volumes that are in memory from a spec's bind mounts: their memory is to be the guest's. Their
+// sources are the agent's to set.
+func memoryMounts(mounts []specs.Mount) ([]*agentv1.MemoryMount, error) {
+	var out []*agentv1.MemoryMount
+	for i, m := range mounts {
+		if m.Type != "bind" {
+			continue
+		}
+		found, err := share.FindMemory(m.Source)
+		if err != nil {
+			return nil, fmt.Errorf("mount at %s: %w", m.Destination, err)
+		}
+		if found == nil {
+			continue
+		}
+		mounts[i].Source = ""
+		out = append(out, &agentv1.MemoryMount{
+			Mount: uint32(i), Volume: found.Volume, SizeBytes: found.Size, Mode: found.Mode, Uid: found.UID, Gid: found.GID, Path: found.Path,
+		})
+	}
+	return out, nil
 }
 
 // keepsModes tells a mount that is read-only although mounts below it, now or later, may not be. To the guest all of

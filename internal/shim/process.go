@@ -10,6 +10,7 @@ import (
 
 	"github.com/pistis-run/pistis/internal/stdio"
 	"github.com/pistis-run/pistis/internal/task"
+	"github.com/pistis-run/pistis/internal/vm"
 )
 
 // maxExecs bounds the execs of one container: a guest that never ends them must not fill the host's memory.
@@ -118,7 +119,7 @@ func (p *process) snapshot() (processState, uint32, task.Exit) {
 type container struct {
 	*process
 	bundle    string
-	layers    []string
+	disks     []vm.Disk // its layers, the lowest first, then its block devices
 	shares    []string
 	stdinOnce bool
 	log       *stdio.Log // nil: none; set before the state is created

@@ -69,7 +69,11 @@ func Boot(ctx context.Context, req Request) (_ *VM, err error) {
 	aside := v.askAside(ctx, req)
 	defer aside.wait()
 
-	scratch, err := v.attachScratch(ctx, req.Options.Scratch)
+	scratch, err := v.attachOwn(ctx, scratchID, req.Options.Scratch, false)
+	if err != nil {
+		return nil, v.bootError(limit, err)
+	}
+	modules, err := v.attachOwn(ctx, modulesID, req.Options.Modules, true)
 	if err != nil {
 		return nil, v.bootError(limit, err)
 	}
@@ -83,7 +87,7 @@ func Boot(ctx context.Context, req Request) (_ *VM, err error) {
 	if aside.err != nil {
 		return nil, fmt.Errorf("boot VM %s: %w", req.ID, aside.err)
 	}
-	if err := v.agent.ConfigureSandbox(ctx, configureRequest(req.Options, nics, aside.sysctls, scratch)); err != nil {
+	if err := v.agent.ConfigureSandbox(ctx, configureRequest(req.Options, nics, aside.sysctls, scratch, modules)); err != nil {
 		if errdefs.IsUnavailable(err) {
 			err = v.connectError(ctx, err)
 		}
@@ -183,18 +187,18 @@ func (v *VM) killMachine(ctx context.Context) error {
 	}
 }
 
-// attachScratch attaches the pod's writable disk while the guest's kernel boots.
-func (v *VM) attachScratch(ctx context.Context, path string) (*agentv1.DiskAddress, error) {
+// attachOwn attaches a disk of the sandbox's own while the guest's kernel boots.
+func (v *VM) attachOwn(ctx context.Context, id, path string, readOnly bool) (*agentv1.DiskAddress, error) {
 	if path == "" {
 		return nil, nil
 	}
 	if v.disks.plugger == nil {
-		return nil, errors.New("attach scratch disk: this VM cannot attach disks")
+		return nil, fmt.Errorf("attach %s disk: this VM cannot attach disks", id)
 	}
 	v.disks.max-- // one of the VM's disks is taken
-	address, err := plug(ctx, v.disks.plugger, scratchID, path, false)
+	address, err := plug(ctx, v.disks.plugger, id, Disk{Path: path, ReadOnly: readOnly})
 	if err != nil {
-		return nil, fmt.Errorf("attach scratch disk: %w", err)
+		return nil, fmt.Errorf("attach %s disk: %w", id, err)
 	}
 	return address, nil
 }
@@ -262,7 +266,7 @@ func isRefusal(err error) bool {
 	return errdefs.IsInvalidArgument(err) || errdefs.IsFailedPrecondition(err) || errdefs.IsNotFound(err) || errdefs.IsNotImplemented(err)
 }
 
-func configureRequest(o *shimv1.SandboxOptions, nics []tap.NIC, sysctls map[string]string, scratch *agentv1.DiskAddress) *agentv1.ConfigureSandboxRequest {
+func configureRequest(o *shimv1.SandboxOptions, nics []tap.NIC, sysctls map[string]string, scratch, modules *agentv1.DiskAddress) *agentv1.ConfigureSandboxRequest {
 	entropy := make([]byte, entropySize)
 	rand.Read(entropy) // never fails
 	return &agentv1.ConfigureSandboxRequest{
@@ -275,6 +279,7 @@ func configureRequest(o *shimv1.SandboxOptions, nics []tap.NIC, sysctls map[stri
 		Clock:      timestamppb.Now(),
 		Entropy:    entropy,
 		Scratch:    scratch,
+		Modules:    modules,
 		SharedPid:  o.GetSharedPid(),
 		ShmSize:    o.GetShmSize(),
 	}

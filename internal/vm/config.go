@@ -18,6 +18,8 @@ const (
 	defaultBootTimeout = time.Minute
 	// scratchID names the pod's writable disk in the VMM.
 	scratchID = "scratch"
+	// modulesID names the disk with kernel modules.
+	modulesID = "modules"
 )
 
 // Request describes a VM to boot.
@@ -78,7 +80,7 @@ func (r Request) Validate() error {
 	if err := Config(r.ID, o, nil).Validate(r.Driver.Capabilities()); err != nil {
 		return fmt.Errorf("sandbox %s: %w", r.ID, err)
 	}
-	for what, path := range map[string]string{"kernel": o.Kernel, "initrd": o.Initrd, "scratch disk": r.Options.Scratch} {
+	for what, path := range map[string]string{"kernel": o.Kernel, "initrd": o.Initrd, "scratch disk": r.Options.Scratch, "modules disk": r.Options.Modules} {
 		if path == "" {
 			continue
 		}
@@ -86,7 +88,7 @@ func (r Request) Validate() error {
 			return fmt.Errorf("sandbox %s: the guest's %s cannot be used: %w: %w", r.ID, what, err, errdefs.ErrFailedPrecondition)
 		}
 	}
-	if r.Options.Scratch != "" && !r.Driver.Capabilities().HotplugDisk {
+	if r.Options.Scratch+r.Options.Modules != "" && !r.Driver.Capabilities().HotplugDisk {
 		return fmt.Errorf("sandbox %s: hypervisor %s cannot attach disks: %w", r.ID, r.Driver.Name(), errdefs.ErrNotImplemented)
 	}
 	return nil

@@ -72,15 +72,15 @@ func (v *VM) Err() error {
 	return v.err
 }
 
-// AttachLayers attaches read-only ext4 images, each once for all containers, and counts a user for each. The caller
-// gives them back with ReleaseLayers.
-func (v *VM) AttachLayers(ctx context.Context, paths []string) ([]*agentv1.DiskAddress, error) {
-	return v.disks.acquire(ctx, paths)
+// AttachDisks attaches disks, each once for all containers, and counts a user for each. The caller gives them back with
+// ReleaseDisks.
+func (v *VM) AttachDisks(ctx context.Context, disks []Disk) ([]*agentv1.DiskAddress, error) {
+	return v.disks.acquire(ctx, disks)
 }
 
-// ReleaseLayers ends the use of layers and detaches those that the guest says are free.
-func (v *VM) ReleaseLayers(ctx context.Context, paths []string, free []*agentv1.DiskAddress) error {
-	v.disks.drop(paths)
+// ReleaseDisks ends the use of disks and detaches those that the guest says are free.
+func (v *VM) ReleaseDisks(ctx context.Context, disks []Disk, free []*agentv1.DiskAddress) error {
+	v.disks.drop(disks)
 	if v.disks.plugger == nil {
 		return nil
 	}

@@ -286,14 +286,14 @@ func TestLayersAreShared(t *testing.T) {
 	d := &vmtest.Driver{Agent: &vmtest.Agent{}}
 	v, req := boot(t, d)
 	dir := filepath.Dir(req.RunDir)
-	layers := []string{dir + "/layer0", dir + "/layer1"}
+	layers := []vm.Disk{{Path: dir + "/layer0", ReadOnly: true}, {Path: dir + "/layer1", ReadOnly: true}}
 	machine := d.Machines()[0]
 	before := machine.Disks()
-	a, err := v.AttachLayers(t.Context(), layers)
+	a, err := v.AttachDisks(t.Context(), layers)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := v.AttachLayers(t.Context(), layers[:1])
+	b, err := v.AttachDisks(t.Context(), layers[:1])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -301,7 +301,7 @@ func TestLayersAreShared(t *testing.T) {
 		t.Errorf("addresses %v and %v, %d disks", a[0], b[0], machine.Disks()-before)
 	}
 	// The guest claims that everything is free, but a container uses layer0 still.
-	if err := v.ReleaseLayers(t.Context(), layers, a); err != nil {
+	if err := v.ReleaseDisks(t.Context(), layers, a); err != nil {
 		t.Fatal(err)
 	}
 	if machine.Disks() != before+1 {
@@ -309,7 +309,7 @@ func TestLayersAreShared(t *testing.T) {
 	}
 	// A disk that does not exist and the scratch disk must not confuse the host.
 	lies := append(b, &agentv1.DiskAddress{}, &agentv1.DiskAddress{Address: &agentv1.DiskAddress_ScsiLun{ScsiLun: 0}}, nil)
-	if err := v.ReleaseLayers(t.Context(), layers[:1], lies); err != nil {
+	if err := v.ReleaseDisks(t.Context(), layers[:1], lies); err != nil {
 		t.Fatal(err)
 	}
 	if machine.Disks() != before {
@@ -321,16 +321,16 @@ func TestLayerLimits(t *testing.T) {
 	d := &vmtest.Driver{Agent: &vmtest.Agent{}}
 	v, req := boot(t, d)
 	dir := filepath.Dir(req.RunDir)
-	if _, err := v.AttachLayers(t.Context(), []string{dir + "/layer0", dir + "/missing"}); !errdefs.IsFailedPrecondition(err) {
+	if _, err := v.AttachDisks(t.Context(), []vm.Disk{{Path: dir + "/layer0", ReadOnly: true}, {Path: dir + "/missing", ReadOnly: true}}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("missing layer: %v", err)
 	}
-	if _, err := v.AttachLayers(t.Context(), []string{dir}); !errdefs.IsInvalidArgument(err) {
+	if _, err := v.AttachDisks(t.Context(), []vm.Disk{{Path: dir, ReadOnly: true}}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("directory: %v", err)
 	}
 	if err := os.Symlink(dir+"/layer0", dir+"/link"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := v.AttachLayers(t.Context(), []string{dir + "/link"}); err == nil {
+	if _, err := v.AttachDisks(t.Context(), []vm.Disk{{Path: dir + "/link", ReadOnly: true}}); err == nil {
 		t.Error("a symbolic link was followed")
 	}
 	for _, name := range "abcdefghij" {
@@ -338,7 +338,7 @@ func TestLayerLimits(t *testing.T) {
 	}
 	var err error
 	for _, name := range "abcdefghij" {
-		if _, err = v.AttachLayers(t.Context(), []string{dir + "/" + string(name)}); err != nil {
+		if _, err = v.AttachDisks(t.Context(), []vm.Disk{{Path: dir + "/" + string(name), ReadOnly: true}}); err != nil {
 			break
 		}
 	}

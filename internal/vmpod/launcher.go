@@ -38,8 +38,8 @@ type Options struct {
 	Hypervisor string
 	// Shim is the path of containerd-shim-pistis-v2.
 	Shim string
-	// Guest says which kernel and initrd to boot. It is asked at each launch.
-	Guest func() (kernel, initrd string, err error)
+	// Guest says what to boot. It is asked at each launch.
+	Guest func() (Guest, error)
 	// Accel says how guest code runs on this host.
 	Accel func(ctx context.Context) (hypervisor.Acceleration, error)
 	// NewScratch makes an empty writable disk.
@@ -55,6 +55,13 @@ type Options struct {
 	Booted func(phase string, d time.Duration)
 	Swept  func(kind string, err error)
 	Log    *slog.Logger
+}
+
+// Guest is what VMs boot: files of the host.
+type Guest struct {
+	Kernel, Initrd string
+	// Modules is an image with modules that guests load on demand; empty is none.
+	Modules string
 }
 
 // Launcher runs sandboxes as virtual machines.
@@ -163,7 +170,7 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (sandb
 
 // decide finds out all that the VM needs, before anything is made.
 func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machine, error) {
-	kernel, initrd, err := l.Guest()
+	guest, err := l.Guest()
 	if err != nil {
 		return machine{}, err
 	}
@@ -180,7 +187,7 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 		return machine{}, err
 	}
 	return machine{
-		hypervisor: l.Hypervisor, accel: accel, kernel: kernel, initrd: initrd,
+		hypervisor: l.Hypervisor, accel: accel, guest: guest,
 		scratch: l.scratch(req.ID), cgroup: cgroup.Path(cmp.Or(req.Config.CgroupParent, l.CgroupParent), "pistis-"+req.ID),
 		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, maxVCPUs: uint32(runtime.NumCPU()),
 	}, nil

@@ -14,14 +14,14 @@ import (
 
 // machine is what is decided for one launch beside the pod's own configuration.
 type machine struct {
-	hypervisor     string
-	accel          hypervisor.Acceleration
-	kernel, initrd string
-	uid            uint32
-	scratch        string
-	cgroup         string
-	hosts, resolv  []byte
-	maxVCPUs       uint32
+	hypervisor    string
+	accel         hypervisor.Acceleration
+	guest         Guest
+	uid           uint32
+	scratch       string
+	cgroup        string
+	hosts, resolv []byte
+	maxVCPUs      uint32
 }
 
 // sandboxOptions is the complete description that a shim gets.
@@ -31,8 +31,8 @@ func sandboxOptions(cfg sandbox.Config, vm config.VM, m machine) *shimv1.Sandbox
 		Vm: &shimv1.VMOptions{
 			Hypervisor:   m.hypervisor,
 			Binary:       vm.QEMU,
-			Kernel:       m.kernel,
-			Initrd:       m.initrd,
+			Kernel:       m.guest.Kernel,
+			Initrd:       m.guest.Initrd,
 			KernelParams: slices.Clone(vm.KernelParams),
 			Acceleration: string(m.accel),
 			Vcpus:        vcpus,
@@ -48,6 +48,7 @@ func sandboxOptions(cfg sandbox.Config, vm config.VM, m machine) *shimv1.Sandbox
 		Sysctls:    maps.Clone(cfg.Sysctls),
 		SharedPid:  cfg.SharedPID,
 		Scratch:    m.scratch,
+		Modules:    m.guest.Modules,
 		Cgroup:     m.cgroup,
 	}
 }

@@ -127,8 +127,10 @@ ipv6 = "fd00:%x::/64"
 [vm]
 kernel = %q
 initrd = %q
+modules = %q
 `, d.scope.Root, d.scope.State, d.socket, d.scope.Cgroup, d.scope.Bridge, 100+id%100, (id>>8)%256, id&0xffff,
-		"http://"+registry(d.t), filepath.Join(os.Getenv("PISTIS_GUEST"), "vmlinuz"), filepath.Join(os.Getenv("PISTIS_GUEST"), "initrd"))
+		"http://"+registry(d.t), filepath.Join(os.Getenv("PISTIS_GUEST"), "vmlinuz"), filepath.Join(os.Getenv("PISTIS_GUEST"), "initrd"),
+		filepath.Join(os.Getenv("PISTIS_GUEST"), "modules.img"))
 }
 
 // start starts the process and waits until it serves.

@@ -35,6 +35,12 @@ const (
 	FeatureShareChanges = "share-changes"
 	// FeaturePIDNamespaces: it knows CreateContainerRequest.pid_namespace.
 	FeaturePIDNamespaces = "pid-namespaces"
+	// FeatureModules: it knows ConfigureSandboxRequest.modules.
+	FeatureModules = "modules"
+	// FeatureMemoryVolumes: it knows CreateContainerRequest.memory.
+	FeatureMemoryVolumes = "memory-volumes"
+	// FeatureBlockDevices: it knows CreateContainerRequest.devices.
+	FeatureBlockDevices = "block-devices"
 
 	shareDir = "/run/pistis/shares/"
 )

@@ -1711,8 +1711,10 @@ type SandboxOptions struct {
 	// scratch is the path of the pod's writable disk image (ext4), made by the daemon and removed by it.
 	Scratch string `protobuf:"bytes,8,opt,name=scratch,proto3" json:"scratch,omitempty"`
 	// cgroup is the host cgroup of the pod, relative to each hierarchy's root; the shim puts itself and the VMM in it.
-	Cgroup        string `protobuf:"bytes,9,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
-	ShmSize       uint64 `protobuf:"varint,10,opt,name=shm_size,json=shmSize,proto3" json:"shm_size,omitempty"`
+	Cgroup  string `protobuf:"bytes,9,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
+	ShmSize uint64 `protobuf:"varint,10,opt,name=shm_size,json=shmSize,proto3" json:"shm_size,omitempty"`
+	// modules is the path of an image with kernel modules that guests load on demand; empty is none.
+	Modules       string `protobuf:"bytes,11,opt,name=modules,proto3" json:"modules,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1815,6 +1817,13 @@ func (x *SandboxOptions) GetShmSize() uint64 {
 		return x.ShmSize
 	}
 	return 0
+}
+
+func (x *SandboxOptions) GetModules() string {
+	if x != nil {
+		return x.Modules
+	}
+	return ""
 }
 
 type VMOptions struct {
@@ -2625,7 +2634,7 @@ const file_shim_proto_rawDesc = "" +
 	"\n" +
 	"rx_dropped\x18\b \x01(\x04R\trxDropped\x12\x1d\n" +
 	"\n" +
-	"tx_dropped\x18\t \x01(\x04R\ttxDropped\"\x9d\x03\n" +
+	"tx_dropped\x18\t \x01(\x04R\ttxDropped\"\xb7\x03\n" +
 	"\x0eSandboxOptions\x12)\n" +
 	"\x02vm\x18\x01 \x01(\v2\x19.pistis.shim.v1.VMOptionsR\x02vm\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x1e\n" +
@@ -2641,7 +2650,8 @@ const file_shim_proto_rawDesc = "" +
 	"\ascratch\x18\b \x01(\tR\ascratch\x12\x16\n" +
 	"\x06cgroup\x18\t \x01(\tR\x06cgroup\x12\x19\n" +
 	"\bshm_size\x18\n" +
-	" \x01(\x04R\ashmSize\x1a:\n" +
+	" \x01(\x04R\ashmSize\x12\x18\n" +
+	"\amodules\x18\v \x01(\tR\amodules\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb1\x03\n" +

@@ -26,6 +26,11 @@ const (
 // disks finds block devices. The fields are the mount points of sysfs and devtmpfs.
 type disks struct{ sys, dev string }
 
+// Disk waits for a disk that the host has attached and returns the path of its device.
+func Disk(ctx context.Context, addr *agentv1.DiskAddress) (string, error) {
+	return disks{sys: "/sys", dev: "/dev"}.wait(ctx, addr)
+}
+
 // diskKey names a disk in tables and messages. An address that says nothing is an error.
 func diskKey(addr *agentv1.DiskAddress) (string, error) {
 	switch a := addr.GetAddress().(type) {

@@ -35,6 +35,8 @@ type Store struct {
 	nextLayer  int
 	containers map[string]*Root
 	scratch    string // where the scratch file system is mounted; empty before Setup
+
+	devices devices
 }
 
 // Root is the root file system of one container.
@@ -50,7 +52,7 @@ type Root struct {
 func New(dir string) *Store {
 	return &Store{
 		dir: dir, disks: disks{sys: "/sys", dev: "/dev"},
-		layers: map[string]*layer{}, containers: map[string]*Root{},
+		layers: map[string]*layer{}, containers: map[string]*Root{}, devices: devices{users: map[string]int{}},
 	}
 }
 

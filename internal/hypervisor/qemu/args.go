@@ -3,7 +3,9 @@ package qemu
 import (
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 
@@ -144,13 +146,22 @@ func deviceID(lun uint32) string { return fmt.Sprintf("lun%d", lun) }
 
 // blockdev is a raw image behind a descriptor set. Read-only images are not locked: VMs share them.
 func blockdev(d hypervisor.Disk, lun uint32) map[string]any {
-	file := map[string]any{"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", fdset(lun)), "aio": "threads"}
+	driver := "file"
+	if isBlock(d.File) {
+		driver = "host_device"
+	}
+	file := map[string]any{"driver": driver, "filename": fmt.Sprintf("/dev/fdset/%d", fdset(lun)), "aio": "threads"}
 	if d.ReadOnly {
 		file["locking"] = "off"
 	}
 	return map[string]any{
 		"driver": "raw", "node-name": nodeName(lun), "read-only": d.ReadOnly, "discard": "unmap", "file": file,
 	}
+}
+
+func isBlock(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode().Type() == fs.ModeDevice
 }
 
 // scsiDisk reports errors to the guest, where QEMU's default would stop the VM when the host's disk is full.

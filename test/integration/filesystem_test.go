@@ -1,0 +1,119 @@
+package integration
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/pistis-run/pistis/test/posix"
+)
+
+const (
+	// posixEvery is an environment variable: how many cases there are for each that is done; 1 does all.
+	posixEvery = "PISTIS_TEST_POSIX_EVERY"
+	// resultsFile is what the guest writes beside the directory that it works in.
+	resultsFile = "results"
+
+	exercises     = 3
+	exerciseSteps = 300
+)
+
+// differences are the cases in which a volume in a guest is not what it is on the host, with the reason. docs/volumes.md
+// has the same list.
+func differences() map[string]string {
+	return map[string]string{
+		"O_TMPFILE by root": "files without a name came to FUSE with Linux 6.2; programs make one with a name instead",
+	}
+}
+
+// TestFileSystem: a volume in a guest answers as the host's file system that it is of: the cases of test/posix, and random
+// exercises of one file.
+func TestFileSystem(t *testing.T) {
+	d := startDaemon(t, "")
+	d.pull(testImage)
+	pod, config := d.runPod("filesystem", nil)
+	every := cmp.Or(os.Getenv(posixEvery), "40")
+	dir := volume(t)
+	c := guestSide(t, "posix", "TestFileSystemInGuest", "/work", &runtime.Mount{HostPath: dir, ContainerPath: "/work"})
+	c.Envs = append(c.Envs, &runtime.KeyValue{Key: posixEvery, Value: []byte(every)})
+	c.Linux.SecurityContext.Capabilities = &runtime.Capability{AddCapabilities: []string{"SYS_ADMIN"}} // for trusted attributes
+	out := d.run(pod, config, c)
+	if !strings.Contains(out, "--- PASS: TestFileSystemInGuest") {
+		t.Fatalf("the guest's side: %s", out)
+	}
+	d.stopAndRemove(pod)
+
+	n, err := strconv.Atoi(every)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var host bytes.Buffer
+	cases, err := posix.Run(volume(t), &host, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, got := posix.Parse(host.String()), posix.Parse(read(t, filepath.Join(dir, resultsFile)))
+	differ := 0
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		if got[name] == want[name] {
+			continue
+		}
+		differ++
+		if why, ok := differences()[name]; ok {
+			t.Logf("%s differs: %s", name, why)
+			continue
+		}
+		t.Errorf("%s:\n  guest %s\n  host  %s", name, got[name], want[name])
+	}
+	t.Logf("%d cases, %d differ", cases, differ)
+	for seed := range exercises {
+		b, err := os.ReadFile(filepath.Join(dir, fmt.Sprint("exercise", seed)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		expect(t, fmt.Sprintf("exercise %d", seed), strings.Contains(out, fmt.Sprintf("exercise %d: %d bytes %x", seed, len(b), sha256.Sum256(b))), true)
+	}
+}
+
+// TestFileSystemInGuest is the guest's side of TestFileSystem.
+func TestFileSystemInGuest(t *testing.T) {
+	dir := os.Getenv(guestDir)
+	if dir == "" {
+		t.Skip("it runs inside a guest, started by TestFileSystem")
+	}
+	every, err := strconv.Atoi(os.Getenv(posixEvery))
+	if err != nil {
+		t.Fatal(err)
+	}
+	work := filepath.Join(dir, "work")
+	results, err := os.Create(filepath.Join(dir, resultsFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer results.Close()
+	unix.Umask(0)
+	if err := os.Mkdir(work, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := posix.Run(work, results, every); err != nil {
+		t.Fatal(err)
+	}
+	for seed := range uint64(exercises) {
+		content, err := posix.Exercise(filepath.Join(dir, fmt.Sprint("exercise", seed)), seed, exerciseSteps)
+		if err != nil {
+			t.Error(err)
+		}
+		fmt.Printf("exercise %d: %d bytes %x\n", seed, len(content), sha256.Sum256(content))
+	}
+}
