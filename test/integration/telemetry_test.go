@@ -19,6 +19,7 @@ func TestTelemetry(t *testing.T) {
 	t.Cleanup(c.Close)
 	address := freeAddress(t)
 	d := startPrepared(t, "", func(d *daemon) {
+		d.handler = "runc"
 		d.configure(func(s string) string {
 			return `metrics = "` + address + `"` + "\n" + strings.Replace(s, `default_handler = "vm"`, `default_handler = "runc"`, 1) + "\n[tracing]\nendpoint = \"" + c.URL + "\"\n"
 		})
@@ -48,6 +49,7 @@ func TestTelemetry(t *testing.T) {
 	d.stopAndRemove(pod)
 	d.stop() // sends what is left
 	paths := c.Paths()
+	d.start() // for the clean-up
 	const service = "runtime.v1.RuntimeService/"
 	for _, want := range []string{
 		service + "RunPodSandbox/sandbox run/network setup", service + "RunPodSandbox/sandbox run/sandbox launch",
