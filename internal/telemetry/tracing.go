@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"go.opentelemetry.io/otel/attribute"
@@ -15,6 +16,9 @@ import (
 
 	"github.com/pistis-run/pistis/internal/logfields"
 )
+
+// flushTimeout is how long the last traces may take to be sent.
+const flushTimeout = 3 * time.Second
 
 // TracingOptions say where traces go.
 type TracingOptions struct {
@@ -44,7 +48,9 @@ func Tracing(ctx context.Context, o TracingOptions) (options []grpc.ServerOption
 	)
 	handler := otelgrpc.NewServerHandler(otelgrpc.WithTracerProvider(provider), otelgrpc.WithPropagators(propagation.TraceContext{}))
 	stop = func(ctx context.Context) error {
-		// The collector may have gone before us; its absence is nobody's failure.
+		// The collector may have gone before us; its absence is nobody's failure, and nobody waits for it.
+		ctx, cancel := context.WithTimeout(ctx, flushTimeout)
+		defer cancel()
 		if err := provider.Shutdown(ctx); err != nil {
 			o.Log.WarnContext(ctx, "the last traces were not sent", logfields.Error, err)
 		}
