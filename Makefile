@@ -50,9 +50,10 @@ test: tools
 fuzz: setup
 	@hack/fuzz.sh
 
-# PEERS=1 make bench compares pods on the host's kernel with those of other runtimes.
+# PEERS=1 make bench compares pods on the host's kernel with those of other runtimes, VOLUMES=1 make bench volumes of VM
+# pods with the host and with virtio-fs.
 bench: tools
-	@BIN=$(BIN) GUEST=$(GUEST) hack/$(if $(PEERS),peers,bench).sh
+	@BIN=$(BIN) GUEST=$(GUEST) hack/$(if $(PEERS),peers,$(if $(VOLUMES),volumes,bench)).sh
 
 # 1,000 pods come and go while the daemon is killed: make soak CYCLES=1000, or CROWD=200 for as many at once.
 soak: tools
