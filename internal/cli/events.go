@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -15,15 +16,19 @@ import (
 )
 
 func (a *app) eventsCommand() *cobra.Command {
+	var follow bool
 	cmd := &cobra.Command{
 		Use:   "events",
 		Short: "Follow what happens to pods and containers, until ^C; -o json prints an object a line, with their statuses",
 		Args:  cobra.NoArgs,
 		RunE: a.connected(func(ctx context.Context, c *client, _ []string) error {
+			if !follow {
+				return errors.New("events are told as they happen and not kept: leave -f=false out")
+			}
 			return c.follow(ctx, a.eventPrinter())
 		}),
 	}
-	cmd.Flags().BoolP("follow", "f", true, "go on for ever, which is what it does anyway")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", true, "go on until ^C; there is no other way")
 	return cmd
 }
 

@@ -105,7 +105,7 @@ func TestTop(t *testing.T) {
 	if err != nil || len(list) != 2 {
 		t.Errorf("%v in\n%s", err, out)
 	}
-	for _, args := range [][]string{{"top", "--sort", "size"}, {"top", "--interval", "1ms"}} {
+	for _, args := range [][]string{{"top", "--sort", "size"}, {"top", "--interval", "1ms"}, {"events", "--follow=false"}} {
 		if _, err := run(args...); err == nil {
 			t.Errorf("%q is taken", args)
 		}
