@@ -35,7 +35,7 @@ lab() {
 # What follows runs in the lab. /mnt is no overlay there: containers' roots can be.
 
 inside() {
-	export TMPDIR=/mnt
+	export TMPDIR=/mnt PISTIS_ACCELERATION=kvm
 	grep -q . /sys/fs/cgroup/cgroup.controllers
 	case $2 in
 	groups)

@@ -407,7 +407,7 @@ func groupsAreInPlace(t *testing.T, d *daemon) {
 
 // TestCgroupOfVM: a VM's processes are in a cgroup of its own, which goes with them.
 func TestCgroupOfVM(t *testing.T) {
-	d := startDaemon(t, "boot_timeout = \"3m\"\n") // the host may be emulated
+	d := startDaemon(t, "")
 	if reason := notReady(d, "vm"); reason != "" {
 		t.Skipf("SKIPPED, not tested: handler vm: %s", reason)
 	}
