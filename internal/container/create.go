@@ -43,10 +43,12 @@ func (m *Manager) Create(ctx context.Context, cfg Config) (id string, err error)
 		return "", err
 	}
 	defer release()
+	defer m.plugins.Hold()()
 	if err := m.create(ctx, c, pod, tasks); err != nil {
 		return "", err
 	}
 	m.publish(event.Created, c.snapshot())
+	m.tell(ctx, MomentCreated, c.snapshot())
 	return id, nil
 }
 
@@ -85,6 +87,9 @@ func (m *Manager) create(ctx context.Context, c *container, pod sandbox.Status, 
 	}
 	undo.Add("unmount images", func(ctx context.Context) error { return m.removeVolumes(ctx, rec) })
 	if err := m.mountVolumes(ctx, vols, pod, spec); err != nil {
+		return err
+	}
+	if err := m.adjust(ctx, c, pod, spec); err != nil {
 		return err
 	}
 	undo.Add("remove bundle", func(context.Context) error { return os.RemoveAll(m.bundle(rec.ID)) })

@@ -18,7 +18,7 @@ import (
 	"github.com/pistis-run/pistis/internal/task"
 )
 
-// Options of a manager; all are needed.
+// Options of a manager; all are needed but Plugins.
 type Options struct {
 	// Dir keeps the records, NetNSDir the network namespaces.
 	Dir, NetNSDir string
@@ -26,6 +26,7 @@ type Options struct {
 	Network       networks
 	// Launchers by runtime handler.
 	Launchers map[string]Launcher
+	Plugins   plugins
 	Events    *event.Broker
 	Log       *slog.Logger
 }
@@ -38,6 +39,7 @@ type Manager struct {
 	netns      NetNS
 	network    networks
 	launchers  map[string]Launcher
+	plugins    plugins
 	events     *event.Broker
 	log        *slog.Logger
 	containers containers
@@ -57,10 +59,13 @@ func New(o Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sandboxes: %w", err)
 	}
+	if o.Plugins == nil {
+		o.Plugins = noPlugins{}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Manager{
 		records: records, netnsDir: o.NetNSDir, netns: o.NetNS, network: o.Network, launchers: o.Launchers,
-		events: o.Events, log: o.Log, ctx: ctx, cancel: cancel, sandboxes: map[string]*sandbox{},
+		plugins: o.Plugins, events: o.Events, log: o.Log, ctx: ctx, cancel: cancel, sandboxes: map[string]*sandbox{},
 	}, nil
 }
 
