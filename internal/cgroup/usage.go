@@ -29,12 +29,7 @@ func Unified(root string) *Reader { return &Reader{v2: root} }
 
 // NewReader finds the host's hierarchies.
 func NewReader() (*Reader, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil, fmt.Errorf("cgroups: %w", err)
-	}
-	defer f.Close()
-	found, err := hierarchies(f)
+	found, err := ofHost()
 	if err != nil {
 		return nil, fmt.Errorf("cgroups: %w", err)
 	}

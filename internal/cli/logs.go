@@ -21,13 +21,8 @@ func (a *app) logsCommand() *cobra.Command {
 		Use:   "logs [-f] CONTAINER",
 		Short: "Show a container's output",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.close(cmd.Context())
-			ctr, err := c.container(cmd.Context(), args[0])
+		RunE: a.connected(func(ctx context.Context, c *client, args []string) error {
+			ctr, err := c.container(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -41,10 +36,10 @@ func (a *app) logsCommand() *cobra.Command {
 			if a.output == "json" {
 				opts.Timestamp = true
 				stdout, stderr := &jsonLines{to: a.out, stream: "stdout"}, &jsonLines{to: a.out, stream: "stderr"}
-				return errors.Join(c.readLogs(cmd.Context(), ctr.Id, opts, stdout, stderr), stdout.close(), stderr.close())
+				return errors.Join(c.readLogs(ctx, ctr.Id, opts, stdout, stderr), stdout.close(), stderr.close())
 			}
-			return c.readLogs(cmd.Context(), ctr.Id, opts, a.out, a.err)
-		},
+			return c.readLogs(ctx, ctr.Id, opts, a.out, a.err)
+		}),
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the container ends")
 	cmd.Flags().BoolVar(&timestamps, "timestamps", false, "with the time of each line")

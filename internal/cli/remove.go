@@ -14,13 +14,7 @@ func (a *app) stopCommand() *cobra.Command {
 		Use:   "stop POD|CONTAINER...",
 		Short: "Stop pods, or single containers",
 		Args:  cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx := cmd.Context()
-			c, err := a.connect(ctx)
-			if err != nil {
-				return err
-			}
-			defer c.close(ctx)
+		RunE: a.connected(func(ctx context.Context, c *client, args []string) error {
 			return a.each(args, func(what string) error {
 				pod, err := c.pod(ctx, what)
 				switch {
@@ -31,7 +25,7 @@ func (a *app) stopCommand() *cobra.Command {
 				}
 				return err
 			})
-		},
+		}),
 	}
 	cmd.Flags().Int64Var(&grace, "grace", 10, "seconds between the stop signal and the kill")
 	return cmd
@@ -66,13 +60,7 @@ func (a *app) rmCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rm POD|CONTAINER...",
 		Short: "Remove pods, or single containers; running ones with -f",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx := cmd.Context()
-			c, err := a.connect(ctx)
-			if err != nil {
-				return err
-			}
-			defer c.close(ctx)
+		RunE: a.connected(func(ctx context.Context, c *client, args []string) error {
 			if all {
 				pods, err := c.ListPodSandbox(ctx, nil)
 				if err != nil {
@@ -96,7 +84,7 @@ func (a *app) rmCommand() *cobra.Command {
 				}
 				return c.removePod(ctx, pod.Id)
 			})
-		},
+		}),
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "also what runs")
 	cmd.Flags().BoolVar(&all, "all", false, "all pods")

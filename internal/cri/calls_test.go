@@ -449,6 +449,30 @@ func TestOperator(t *testing.T) {
 	}
 }
 
+func TestHandlerOf(t *testing.T) {
+	h := newHarness(t)
+	server := New(h.options)
+	pod := h.pod("p") // of the default handler
+	id := h.container(pod, "c", false)
+	for _, tt := range []struct {
+		req  any
+		want string
+	}{
+		{&runtime.RunPodSandboxRequest{RuntimeHandler: "host"}, "host"},
+		{&runtime.RunPodSandboxRequest{Config: &runtime.PodSandboxConfig{Annotations: map[string]string{UntrustedAnnotation: "true"}}}, "vm"},
+		{&runtime.RunPodSandboxRequest{RuntimeHandler: "made-up"}, ""},
+		{&runtime.StopPodSandboxRequest{PodSandboxId: pod[:9]}, "vm"},
+		{&runtime.ExecSyncRequest{ContainerId: id}, "vm"},
+		{&runtime.ExecSyncRequest{ContainerId: "gone"}, ""},
+		{&runtime.VersionRequest{}, ""},
+		{nil, ""},
+	} {
+		if got := server.HandlerOf(tt.req); got != tt.want {
+			t.Errorf("%v: got %q, want %q", tt.req, got, tt.want)
+		}
+	}
+}
+
 // TestTypedErrors: errors with a name of their own in CRI are marked with it.
 func TestTypedErrors(t *testing.T) {
 	h := newHarness(t, func(o *Options) {

@@ -58,9 +58,9 @@ func (h Handlers) features(name string) *runtime.RuntimeHandlerFeatures {
 	}
 }
 
-// selectHandler picks the handler of a pod: the requested one, else by its annotations, else the default. It
+// Select picks the handler of a pod: the requested one, else by its annotations, else the default. It
 // fails closed: an untrusted pod runs in a VM or not at all.
-func (h Handlers) selectHandler(requested string, annotations map[string]string) (string, error) {
+func (h Handlers) Select(requested string, annotations map[string]string) (string, error) {
 	if requested != "" {
 		if _, ok := h.ByName[requested]; !ok {
 			return "", fmt.Errorf("runtime handler %q is not configured; the handlers of this node are %q: %w",
@@ -115,7 +115,7 @@ func (h Handlers) known(name string) error {
 	if name == "" {
 		return nil
 	}
-	_, err := h.selectHandler(name, nil)
+	_, err := h.Select(name, nil)
 	return err
 }
 

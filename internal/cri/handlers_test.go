@@ -36,7 +36,7 @@ func TestSelectHandler(t *testing.T) {
 						annotations[UntrustedAnnotation] = *b
 						isTrusted = isTrusted && (*b == "false" || *b == "")
 					}
-					got, err := h.selectHandler(requested, annotations)
+					got, err := h.Select(requested, annotations)
 					name := fmt.Sprintf("requested %q, untrusted handler %q, %v: got %q, %v", requested, untrusted, annotations, got, err)
 					switch {
 					case requested == "nope":

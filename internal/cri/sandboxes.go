@@ -48,7 +48,7 @@ func (c *sandboxCalls) RunPodSandbox(ctx context.Context, req *runtime.RunPodSan
 	if err != nil {
 		return nil, fmt.Errorf("run pod: %w", err)
 	}
-	if cfg.Handler, err = c.handlers.selectHandler(req.RuntimeHandler, cfg.Annotations); err != nil {
+	if cfg.Handler, err = c.handlers.Select(req.RuntimeHandler, cfg.Annotations); err != nil {
 		return nil, fmt.Errorf("run pod %s/%s: %w", cfg.Namespace, cfg.Name, err)
 	}
 	if err := fitsHandler(cfg, c.handlers.ByName[cfg.Handler]); err != nil {

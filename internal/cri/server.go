@@ -112,6 +112,32 @@ func New(o Options) *Server {
 	}
 }
 
+// HandlerOf is the runtime handler of the pod that a request is about, or empty. Only handlers that exist are named.
+func (s *Server) HandlerOf(req any) string {
+	ctx := context.Background() // in memory, nothing waits
+	calls := s.runtimeServer
+	pod := ""
+	switch r := req.(type) {
+	case *runtime.RunPodSandboxRequest:
+		handler, _ := calls.sandboxCalls.handlers.Select(r.RuntimeHandler, r.GetConfig().GetAnnotations()) // none where it is refused
+		return handler
+	case interface{ GetPodSandboxId() string }:
+		pod = r.GetPodSandboxId()
+	case interface{ GetContainerId() string }:
+		if c, err := calls.containerCalls.reader.Status(ctx, r.GetContainerId()); err == nil {
+			pod = c.Config.SandboxID
+		}
+	}
+	if pod == "" {
+		return ""
+	}
+	sandbox, err := calls.sandboxCalls.sandboxes.Status(ctx, pod)
+	if err != nil {
+		return ""
+	}
+	return sandbox.Config.Handler
+}
+
 // Register adds both services to g, which should have been made with the options of Interceptors.
 func (s *Server) Register(g *grpc.Server) {
 	runtime.RegisterRuntimeServiceServer(g, s.runtimeServer)

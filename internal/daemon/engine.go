@@ -25,6 +25,7 @@ import (
 	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/snapshot"
+	"github.com/pistis-run/pistis/internal/telemetry"
 )
 
 // paths are where the engine's parts keep their things. Below root is what survives a reboot, below state what
@@ -40,6 +41,7 @@ func (p paths) containerRecords() string {
 func (p paths) network() string { return filepath.Join(p.root, "network") }
 func (p paths) scratch() string { return filepath.Join(p.root, "scratch") }
 func (p paths) guest() string   { return filepath.Join(p.root, "guest") }
+func (p paths) vmlinux() string { return filepath.Join(p.root, "vmlinux") }
 func (p paths) dirs() string    { return filepath.Join(p.root, "dirs") }
 func (p paths) roots() string   { return filepath.Join(p.root, "roots") }
 func (p paths) volumes() string { return filepath.Join(p.root, "volumes") }
@@ -73,10 +75,10 @@ type engine struct {
 }
 
 // openEngine opens the parts, from the bottom up, and puts their ends on down. Nothing has been recovered yet.
-func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *cleanup.Stack) (*engine, error) {
+func openEngine(ctx context.Context, cfg config.Config, counts *telemetry.Metrics, log *slog.Logger, down *cleanup.Stack) (*engine, error) {
 	e := &engine{paths: paths{root: cfg.Root, state: cfg.State}, events: event.NewBroker()}
 	var err error
-	if e.images, err = openImages(ctx, cfg, e.paths, log); err != nil {
+	if e.images, err = openImages(ctx, cfg, e.paths, counts, log); err != nil {
 		return nil, err
 	}
 	down.Add("close images", closing(e.images.Close))
@@ -108,7 +110,7 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 		return nil, err
 	}
 	down.Add("close network", closing(e.network.Close))
-	if e.handlers, err = openHandlers(cfg, e.paths, e.disks, e.roots, log); err != nil {
+	if e.handlers, err = openHandlers(cfg, e.paths, e.disks, e.roots, counts, log); err != nil {
 		return nil, err
 	}
 	e.handlers.network = e.network.StatusOf
@@ -117,15 +119,15 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 			return nil, fmt.Errorf("daemon: %w", err)
 		}
 	}
-	return e, e.openManagers(cfg.NRI, imageVolumes{volumes}, log, down)
+	return e, e.openManagers(cfg.NRI, imageVolumes{volumes}, counts, log, down)
 }
 
 // openManagers opens the owners of pods and containers, with the plugins that take part in their life.
-func (e *engine) openManagers(cfg config.NRI, volumes imageVolumes, log *slog.Logger, down *cleanup.Stack) (err error) {
+func (e *engine) openManagers(cfg config.NRI, volumes imageVolumes, counts *telemetry.Metrics, log *slog.Logger, down *cleanup.Stack) (err error) {
 	pods := sandbox.Options{
 		Dir: e.paths.sandboxRecords(), NetNSDir: e.paths.netns(),
 		NetNS:   sandbox.NetNS{Create: netns.Create, CreateOwned: createOwned, Remove: netns.Remove, List: netns.List, UserNS: netns.UserNS},
-		Network: e.network, Launchers: e.handlers.launchers, Events: e.events, Log: log,
+		Network: e.network, Launchers: e.handlers.launchers, Events: e.events, Swept: counts.Leak, Log: log,
 	}
 	containers := container.Options{
 		Dir: e.paths.containerRecords(), BundleDir: e.paths.bundles(), Images: e.images,
@@ -176,11 +178,11 @@ func closing(fn func() error) func(context.Context) error {
 	return func(context.Context) error { return fn() }
 }
 
-func openImages(ctx context.Context, cfg config.Config, p paths, log *slog.Logger) (*image.Service, error) {
+func openImages(ctx context.Context, cfg config.Config, p paths, counts *telemetry.Metrics, log *slog.Logger) (*image.Service, error) {
 	return image.Open(ctx, image.Options{
 		Root: p.images(), Registries: registry.Options{HostsDir: cfg.Image.HostsDir, Mirrors: cfg.Image.Mirrors, Insecure: cfg.Image.Insecure},
 		PinnedImages: cfg.Image.Pinned, SignaturePolicy: cfg.Image.SignaturePolicy, MaxConcurrentDownloads: cfg.Image.MaxConcurrentDownloads,
-		PullTimeout: cfg.Image.PullTimeout.Duration, Log: log,
+		PullTimeout: cfg.Image.PullTimeout.Duration, Pulled: observePull(counts), Log: log,
 	})
 }
 

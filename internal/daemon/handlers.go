@@ -22,19 +22,22 @@ import (
 	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/snapshot"
+	"github.com/pistis-run/pistis/internal/telemetry"
 	"github.com/pistis-run/pistis/internal/vmpod"
 )
 
 // handlers are the runtime handlers of the configuration with what runs their pods.
 type handlers struct {
-	cfg   config.Config
-	guest guestFiles
-	accel *accelerator
+	cfg      config.Config
+	guest    guestFiles
+	accel    *accelerator
+	machines *machines
 	// network says whether pods of a handler could be connected now.
 	network func(handler string) error
 	// userNamespaces tells, from a trial, whether this host can map the owners of pods' files.
 	userNamespaces func() bool
 	launchers      map[string]sandbox.Launcher
+	counts         *telemetry.Metrics
 }
 
 // guestFiles finds the guest's files: those of the configuration, else those that were built. They are
@@ -82,7 +85,7 @@ func (h *handlers) ready(name string, handler config.Handler) error {
 	if _, err := h.cfg.VM.FindShim(handler); err != nil {
 		return err
 	}
-	if _, err := h.cfg.VM.FindQEMU(); err != nil {
+	if err := h.machines.ready(handler.Hypervisor); err != nil {
 		return err
 	}
 	return snapshot.Ready()
@@ -115,12 +118,13 @@ func (h *handlers) forCRI() cri.Handlers {
 
 // openHandlers makes a launcher for each handler. One whose programs or guest are missing is made too: it is not ready,
 // and becomes so when they are installed.
-func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *rootfs.Watched, log *slog.Logger) (*handlers, error) {
+func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *rootfs.Watched, counts *telemetry.Metrics, log *slog.Logger) (*handlers, error) {
 	h := &handlers{
-		cfg: cfg, launchers: map[string]sandbox.Launcher{},
+		cfg: cfg, counts: counts, launchers: map[string]sandbox.Launcher{},
 		guest: guestFiles{Guest: vmpod.Guest{Kernel: cfg.VM.Kernel, Initrd: cfg.VM.Initrd, Modules: cfg.VM.Modules}, built: p.guest()},
 	}
 	h.accel = newAccelerator(cfg.VM, h.guest, cfg.Root, log)
+	h.machines = &machines{vm: cfg.VM, guest: h.guest, accel: h.accel, kernels: &vmlinuxes{dir: p.vmlinux()}, log: log}
 	h.userNamespaces = sync.OnceValue(func() bool {
 		err := tryUserNamespace(p, roots)
 		if err != nil {
@@ -135,7 +139,7 @@ func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *root
 	uids := vmpod.NewUIDs(first, last)
 	for name, handler := range cfg.Handlers {
 		if handler.Type == config.HandlerOCI {
-			h.launchers[name], err = openHost(name, handler, cfg, p, roots, log)
+			h.launchers[name], err = h.openHost(name, handler, p, roots, log)
 		} else {
 			h.launchers[name], err = h.openVM(handler, p, disks, uids, log)
 		}
@@ -152,16 +156,17 @@ func (h *handlers) openVM(handler config.Handler, p paths, disks *snapshot.Disks
 		shim = config.ShimName
 	}
 	return vmpod.New(vmpod.Options{
-		Config: h.cfg.VM, Hypervisor: handler.Hypervisor, Shim: shim, Guest: h.guest.find, Accel: h.accel.get,
-		NewScratch: disks.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: h.cfg.CgroupParent, Log: log,
+		Config: h.cfg.VM, Shim: shim, Host: func(ctx context.Context) (vmpod.Machine, error) { return h.machines.choose(ctx, handler.Hypervisor) },
+		NewScratch: disks.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: h.cfg.CgroupParent,
+		Booted: h.counts.Boot, Swept: h.counts.Leak, Log: log,
 	})
 }
 
-func openHost(name string, handler config.Handler, cfg config.Config, p paths, roots *rootfs.Watched, log *slog.Logger) (sandbox.Launcher, error) {
+func (h *handlers) openHost(name string, handler config.Handler, p paths, roots *rootfs.Watched, log *slog.Logger) (sandbox.Launcher, error) {
 	return hostpod.New(hostpod.Options{
-		Runtime: func() (string, error) { return handler.FindRuntime(name) }, Monitor: cfg.FindMonitor,
+		Runtime: func() (string, error) { return handler.FindRuntime(name) }, Monitor: h.cfg.FindMonitor,
 		Roots: roots, Dir: filepath.Join(p.hostPods(), name), RuntimeRoot: filepath.Join(p.runtimes(), name),
-		CgroupParent: cfg.CgroupParent, SystemdCgroups: systemdCgroups(cfg.CgroupDriver), Log: log,
+		CgroupParent: h.cfg.CgroupParent, SystemdCgroups: systemdCgroups(h.cfg.CgroupDriver), Swept: h.counts.Leak, Log: log,
 	})
 }
 

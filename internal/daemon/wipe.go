@@ -18,6 +18,8 @@ import (
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/network/netns"
+	"github.com/pistis-run/pistis/internal/telemetry"
+	"github.com/pistis-run/pistis/internal/version"
 )
 
 // cgroupTimeout is how long dead processes may take to leave their cgroup.
@@ -77,7 +79,7 @@ func wipeRoot(p paths, log *slog.Logger) error {
 func wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	var down cleanup.Stack
 	defer func() { err = errors.Join(err, down.Run(ctx)) }()
-	engine, err := openEngine(ctx, cfg, log, &down)
+	engine, err := openEngine(ctx, cfg, telemetry.NewMetrics(version.Version), log, &down)
 	if err != nil {
 		return err
 	}
@@ -113,9 +115,10 @@ func wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) 
 	return nil
 }
 
-// removeCgroup removes the parent of the pods' cgroups. EBUSY where somebody else has something in it.
+// removeCgroup removes the parent of the pods' cgroups, from all hierarchies: runtimes make groups on more of them than
+// VMs need. EBUSY where somebody else has something in it.
 func removeCgroup(ctx context.Context, path string) error {
-	group, err := cgroup.Open(path)
+	group, err := cgroup.OfSpec(filepath.Join("/", path), false)
 	if err != nil {
 		return err
 	}

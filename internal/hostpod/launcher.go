@@ -36,7 +36,9 @@ type Options struct {
 	// CgroupParent is for pods that name none. SystemdCgroups: groups are made by systemd.
 	CgroupParent   string
 	SystemdCgroups bool
-	Log            *slog.Logger
+	// Swept is told what was nobody's and whether it could be removed. It may be nil.
+	Swept func(kind string, err error)
+	Log   *slog.Logger
 }
 
 // roots makes root file systems of layers. All methods are safe for concurrent use.
@@ -330,11 +332,13 @@ func (l *Launcher) Sweep(ctx context.Context, keep map[string]bool) error {
 		}
 		l.Log.InfoContext(ctx, "removing a pod that belongs to no sandbox", logfields.Sandbox, id)
 		parent, err := readParent(l.dir(id))
-		if err != nil {
-			errs = append(errs, err)
-			continue
+		if err == nil {
+			err = l.remove(ctx, l.pod(sandbox.LaunchRequest{ID: id, Config: sandbox.Config{CgroupParent: parent}}))
 		}
-		errs = append(errs, l.remove(ctx, l.pod(sandbox.LaunchRequest{ID: id, Config: sandbox.Config{CgroupParent: parent}})))
+		if l.Swept != nil {
+			l.Swept("pod", err)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -146,6 +146,9 @@ func (s *Service) fly(ctx context.Context, f *flight) {
 		delete(s.flights, f.key)
 	}
 	s.mu.Unlock()
+	if s.opts.Pulled != nil {
+		s.opts.Pulled(f.progress.snapshot().Offset, time.Since(start), err)
+	}
 	f.image, f.err = img, err
 	close(f.done)
 }

@@ -57,6 +57,9 @@ type Options struct {
 	MaxConcurrentDownloads int
 	// PullTimeout ends a pull that makes no progress for so long; 0 is five minutes.
 	PullTimeout time.Duration
+	// Pulled is called at the end of each pull, however many asked for it, with the size of its blobs as far as they came.
+	// It may be nil.
+	Pulled func(bytes int64, d time.Duration, err error)
 	// Log is where the progress of pulls goes; nil is slog.Default().
 	Log *slog.Logger
 }

@@ -365,7 +365,15 @@ func (b *Bridge) teardown(id string) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.ledger.release(id)
+	b.saved(id, b.ledger.release(id))
+	return nil
+}
+
+// saved tells that the ledger on disk is older than the one in memory.
+func (b *Bridge) saved(id string, err error) {
+	if err != nil {
+		b.log.Warn("what a pod's network freed could not be saved; it is freed once more after a restart", logfields.Sandbox, id, logfields.Error, err)
+	}
 }
 
 func (b *Bridge) closePorts(id string) (index uint32, there bool, err error) {
@@ -378,9 +386,7 @@ func (b *Bridge) closePorts(id string) (index uint32, there bool, err error) {
 	if !there || len(entry.Ports) == 0 {
 		return entry.Index, there, nil
 	}
-	if err := b.ledger.closePorts(id); err != nil {
-		return 0, true, err
-	}
+	b.saved(id, b.ledger.closePorts(id))
 	exists, err := b.rules.Exists()
 	if err == nil && exists {
 		err = b.rules.SetForwards(b.forwards())

@@ -48,6 +48,7 @@ type client interface {
 type instance struct {
 	client client
 	info   map[string]string
+	phases map[string]time.Duration // of its start
 	// vcpus and memory are what it has, size what a pod's VM would get now.
 	vcpus  uint32
 	memory uint64

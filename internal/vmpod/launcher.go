@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -19,7 +20,6 @@ import (
 	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/failpoint"
-	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/podfiles"
 	"github.com/pistis-run/pistis/internal/sandbox"
@@ -28,17 +28,13 @@ import (
 // scratchSuffix ends the names of writable disks, which begin with the sandbox's id.
 const scratchSuffix = ".img"
 
-// Options of a launcher. All but Hypervisor and CgroupParent are needed.
+// Options of a launcher. All but CgroupParent are needed.
 type Options struct {
 	Config config.VM
-	// Hypervisor is a driver's name; empty is the best that works, which is QEMU.
-	Hypervisor string
 	// Shim is the path of containerd-shim-pistis-v2.
 	Shim string
-	// Guest says what to boot. It is asked at each launch.
-	Guest func() (Guest, error)
-	// Accel says how guest code runs on this host.
-	Accel func(ctx context.Context) (hypervisor.Acceleration, error)
+	// Host says how VMs are run on this host. It is asked at each launch.
+	Host func(ctx context.Context) (Machine, error)
 	// NewScratch makes an empty writable disk.
 	NewScratch func(ctx context.Context, path string, sizeBytes int64) error
 	// UIDs are the users that VMMs run as; one for all launchers of the daemon.
@@ -47,7 +43,11 @@ type Options struct {
 	Dir, ScratchDir string
 	// CgroupParent is for pods that name none.
 	CgroupParent string
-	Log          *slog.Logger
+	// Booted is told how long each phase of a start took, Swept what was nobody's and whether it could be removed. Both may
+	// be nil.
+	Booted func(phase string, d time.Duration)
+	Swept  func(kind string, err error)
+	Log    *slog.Logger
 }
 
 // Guest is what VMs boot: files of the host.
@@ -69,7 +69,7 @@ var _ sandbox.Launcher = (*Launcher)(nil)
 func New(o Options) (*Launcher, error) { return newLauncher(o, shimProcesses{}) }
 
 func newLauncher(o Options, s shims) (*Launcher, error) {
-	if o.Shim == "" || o.Guest == nil || o.Accel == nil || o.NewScratch == nil || o.UIDs == nil || o.Dir == "" || o.ScratchDir == "" || o.Log == nil {
+	if o.Shim == "" || o.Host == nil || o.NewScratch == nil || o.UIDs == nil || o.Dir == "" || o.ScratchDir == "" || o.Log == nil {
 		return nil, fmt.Errorf("vm pods: an option is missing: %w", errdefs.ErrInvalidArgument)
 	}
 	for _, dir := range []string{o.Dir, o.ScratchDir} {
@@ -77,7 +77,12 @@ func newLauncher(o Options, s shims) (*Launcher, error) {
 			return nil, fmt.Errorf("vm pods: %w", err)
 		}
 	}
-	o.Hypervisor = cmp.Or(o.Hypervisor, "qemu")
+	if o.Booted == nil {
+		o.Booted = func(string, time.Duration) {}
+	}
+	if o.Swept == nil {
+		o.Swept = func(string, error) {}
+	}
 	return &Launcher{Options: o, shims: s}, nil
 }
 
@@ -141,16 +146,19 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (sandb
 	if err != nil {
 		return nil, err
 	}
-	return l.instance(ctx, client)
+	i, err := l.instance(ctx, client)
+	if err != nil {
+		return nil, err
+	}
+	for phase, took := range i.phases {
+		l.Booted(phase, took)
+	}
+	return i, nil
 }
 
 // decide finds out all that the VM needs, before anything is made.
 func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machine, error) {
-	guest, err := l.Guest()
-	if err != nil {
-		return machine{}, err
-	}
-	accel, err := l.Accel(ctx)
+	host, err := l.Host(ctx)
 	if err != nil {
 		return machine{}, err
 	}
@@ -163,7 +171,7 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 		return machine{}, err
 	}
 	return machine{
-		hypervisor: l.Hypervisor, accel: accel, guest: guest,
+		Machine: host,
 		scratch: l.scratch(req.ID), cgroup: cgroup.Path(cmp.Or(req.Config.CgroupParent, l.CgroupParent), "pistis-"+req.ID),
 		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, maxVCPUs: uint32(runtime.NumCPU()),
 	}, nil
@@ -178,7 +186,11 @@ func (l *Launcher) Reconnect(ctx context.Context, req sandbox.LaunchRequest) (sa
 	if err != nil {
 		return nil, err
 	}
-	return l.instance(ctx, client)
+	i, err := l.instance(ctx, client)
+	if err != nil {
+		return nil, err // not a typed nil
+	}
+	return i, nil
 }
 
 // claim marks the uid that the sandbox was given as taken.
@@ -194,13 +206,17 @@ func (l *Launcher) claim(req sandbox.LaunchRequest) error {
 }
 
 // instance asks the shim once what it runs.
-func (l *Launcher) instance(ctx context.Context, client client) (sandbox.Instance, error) {
+func (l *Launcher) instance(ctx context.Context, client client) (*instance, error) {
 	info, err := client.Info(ctx)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("shim: %w", err), client.Close())
 	}
+	phases := map[string]time.Duration{}
+	for _, p := range info.GetVm().GetPhases() {
+		phases[p.GetName()] = p.GetDuration().AsDuration()
+	}
 	return &instance{
-		client: client, info: describe(info), vcpus: info.GetVm().GetVcpus(), memory: info.GetVm().GetMemoryBytes(),
+		client: client, phases: phases, info: describe(info), vcpus: info.GetVm().GetVcpus(), memory: info.GetVm().GetMemoryBytes(),
 		size: func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, uint32(runtime.NumCPU())) },
 	}, nil
 }
@@ -244,7 +260,9 @@ func (l *Launcher) Sweep(ctx context.Context, keep map[string]bool) error {
 	var errs []error
 	for id := range lost {
 		l.Log.InfoContext(ctx, "removing a virtual machine that belongs to no sandbox", logfields.Sandbox, id)
-		errs = append(errs, l.remove(ctx, id))
+		err := l.remove(ctx, id)
+		l.Swept("vm", err)
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
