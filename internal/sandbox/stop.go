@@ -70,6 +70,9 @@ func (m *Manager) stop(ctx context.Context, sb *sandbox) (err error) {
 	if err := failpoint.Hit(ctx, "sandbox.stopping"); err != nil {
 		return err
 	}
+	if rec.Launched { // else it was stopped before
+		m.tell(ctx, Stopped, sb)
+	}
 	return m.release(ctx, sb)
 }
 
@@ -84,7 +87,16 @@ func (m *Manager) remove(ctx context.Context, sb *sandbox) error {
 	if err := m.containers.RemoveAll(ctx, rec.ID); err != nil {
 		return err
 	}
+	m.tell(ctx, Removed, sb)
 	return m.delete(sb, rec.ID)
+}
+
+// tell plugins of something that they cannot change any more.
+func (m *Manager) tell(ctx context.Context, moment Moment, sb *sandbox) {
+	status, _ := m.status(sb)
+	if err := m.plugins.TellPod(ctx, moment, status); err != nil {
+		m.log.WarnContext(ctx, "plugins could not be told of a pod", logfields.Sandbox, status.ID, logfields.Reason, string(moment), logfields.Error, err)
+	}
 }
 
 // delete forgets a sandbox and tells so, with what it was last.
