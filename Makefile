@@ -17,7 +17,7 @@ LDFLAGS := -s -w -X github.com/pistis-run/pistis/internal/version.Version=$(VERS
 
 COMMANDS := pistisd pistis pistis-monitor containerd-shim-pistis-v2
 
-.PHONY: all build guest tools run test fuzz bench soak conformance lab generate install setup clean
+.PHONY: all build guest tools run test fuzz bench soak conformance lab lab-test generate install setup clean
 all: build
 
 setup:
@@ -50,9 +50,10 @@ test: tools
 fuzz: setup
 	@hack/fuzz.sh
 
-# PEERS=1 make bench compares pods on the host's kernel with those of other runtimes.
+# PEERS=1 make bench compares pods on the host's kernel with those of other runtimes, VOLUMES=1 make bench volumes of VM
+# pods with the host and with virtio-fs.
 bench: tools
-	@BIN=$(BIN) GUEST=$(GUEST) hack/$(if $(PEERS),peers,bench).sh
+	@BIN=$(BIN) GUEST=$(GUEST) hack/$(if $(PEERS),peers,$(if $(VOLUMES),volumes,bench)).sh
 
 # 1,000 pods come and go while the daemon is killed: make soak CYCLES=1000, or CROWD=200 for as many at once.
 soak: tools
@@ -67,6 +68,11 @@ conformance: tools
 lab: setup
 	@go build -o $(BIN)/ ./test/lab
 	@PATH=$(BIN):$$PATH $(BIN)/lab -cache $(CURDIR)/.cache/kernels sh -c '$(or $(CMD),uname -a; ls -l /dev/kvm)'
+
+# The suites that need KVM, in the lab: HANDLERS='fc clh' TESTS=TestVolumes make lab-test
+lab-test: tools
+	@go build -o $(BIN)/ ./test/lab
+	@PISTIS_BIN=$(BIN) PISTIS_GUEST=$(GUEST) hack/lab-test.sh
 
 # Needs protoc and its Go plugins; their output is committed.
 generate: setup

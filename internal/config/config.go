@@ -102,15 +102,25 @@ type Handler struct {
 	CNIConfDir string `toml:"cni_conf_dir" json:"cni_conf_dir"`
 }
 
+// The hypervisors, by the names of their drivers.
+const (
+	DriverQEMU            = "qemu"
+	DriverFirecracker     = "firecracker"
+	DriverCloudHypervisor = "cloud-hypervisor"
+)
+
 // VM settings for all VM handlers.
 type VM struct {
-	Shim         string   `toml:"shim" json:"shim"` // path of containerd-shim-pistis-v2; empty: beside pistisd, then PATH
-	QEMU         string   `toml:"qemu" json:"qemu"` // path; empty: PATH
-	Kernel       string   `toml:"kernel" json:"kernel"`
-	Initrd       string   `toml:"initrd" json:"initrd"`
-	Modules      string   `toml:"modules" json:"modules"` // image of modules to load on demand, for kernel; empty: none
-	Machine      string   `toml:"machine" json:"machine"`
-	KernelParams []string `toml:"kernel_params" json:"kernel_params"`
+	Shim string `toml:"shim" json:"shim"` // path of containerd-shim-pistis-v2; empty: beside pistisd, then PATH
+	QEMU string `toml:"qemu" json:"qemu"` // path; empty: PATH
+	// Firecracker and CloudHypervisor are paths; empty: PATH.
+	Firecracker     string   `toml:"firecracker" json:"firecracker"`
+	CloudHypervisor string   `toml:"cloud_hypervisor" json:"cloud_hypervisor"`
+	Kernel          string   `toml:"kernel" json:"kernel"`
+	Initrd          string   `toml:"initrd" json:"initrd"`
+	Modules         string   `toml:"modules" json:"modules"` // image of modules to load on demand, for kernel; empty: none
+	Machine         string   `toml:"machine" json:"machine"`
+	KernelParams    []string `toml:"kernel_params" json:"kernel_params"`
 	// Acceleration is auto, kvm or tcg.
 	Acceleration string   `toml:"acceleration" json:"acceleration"`
 	VCPUs        uint32   `toml:"vcpus" json:"vcpus"`             // default of a pod without limits

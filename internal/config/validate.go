@@ -24,7 +24,8 @@ var (
 )
 
 // Hypervisors that a VM handler can name.
-func Hypervisors() []string { return []string{"qemu"} }
+// one without a name takes the first of them that works: the first does most.
+func Hypervisors() []string { return []string{DriverQEMU, DriverCloudHypervisor, DriverFirecracker} }
 
 // Validate reports everything that can never work, as one InvalidArgument.
 func (c Config) Validate() error {
@@ -76,7 +77,7 @@ func (c Config) validatePaths(bad func(string, ...any)) {
 	}
 	for key, path := range map[string]string{
 		"image.hosts_dir": c.Image.HostsDir, "image.signature_policy": c.Image.SignaturePolicy, "network.cni_conf_dir": c.Network.CNIConfDir,
-		"vm.kernel": c.VM.Kernel, "vm.initrd": c.VM.Initrd, "vm.modules": c.VM.Modules, "vm.shim": c.VM.Shim, "vm.qemu": c.VM.QEMU, "monitor": c.Monitor,
+		"vm.kernel": c.VM.Kernel, "vm.initrd": c.VM.Initrd, "vm.modules": c.VM.Modules, "vm.shim": c.VM.Shim, "vm.qemu": c.VM.QEMU, "vm.firecracker": c.VM.Firecracker, "vm.cloud_hypervisor": c.VM.CloudHypervisor, "monitor": c.Monitor,
 	} {
 		if path != "" && !filepath.IsAbs(path) {
 			bad("%s: %q is not an absolute path", key, path)

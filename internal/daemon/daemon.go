@@ -16,6 +16,7 @@ import (
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/cri"
 	"github.com/pistis-run/pistis/internal/cri/streaming"
+	"github.com/pistis-run/pistis/internal/image"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/telemetry"
 	"github.com/pistis-run/pistis/internal/version"
@@ -110,9 +111,18 @@ func serve(ctx context.Context, server *grpc.Server, listener net.Listener, drai
 
 func criOptions(cfg config.Config, e *engine, streams *streaming.Server, draining <-chan struct{}, log *slog.Logger) cri.Options {
 	writable := &usage{dir: e.paths.scratch()}
+	containerFS := func(ctx context.Context) (image.FSInfo, error) {
+		info, err := writable.info(ctx) // what VMs write
+		if err != nil {
+			return info, err
+		}
+		bytes, inodes, err := e.roots.Total(ctx)
+		info.UsedBytes, info.UsedInodes = info.UsedBytes+bytes, info.UsedInodes+inodes
+		return info, err
+	}
 	return cri.Options{
 		Sandboxes: e.sandboxes, Containers: e.containers, Images: e.images, Events: e.events, Streams: streams,
-		ContainerFS: writable.info, NetworkReady: e.network.Status, SetPodCIDR: podCIDR(cfg.Network),
+		ContainerFS: containerFS, NetworkReady: e.network.Status, SetPodCIDR: podCIDR(cfg.Network),
 		Handlers: e.handlers.forCRI(), SystemdCgroups: systemdCgroups(cfg.CgroupDriver),
 		Version: version.Version, Info: map[string]any{"config": cfg, "version": version.Version, "pid": os.Getpid()},
 		Log: log, Done: draining,
