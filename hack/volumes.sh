@@ -18,4 +18,4 @@ start_registry "$cache/bench" -cache "$cache/images" -storage
 start_daemon pistis-volumes "$cache/bench"
 read -ra load <<<"${LOAD:-}"
 "$BIN/bench-volumes/volumes" -image "$registry_address/pistis/fio:latest" -load "$BIN/bench-volumes/fsload" -dir "$cache/bench" \
-	-kernel "$GUEST/vmlinuz" -initrd "$GUEST/initrd" -virtiofs "$virtiofs" "${load[@]}"
+	-kernel "$GUEST/vmlinuz" -initrd "$GUEST/initrd" -virtiofs "$virtiofs" -- "${load[@]}"

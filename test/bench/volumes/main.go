@@ -185,7 +185,7 @@ func onVirtioFS(ctx context.Context, o options, dir string) (string, error) {
 	command := strings.Join(append([]string{o.load, "-dir", dir, "-fio", "/usr/bin/fio"}, o.loadArgs...), " ")
 	qemu := exec.CommandContext(ctx, "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", o.machine, "-cpu", o.cpu,
 		"-smp", "1", "-m", "512M", "-object", "memory-backend-memfd,id=memory,share=on,size=512M", "-numa", "node,memdev=memory",
-		"-kernel", o.kernel, "-initrd", initrd, "-append", "console=ttyS0 quiet panic=-1 reboot=t "+o.params+" -- "+command, "-serial", "stdio",
+		"-kernel", o.kernel, "-initrd", initrd, "-append", "rdinit=/fsload console=ttyS0 quiet panic=-1 reboot=t "+o.params+" -- "+command, "-serial", "stdio",
 		"-chardev", "socket,id=root,path="+socket, "-device", "vhost-user-fs-pci,chardev=root,tag=root,queue-size=1024", "-device", "virtio-rng-pci")
 	out, err := qemu.CombinedOutput()
 	if err != nil {
@@ -194,8 +194,8 @@ func onVirtioFS(ctx context.Context, o options, dir string) (string, error) {
 	return strings.ReplaceAll(string(out), "\r", ""), nil
 }
 
-// peerInitrd is the guest's initrd with another first process and one module more: the kernel unpacks archives one after
-// the other, and the last has its way.
+// peerInitrd is the guest's initrd with another first process and one module more, in an archive before it: the kernel
+// unpacks one after the other.
 func peerInitrd(path string, o options) (err error) {
 	f, err := os.Create(path)
 	if err != nil {
@@ -203,13 +203,7 @@ func peerInitrd(path string, o options) (err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	w := bufio.NewWriter(f)
-	base, err := os.ReadFile(o.initrd)
-	if err != nil {
-		return err
-	}
-	w.Write(base)
-	w.Write(make([]byte, -len(base)&3))
-	for _, file := range []struct{ name, from string }{{"init", o.load}, {"virtiofs.ko", o.virtiofs}, {"TRAILER!!!", ""}} {
+	for _, file := range []struct{ name, from string }{{"fsload", o.load}, {"virtiofs.ko", o.virtiofs}, {"TRAILER!!!", ""}} {
 		var data []byte
 		if file.from != "" {
 			if data, err = os.ReadFile(file.from); err != nil {
@@ -224,5 +218,10 @@ func peerInitrd(path string, o options) (err error) {
 		w.Write(data)
 		w.Write(make([]byte, -len(data)&3))
 	}
+	base, err := os.ReadFile(o.initrd)
+	if err != nil {
+		return err
+	}
+	w.Write(base)
 	return w.Flush()
 }
