@@ -17,7 +17,7 @@ LDFLAGS := -s -w -X github.com/pistis-run/pistis/internal/version.Version=$(VERS
 
 COMMANDS := pistisd pistis pistis-monitor containerd-shim-pistis-v2
 
-.PHONY: all build guest tools run test fuzz bench conformance lab generate install setup clean
+.PHONY: all build guest tools run test fuzz bench soak conformance lab generate install setup clean
 all: build
 
 setup:
@@ -39,7 +39,7 @@ guest: build
 
 # What tests and measurements need beside the commands.
 tools: guest
-	@go build -o $(BIN)/ ./test/images/registry ./test/bench ./test/bench/emptyinit ./test/bench/peerbench ./test/leak/leakcheck
+	@go build -o $(BIN)/ ./test/images/registry ./test/bench ./test/bench/emptyinit ./test/bench/peerbench ./test/soak ./test/leak/leakcheck
 
 run: tools
 	@IMAGE='$(IMAGE)' CMD='$(CMD)' KEEP='$(KEEP)' BIN=$(BIN) GUEST=$(GUEST) hack/run.sh
@@ -54,6 +54,10 @@ fuzz: setup
 # pods with the host and with virtio-fs.
 bench: tools
 	@BIN=$(BIN) GUEST=$(GUEST) hack/$(if $(PEERS),peers,$(if $(VOLUMES),volumes,bench)).sh
+
+# 1,000 pods come and go while the daemon is killed: make soak CYCLES=1000, or CROWD=200 for as many at once.
+soak: tools
+	@BIN=$(BIN) GUEST=$(GUEST) CYCLES='$(CYCLES)' PARALLEL='$(PARALLEL)' KILL='$(KILL)' VMS='$(VMS)' CROWD='$(CROWD)' hack/soak.sh
 
 # The Kubernetes project's CRI validation suite: make conformance HANDLER=vm
 HANDLER ?= vm

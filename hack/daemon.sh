@@ -38,7 +38,12 @@ start_daemon() {
 	export PISTIS_SOCKET=$state/pistisd.sock
 	if "$BIN/pistis" pods >/dev/null 2>&1; then
 		state=''
-		echo "a daemon already runs at $PISTIS_SOCKET: end it first" >&2
+		local pid
+		pid=$(cat "/run/$name/lock")
+		cat >&2 <<-END
+			a daemon already runs at $PISTIS_SOCKET. To end it first:
+			  $BIN/pistis --socket $PISTIS_SOCKET rm -f --all; kill $pid; tail --pid=$pid -f /dev/null; $BIN/pistisd --config /run/$name/config.toml wipe --yes
+		END
 		return 1
 	fi
 	root=$dir/root
@@ -80,7 +85,7 @@ stop_all() {
 		kill "$daemon" || failed=1
 		wait "$daemon" || failed=1
 		"$BIN/leakcheck" -root "$root" -state "$state" -bridge "$name" -cgroup "/$name/" || failed=1
-		"$BIN/pistisd" --config "$state/config.toml" wipe --yes || failed=1
+		"$BIN/pistisd" --config "$state/config.toml" --log-level warn wipe --yes || failed=1
 	fi
 	if [ -n "$registry" ]; then
 		kill "$registry" 2>/dev/null || failed=1

@@ -12,15 +12,17 @@ export PATH=$BIN:$PATH
 cache=$(realpath "$here/..")/.cache
 data=$cache/run
 pod=tour
+own_code='' # not empty: the command failed, and nothing else
 
 say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }
 phases=()
 phase() { # phase NAME COMMAND...: runs it and notes how long it took
-	local name=$1 from
+	local name=$1 from code=0
 	shift
 	from=$(date +%s%3N)
-	"$@"
+	"$@" || code=$?
 	phases+=("$(printf '%-32s %7d ms' "$name" $(($(date +%s%3N) - from)))")
+	return $code
 }
 
 how_to_go_on() {
@@ -31,7 +33,7 @@ how_to_go_on() {
 		  pistis pods; pistis exec -it $pod sh
 		  crictl --runtime-endpoint unix://$PISTIS_SOCKET --timeout 1m pods
 		To end it:
-		  pistis rm -f --all; kill $daemon $registry; pistisd --config $state/config.toml wipe --yes
+		  pistis rm -f --all; kill $daemon $registry; tail --pid=$daemon -f /dev/null; pistisd --config $state/config.toml wipe --yes
 	END
 }
 
@@ -42,7 +44,7 @@ finish() {
 		how_to_go_on
 		exit 0
 	fi
-	if [ $code -ne 0 ] && [ -s "$data/pistisd.log" ]; then
+	if [ $code -ne 0 ] && [ -n "$daemon" ] && [ -z "$own_code" ] && [ -s "$data/pistisd.log" ]; then
 		echo "failed; the end of pistisd's log:" >&2
 		tail -n 30 "$data/pistisd.log" >&2
 	fi
@@ -73,7 +75,10 @@ tour() {
 	say "its log"
 	pistis logs $pod
 	say "where the time of its start went"
-	pistis inspect $pod | sed -n 's/.*"phase\.\([^"]*\)": *"\(.*\)".*/\1 \2/p' | column -t
+	local name
+	for name in network vmm kernel+agent configure; do
+		pistis inspect $pod | sed -n "s/.*\"phase\.\($name\)\": *\"\(.*\)\".*/\1 \2/p"
+	done | column -t
 }
 
 from=$(date +%s%3N)
@@ -90,7 +95,13 @@ say "pulling $IMAGE"
 phase 'pull' pistis pull "$IMAGE"
 if [ -n "$CMD" ]; then
 	say "running it: $CMD"
-	phase 'pod, start to end' pistis run --handler vm --log-dir "$data/logs" --timing --name $pod ${KEEP:+--keep} "$IMAGE" sh -c "$CMD"
+	code=0
+	phase 'pod, start to end' pistis run --handler vm --log-dir "$data/logs" --timing --name $pod ${KEEP:+--keep} "$IMAGE" sh -c "$CMD" || code=$?
+	if [ $code -gt 1 ]; then # 1 may be an error of pistis
+		echo "the command ended with exit code $code" >&2
+		own_code=1
+	fi
+	[ $code -eq 0 ] || exit $code
 else
 	tour
 fi

@@ -15,10 +15,13 @@ echo "== unit, contract and fuzz-seed tests"
 go test -timeout 15m ./api/... ./cmd/... ./internal/... ./test/leak/... ./test/lab/...
 
 echo "== short fuzzing of what decodes the guest's, the network's and the disk's bytes"
-FUZZTIME=500x hack/fuzz.sh internal/{agent,agentclient,bundle,guestimage,hypervisor,oci,shim,snapshot,stdio,store,transport}
+FUZZTIME=500x hack/fuzz.sh internal/{agent,agentclient,bundle,guestimage,hypervisor,image,oci,share,shim,signature,snapshot,stdio,store,transport,userdb}
 
 echo "== integration tests"
 go test -timeout 25m -v -count=1 ./test/integration/...
+
+echo "== pods that come and go while the daemon is killed"
+BIN=$PISTIS_BIN GUEST=$PISTIS_GUEST CYCLES=60 KILL=15 VMS=0 hack/soak.sh
 
 echo "== named specs of the Kubernetes project's critest"
 for handler in runc crun vm; do

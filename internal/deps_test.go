@@ -82,7 +82,7 @@ func TestForbiddenDependencies(t *testing.T) {
 		},
 		{
 			why:        "the shim stays small",
-			packages:   []string{"internal/shim", "internal/vm", "cmd/containerd-shim-pistis-v2"},
+			packages:   []string{"internal/shim/...", "internal/vm", "cmd/containerd-shim-pistis-v2"},
 			transitive: true,
 			forbidden:  []string{"google.golang.org/grpc", "k8s.io/...", "github.com/containerd/containerd/v2/core/metadata", module + "internal/sandbox", module + "internal/container"},
 		},
@@ -105,7 +105,7 @@ func TestForbiddenDependencies(t *testing.T) {
 		},
 		{
 			why:       "vocabulary and leaves import nothing of ours",
-			packages:  []string{"internal/task", "internal/lifecycle", "internal/store", "internal/cleanup", "internal/failpoint", "internal/logfields", "internal/rtnl", "api/..."},
+			packages:  []string{"internal/task", "internal/lifecycle", "internal/store", "internal/cleanup", "internal/logfields", "internal/rtnl", "api/..."},
 			forbidden: []string{module + "internal/..."},
 		},
 	}
@@ -124,6 +124,65 @@ func TestForbiddenDependencies(t *testing.T) {
 				if matches(dep, rule.forbidden) {
 					t.Errorf("%s imports %s: %s", name, dep, rule.why)
 				}
+			}
+		}
+	}
+}
+
+// layers are the storeys of the house, the lowest first; docs/architecture.md tells what is in the rooms. A package
+// imports what is in its own layer or below. A new package gets its place here.
+func layers() [][]string {
+	return [][]string{
+		{ // contracts, vocabulary and leaves
+			"api/...", "internal/cleanup", "internal/config", "internal/debian", "internal/event", "internal/failpoint",
+			"internal/hypervisor", "internal/lifecycle", "internal/logfields", "internal/oci", "internal/reaper",
+			"internal/rtnl", "internal/stdio", "internal/store", "internal/task", "internal/transport", "internal/version",
+		},
+		{ // mechanisms: each does one thing, and knows no pods
+			"internal/agent/...", "internal/agentclient", "internal/bundle",
+			"internal/cgroup", "internal/guestimage", "internal/hypervisor/qemu/...", "internal/image/...", "internal/network/...",
+			"internal/rootfs", "internal/runc", "internal/share", "internal/shim/limits", "internal/signature", "internal/snapshot",
+			"internal/telemetry", "internal/userdb",
+		},
+		{ // one pod, and how the daemon reaches it
+			"internal/monitor", "internal/shimclient", "internal/vm",
+		},
+		{ // all pods
+			"internal/container", "internal/hostpod", "internal/podfiles", "internal/sandbox", "internal/vmpod",
+		},
+		{ // what answers calls, each in a process of its own
+			"internal/agent", "internal/agent/boot", "internal/cri/...", "internal/doctor", "internal/monitor/server",
+			"internal/shim", "internal/shim/bootstrap",
+		},
+		{ // wiring
+			"internal/cli", "internal/daemon",
+		},
+		{"cmd/..."},
+		{ // for tests
+			"internal", "internal/hypervisor/hypervisortest/...", "internal/network/tap/taptest", "internal/vm/vmtest", "test/...",
+		},
+	}
+}
+
+func TestLayers(t *testing.T) {
+	at := func(name string) int {
+		// From above, as the patterns of some layers hold packages for tests too.
+		for i, layer := range slices.Backward(layers()) {
+			if matches(name, layer) {
+				return i
+			}
+		}
+		return -1
+	}
+	for _, p := range listPackages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		layer := at(name)
+		if layer < 0 {
+			t.Errorf("%s is in no layer: give it its place in this test, and in docs/architecture.md", name)
+		}
+		for _, dep := range p.Imports {
+			if dep, ours := strings.CutPrefix(dep, module); ours && at(dep) > layer {
+				t.Errorf("%s imports %s, which is above it", name, dep)
 			}
 		}
 	}

@@ -9,10 +9,11 @@ import (
 	"github.com/pistis-run/pistis/internal/network/tap"
 	"github.com/pistis-run/pistis/internal/oci"
 	"github.com/pistis-run/pistis/internal/shim"
+	"github.com/pistis-run/pistis/internal/shim/bootstrap"
 )
 
 func main() {
-	os.Exit(shim.Main(shim.Options{
+	os.Exit(bootstrap.Main(shim.Options{
 		Drivers:        map[string]hypervisor.Driver{"qemu": qemu.Driver{}},
 		AttachNetwork:  tap.Attach,
 		InspectNetwork: tap.Inspect,

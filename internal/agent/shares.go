@@ -14,7 +14,6 @@ import (
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agent/share"
-	"github.com/pistis-run/pistis/internal/agent/stdio"
 	"github.com/pistis-run/pistis/internal/logfields"
 )
 
@@ -34,7 +33,7 @@ type hostShare struct {
 }
 
 // serveShare mounts a share and relays its messages for as long as it is mounted.
-func (a *Agent) serveShare(h *agentv1.ShareStream, conn stdio.Conn) error {
+func (a *Agent) serveShare(h *agentv1.ShareStream, conn duplex) error {
 	s, err := a.claimShare(h.Id)
 	if err != nil {
 		return reply(conn, err)

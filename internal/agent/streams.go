@@ -13,7 +13,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
-	"github.com/pistis-run/pistis/internal/agent/stdio"
 	"github.com/pistis-run/pistis/internal/logfields"
 )
 
@@ -28,6 +27,12 @@ const (
 	copyBuffer      = 64 << 10
 )
 
+// duplex is a stream that can be closed for writing alone.
+type duplex interface {
+	net.Conn
+	CloseWrite() error
+}
+
 // serveStreams accepts streams until the listener is closed, and returns when all have ended.
 func (a *Agent) serveStreams(ctx context.Context, l net.Listener) error {
 	free := make(chan struct{}, maxStreams)
@@ -36,7 +41,7 @@ func (a *Agent) serveStreams(ctx context.Context, l net.Listener) error {
 		if err != nil {
 			return err
 		}
-		stream, ok := conn.(stdio.Conn)
+		stream, ok := conn.(duplex)
 		if !ok {
 			conn.Close()
 			return fmt.Errorf("a %T cannot be closed in one direction", conn)
@@ -71,7 +76,7 @@ func reply(w io.Writer, err error) error {
 	return errors.Join(err, agentv1.WriteMessage(w, r))
 }
 
-func (a *Agent) serveStream(ctx context.Context, conn stdio.Conn) error {
+func (a *Agent) serveStream(ctx context.Context, conn duplex) error {
 	if err := conn.SetDeadline(time.Now().Add(headerTimeout)); err != nil {
 		return err
 	}
@@ -93,7 +98,7 @@ func (a *Agent) serveStream(ctx context.Context, conn stdio.Conn) error {
 	return reply(conn, unsupported("stream: of no kind that this agent knows"))
 }
 
-func (a *Agent) serveStdio(h *agentv1.StdioStream, conn stdio.Conn) error {
+func (a *Agent) serveStdio(h *agentv1.StdioStream, conn duplex) error {
 	_, p, err := a.process(h.Container, h.Exec)
 	if err == nil && p.is(creating) {
 		err = precondition("%s is %s", p.name, creating)
@@ -108,7 +113,7 @@ func (a *Agent) serveStdio(h *agentv1.StdioStream, conn stdio.Conn) error {
 	return nil
 }
 
-func (a *Agent) serveDial(ctx context.Context, h *agentv1.DialStream, conn stdio.Conn) error {
+func (a *Agent) serveDial(ctx context.Context, h *agentv1.DialStream, conn duplex) error {
 	target, err := dialTarget(ctx, h.Network, h.Address)
 	if err != nil {
 		return reply(conn, err)
@@ -122,7 +127,7 @@ func (a *Agent) serveDial(ctx context.Context, h *agentv1.DialStream, conn stdio
 }
 
 // dialTarget connects inside the guest. localhost is both loopback addresses; other names are not resolved.
-func dialTarget(ctx context.Context, network, address string) (stdio.Conn, error) {
+func dialTarget(ctx context.Context, network, address string) (duplex, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	addresses := []string{address}
@@ -145,7 +150,7 @@ func dialTarget(ctx context.Context, network, address string) (stdio.Conn, error
 	for _, address := range addresses {
 		conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
 		if err == nil {
-			return conn.(stdio.Conn), nil // both kinds are
+			return conn.(duplex), nil // both kinds are
 		}
 		if failed != nil {
 			err = fmt.Errorf("%w; %w", failed, err)
@@ -156,7 +161,7 @@ func dialTarget(ctx context.Context, network, address string) (stdio.Conn, error
 }
 
 // relay copies both ways, half-closing what has ended, until both directions have.
-func relay(host, target stdio.Conn) {
+func relay(host, target duplex) {
 	quiet := &quietReader{conn: target}
 	var both sync.WaitGroup
 	both.Go(func() {
@@ -167,7 +172,7 @@ func relay(host, target stdio.Conn) {
 	both.Wait()
 }
 
-func forward(to stdio.Conn, from io.Reader) {
+func forward(to duplex, from io.Reader) {
 	_, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, copyBuffer))
 	_ = to.CloseWrite()
 	if err == nil {

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -46,12 +47,7 @@ type Group struct {
 func Open(path string) (*Group, error) { return openOn(path, usual) }
 
 func openOn(path string, wanted func(options []string) bool) (*Group, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil, fmt.Errorf("open cgroup %s: %w", path, err)
-	}
-	defer f.Close()
-	found, err := hierarchies(f)
+	found, err := ofHost()
 	if err != nil {
 		return nil, fmt.Errorf("open cgroup %s: %w", path, err)
 	}
@@ -96,6 +92,17 @@ type hierarchy struct {
 	// options of a v1 tree name its controllers.
 	options []string
 }
+
+// ofHost are this host's, as they were when they were first asked for: the table of mounts has several lines for every
+// pod, and the kernel takes milliseconds to write it.
+var ofHost = sync.OnceValues(func() ([]hierarchy, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return hierarchies(f)
+})
 
 // hierarchies finds them in a mountinfo table.
 func hierarchies(r io.Reader) ([]hierarchy, error) {

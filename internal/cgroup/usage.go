@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -21,18 +20,16 @@ import (
 // used from any goroutine.
 type Reader struct {
 	// v2 is the unified hierarchy where it has the controllers. Otherwise each controller has a mount of its own.
-	v2                    string
-	cpuacct, memory, pids string
+	v2                                string
+	cpu, cpuacct, memory, pids, blkio string
 }
+
+// Unified is a reader for a host, or guest, that has nothing but cgroup v2, mounted at root.
+func Unified(root string) *Reader { return &Reader{v2: root} }
 
 // NewReader finds the host's hierarchies.
 func NewReader() (*Reader, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil, fmt.Errorf("cgroups: %w", err)
-	}
-	defer f.Close()
-	found, err := hierarchies(f)
+	found, err := ofHost()
 	if err != nil {
 		return nil, fmt.Errorf("cgroups: %w", err)
 	}
@@ -47,7 +44,7 @@ func newReader(found []hierarchy) (*Reader, error) {
 		}
 		return found[i].mount
 	}
-	r := &Reader{cpuacct: with("cpuacct"), memory: with("memory"), pids: with("pids")}
+	r := &Reader{cpu: with("cpu"), cpuacct: with("cpuacct"), memory: with("memory"), pids: with("pids"), blkio: with("blkio")}
 	if r.memory == "" {
 		i := slices.IndexFunc(found, func(h hierarchy) bool { return h.v2 })
 		if i < 0 {
@@ -64,58 +61,172 @@ func (r *Reader) V2() bool { return r.v2 != "" }
 // Usage of a group, whose path is relative to each hierarchy's root. NotFound when it has gone.
 func (r *Reader) Usage(path string) (task.ContainerStats, error) {
 	var (
-		usage task.ContainerStats
-		err   error
+		u task.ContainerStats
+		f files
 	)
+	if err := r.total(&f, path, &u.CPU, &u.Memory); err != nil {
+		return u, err
+	}
+	dir := filepath.Join(r.v2, path)
 	if r.V2() {
-		usage, err = r.unifiedUsage(filepath.Join(r.v2, path))
+		u.IO = unifiedIO(&f, dir)
 	} else {
-		usage, err = r.legacyUsage(path)
+		u.IO = r.legacyIO(&f, path)
+		dir = filepath.Join(r.pids, path)
+	}
+	f.tasks(&u, dir)
+	return u, nil
+}
+
+// Total is what a group and all those below it use of processors and memory. NotFound when it has gone.
+func (r *Reader) Total(path string) (cpu task.CPU, memory task.Memory, err error) {
+	var f files
+	err = r.total(&f, path, &cpu, &memory)
+	return cpu, memory, err
+}
+
+func (r *Reader) total(f *files, path string, cpu *task.CPU, memory *task.Memory) (err error) {
+	if r.V2() {
+		err = unifiedTotal(f, filepath.Join(r.v2, path), cpu, memory)
+	} else {
+		err = r.legacyTotal(f, path, cpu, memory)
 	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-		return usage, fmt.Errorf("cgroup %s: %w", path, errdefs.ErrNotFound)
+		return fmt.Errorf("cgroup %s: %w", path, errdefs.ErrNotFound)
 	}
 	if err != nil {
-		return usage, fmt.Errorf("cgroup %s: %w", path, err)
+		return fmt.Errorf("cgroup %s: %w", path, err)
 	}
-	return usage, nil
+	return nil
 }
 
-func (r *Reader) unifiedUsage(dir string) (task.ContainerStats, error) {
-	var u task.ContainerStats
-	cpu, err := readFields(filepath.Join(dir, "cpu.stat"))
+// maxFile bounds what is read of one control file.
+const maxFile = 1 << 20
+
+// files reads control files one after another, each in three system calls, into one buffer. A list of statistics reads
+// more than a dozen for every container.
+type files struct{ buf []byte }
+
+// read returns the content of a file; it is good until the next call.
+func (f *files) read(dir, name string) ([]byte, error) {
+	fd, err := unix.Open(dir+"/"+name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return u, err
+		return nil, &fs.PathError{Op: "open", Path: dir + "/" + name, Err: err}
 	}
-	stat, err := readFields(filepath.Join(dir, "memory.stat"))
-	if err != nil {
-		return u, err
+	defer unix.Close(fd)
+	if f.buf == nil {
+		f.buf = make([]byte, 8<<10)
 	}
-	u.CPU = task.CPU{UsageNS: cpu["usage_usec"] * 1000, PSI: readPressure(filepath.Join(dir, "cpu.pressure"))}
-	u.Memory = task.Memory{
-		Usage: readNumber(filepath.Join(dir, "memory.current")), RSS: stat["anon"], Swap: readNumber(filepath.Join(dir, "memory.swap.current")),
-		PageFaults: stat["pgfault"], MajorPageFaults: stat["pgmajfault"], PSI: readPressure(filepath.Join(dir, "memory.pressure")),
+	for n := 0; ; {
+		if n == len(f.buf) {
+			if n >= maxFile {
+				return f.buf, nil
+			}
+			f.buf = append(f.buf, make([]byte, n)...)
+		}
+		got, err := unix.Read(fd, f.buf[n:])
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return nil, &fs.PathError{Op: "read", Path: dir + "/" + name, Err: err}
+		case got == 0:
+			return f.buf[:n], nil
+		default:
+			n += got
+		}
 	}
-	workingSet(&u.Memory, stat["inactive_file"], readNumber(filepath.Join(dir, "memory.max")))
-	u.Pids, u.PidsLimit = readNumber(filepath.Join(dir, "pids.current")), readNumber(filepath.Join(dir, "pids.max"))
-	return u, nil
 }
 
-func (r *Reader) legacyUsage(path string) (task.ContainerStats, error) {
-	var u task.ContainerStats
-	memory, pids := filepath.Join(r.memory, path), filepath.Join(r.pids, path)
-	stat, err := readFields(filepath.Join(memory, "memory.stat"))
+// number is 0 where there is no such file, or no limit.
+func (f *files) number(dir, name string) uint64 {
+	n, _ := f.known(dir, name)
+	return n
+}
+
+// known reports whether there is such a number.
+func (f *files) known(dir, name string) (n uint64, ok bool) {
+	data, err := f.read(dir, name)
 	if err != nil {
-		return u, err
+		return 0, false
 	}
-	u.CPU.UsageNS = readNumber(filepath.Join(r.cpuacct, path, "cpuacct.usage"))
-	u.Memory = task.Memory{
-		Usage: readNumber(filepath.Join(memory, "memory.usage_in_bytes")), RSS: stat["total_rss"], Swap: stat["total_swap"],
-		PageFaults: stat["total_pgfault"], MajorPageFaults: stat["total_pgmajfault"],
+	return parseUint(bytes.TrimSpace(data))
+}
+
+// maybe is nil where there is no such number.
+func (f *files) maybe(dir, name string) *uint64 {
+	if n, ok := f.known(dir, name); ok {
+		return &n
 	}
-	workingSet(&u.Memory, stat["total_inactive_file"], readNumber(filepath.Join(memory, "memory.limit_in_bytes")))
-	u.Pids, u.PidsLimit = readNumber(filepath.Join(pids, "pids.current")), readNumber(filepath.Join(pids, "pids.max"))
-	return u, nil
+	return nil
+}
+
+// pressure is nil where the kernel does not measure it.
+func (f *files) pressure(dir, name string) *task.PSI {
+	data, err := f.read(dir, name)
+	if err != nil {
+		return nil
+	}
+	return ParsePressure(string(data))
+}
+
+// tasks fills in how many tasks and processes there are in a group, and what its first process may open.
+func (f *files) tasks(u *task.ContainerStats, dir string) {
+	u.Pids, u.PidsLimit = f.number(dir, "pids.current"), f.number(dir, "pids.max")
+	first := 0
+	u.Processes, first = f.processes(dir, 0)
+	if first > 0 {
+		u.OpenFiles = f.openFiles(first)
+	}
+}
+
+// maxDepth bounds how deep below a container's group its own groups are looked for.
+const maxDepth = 8
+
+// processes counts those of the group and of the groups below, and returns the first one's pid.
+func (f *files) processes(dir string, depth int) (n uint64, first int) {
+	data, err := f.read(dir, "cgroup.procs")
+	if err == nil {
+		for line := range bytes.Lines(data) {
+			if pid, ok := parseUint(bytes.TrimSpace(line)); ok {
+				n++
+				if first == 0 || int(pid) < first {
+					first = int(pid)
+				}
+			}
+		}
+	}
+	// A directory of cgroupfs has two links and one for each group below.
+	var st unix.Stat_t
+	if depth == maxDepth || unix.Stat(dir, &st) != nil || st.Nlink == 2 {
+		return n, first
+	}
+	entries, _ := os.ReadDir(dir)
+	for _, entry := range entries {
+		if entry.IsDir() {
+			more, pid := f.processes(filepath.Join(dir, entry.Name()), depth+1)
+			if n += more; first == 0 {
+				first = pid
+			}
+		}
+	}
+	return n, first
+}
+
+// openFiles is the soft limit of a process's open files; nil where it has gone or has none.
+func (f *files) openFiles(pid int) *uint64 {
+	data, err := f.read("/proc/"+strconv.Itoa(pid), "limits")
+	if err != nil {
+		return nil
+	}
+	for line := range bytes.Lines(data) {
+		rest, ok := bytes.CutPrefix(line, []byte("Max open files"))
+		if fields := bytes.Fields(rest); ok && len(fields) > 0 {
+			if n, ok := parseUint(fields[0]); ok {
+				return &n
+			}
+		}
+	}
+	return nil
 }
 
 // unlimited is below what v1 shows for a group without a limit: the largest multiple of a page in 63 bits.
@@ -127,77 +238,4 @@ func workingSet(m *task.Memory, inactiveFile, limit uint64) {
 	if limit > 0 && limit < unlimited {
 		m.Available = limit - min(limit, m.WorkingSet)
 	}
-}
-
-// readFields reads a file of lines "name value".
-func readFields(path string) (map[string]uint64, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	fields := map[string]uint64{}
-	for line := range bytes.Lines(data) {
-		name, value, ok := strings.Cut(string(bytes.TrimSpace(line)), " ")
-		if n, err := strconv.ParseUint(value, 10, 64); ok && err == nil {
-			fields[name] = n
-		}
-	}
-	return fields, nil
-}
-
-// readNumber is 0 where there is no such file, or no limit.
-func readNumber(path string) uint64 {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return 0
-	}
-	n, err := strconv.ParseUint(string(bytes.TrimSpace(data)), 10, 64)
-	if err != nil {
-		return 0
-	}
-	return n
-}
-
-// readPressure is nil where the kernel does not measure it.
-func readPressure(path string) *task.PSI {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil
-	}
-	return parsePressure(string(data))
-}
-
-// parsePressure reads lines such as "some avg10=0.00 avg60=0.00 avg300=0.00 total=0" (Documentation/accounting/psi.rst).
-func parsePressure(text string) *task.PSI {
-	var psi task.PSI
-	for line := range strings.Lines(text) {
-		fields := strings.Fields(line)
-		if len(fields) == 0 {
-			continue
-		}
-		var d task.PSIData
-		for _, field := range fields[1:] {
-			name, value, _ := strings.Cut(field, "=")
-			if name == "total" {
-				d.Total, _ = strconv.ParseUint(value, 10, 64)
-				continue
-			}
-			average, _ := strconv.ParseFloat(value, 64)
-			switch name {
-			case "avg10":
-				d.Avg10 = average
-			case "avg60":
-				d.Avg60 = average
-			case "avg300":
-				d.Avg300 = average
-			}
-		}
-		switch fields[0] {
-		case "some":
-			psi.Some = d
-		case "full":
-			psi.Full = d
-		}
-	}
-	return &psi
 }

@@ -235,6 +235,19 @@ func TestJSON(t *testing.T) {
 			t.Errorf("%v: %v\n%s", args, err, out)
 		}
 	}
+	for _, args := range [][]string{{"stop", "web"}, {"rm", "-f", "web"}} {
+		if out, err := run(append(args, "-o", "json")...); err != nil || strings.Join(strings.Fields(out), "") != `["web"]` {
+			t.Errorf("%v: %v\n%s", args, err, out)
+		}
+	}
+	if out, err := run("stop", "web", "nothing", "-o", "json"); err == nil || strings.Join(strings.Fields(out), "") != `["web"]` {
+		t.Errorf("what was done before the failure: %v\n%s", err, out)
+	}
+	for _, args := range [][]string{{"exec", "web", "ls"}, {"attach", "web"}, {"run", "image"}} {
+		if _, err := run(append([]string{"-o", "json"}, args...)...); err == nil || !strings.Contains(err.Error(), "as it is") {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
 	if _, err := run("pods", "-o", "yaml"); err == nil || !strings.Contains(err.Error(), "json") {
 		t.Error(err)
 	}
@@ -246,6 +259,50 @@ func TestCompletion(t *testing.T) {
 		if out, err := run("completion", shell); err != nil || !strings.Contains(out, "pistis") {
 			t.Errorf("%s: %v", shell, err)
 		}
+	}
+}
+
+func TestNamesAreOffered(t *testing.T) {
+	run := start(t, &daemon{
+		pods:       []*runtime.PodSandbox{pod("aa1", "web", true)},
+		containers: []*runtime.Container{{Id: "ff1", PodSandboxId: "aa1", Metadata: &runtime.ContainerMetadata{Name: "server"}}},
+	})
+	for _, test := range []struct {
+		args       []string
+		want, lack string
+	}{
+		{[]string{"stop", ""}, "web", "x"}, {[]string{"stop", "a", ""}, "server", "x"},
+		{[]string{"exec", ""}, "server", "web"}, {[]string{"exec", "server", ""}, ":", "server"},
+	} {
+		out, err := run(append([]string{"__complete"}, test.args...)...)
+		if err != nil || !strings.Contains(out, test.want) || strings.Contains(out, test.lack) {
+			t.Errorf("%v: %v\n%s", test.args, err, out)
+		}
+	}
+}
+
+func TestLogLinesAsJSON(t *testing.T) {
+	var out bytes.Buffer
+	lines := &jsonLines{to: &out, stream: "stdout"}
+	long := strings.Repeat("x", maxJSONLine)
+	for _, piece := range []string{"T1 a b\nT2", " c\n\"\n", "T3 " + long, "y\n", "T4 end"} {
+		if n, err := lines.Write([]byte(piece)); err != nil || n != len(piece) {
+			t.Fatal(n, err)
+		}
+	}
+	if err := lines.close(); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for dec := json.NewDecoder(&out); dec.More(); {
+		var line map[string]string
+		if err := dec.Decode(&line); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, line["time"]+"|"+strings.ReplaceAll(line["log"], long, "LONG"))
+	}
+	if want := []string{"T1|a b", "T2|c", "\"|", "T3|LONG", "T3|y", "T4|end"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
 	"go.opentelemetry.io/otel/trace/noop"
 	cri "k8s.io/cri-api/pkg/apis"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -48,6 +49,19 @@ func (c *client) close(ctx context.Context) {
 		if err := close(ctx); err != nil {
 			slog.DebugContext(ctx, "close connection", logfields.Error, err)
 		}
+	}
+}
+
+// connected is a command's RunE: it runs with a connection, which ends with it.
+func (a *app) connected(run func(ctx context.Context, c *client, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		ctx := cmd.Context()
+		c, err := a.connect(ctx)
+		if err != nil {
+			return err
+		}
+		defer c.close(ctx)
+		return run(ctx, c, args)
 	}
 }
 

@@ -62,7 +62,7 @@ func (a *app) guestBuildCommand() *cobra.Command {
 	f.StringVar(&o.Kernel, "kernel", "", "a bzImage or vmlinux instead of the distribution's")
 	f.StringVar(&o.ModulesDir, "modules", "", "its /lib/modules/VERSION, where it has modules")
 	f.StringSliceVar(&o.ExtraModules, "module", nil, "a kernel module that guests load besides those they need")
-	f.StringVar(&o.Package, "package", "", "the kernel package (default "+guestimage.DefaultPackage+")")
+	f.StringVar(&o.Package, "package", "", "the kernel package (default "+guestimage.DefaultPackage()+")")
 	f.BoolVar(&o.Refresh, "refresh", false, "look for a newer package")
 	return cmd
 }

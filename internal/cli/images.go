@@ -36,13 +36,8 @@ func (a *app) imagesCommand() *cobra.Command {
 		Use:   "images",
 		Short: "List images",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.close(cmd.Context())
-			images, err := c.images.ListImages(cmd.Context(), nil)
+		RunE: a.connected(func(ctx context.Context, c *client, _ []string) error {
+			images, err := c.images.ListImages(ctx, nil)
 			if err != nil {
 				return err
 			}
@@ -64,7 +59,7 @@ func (a *app) imagesCommand() *cobra.Command {
 			}
 			slices.SortFunc(rows, func(x, y []string) int { return strings.Compare(x[0], y[0]) })
 			return table(a.out, "NAME ID SIZE", rows)
-		},
+		}),
 	}
 }
 
@@ -152,28 +147,19 @@ func (a *app) rmiCommand() *cobra.Command {
 		Use:   "rmi IMAGE...",
 		Short: "Remove images",
 		Args:  cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.close(cmd.Context())
-			for _, name := range args {
+		RunE: a.connected(func(ctx context.Context, c *client, args []string) error {
+			return a.each(args, func(name string) error {
 				spec := &runtime.ImageSpec{Image: name}
-				status, err := c.images.ImageStatus(cmd.Context(), spec, false)
+				status, err := c.images.ImageStatus(ctx, spec, false)
 				if err != nil {
 					return err
 				}
 				if status.Image == nil {
 					return fmt.Errorf("no image %q: `pistis images` lists them", name)
 				}
-				if err := c.images.RemoveImage(cmd.Context(), spec); err != nil {
-					return err
-				}
-				fmt.Fprintln(a.out, name)
-			}
-			return nil
-		},
+				return c.images.RemoveImage(ctx, spec)
+			})
+		}),
 	}
 }
 

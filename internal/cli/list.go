@@ -16,13 +16,8 @@ func (a *app) podsCommand() *cobra.Command {
 		Use:   "pods",
 		Short: "List pods",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.close(cmd.Context())
-			pods, err := c.ListPodSandbox(cmd.Context(), nil)
+		RunE: a.connected(func(ctx context.Context, c *client, _ []string) error {
+			pods, err := c.ListPodSandbox(ctx, nil)
 			if err != nil {
 				return err
 			}
@@ -36,7 +31,7 @@ func (a *app) podsCommand() *cobra.Command {
 				rows = append(rows, []string{short(p.Id), p.Metadata.GetName(), p.Metadata.GetNamespace(), p.RuntimeHandler, state, ago(p.CreatedAt)})
 			}
 			return table(a.out, "POD NAME NAMESPACE HANDLER STATE CREATED", rows)
-		},
+		}),
 	}
 }
 
@@ -46,17 +41,12 @@ func (a *app) psCommand() *cobra.Command {
 		Use:   "ps",
 		Short: "List containers: those that run, or all with -a",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.close(cmd.Context())
+		RunE: a.connected(func(ctx context.Context, c *client, _ []string) error {
 			var filter *runtime.ContainerFilter
 			if !all {
 				filter = &runtime.ContainerFilter{State: &runtime.ContainerStateValue{State: runtime.ContainerState_CONTAINER_RUNNING}}
 			}
-			containers, err := c.ListContainers(cmd.Context(), filter)
+			containers, err := c.ListContainers(ctx, filter)
 			if err != nil {
 				return err
 			}
@@ -71,7 +61,7 @@ func (a *app) psCommand() *cobra.Command {
 					fmt.Sprint(ctr.Metadata.GetAttempt()), short(ctr.PodSandboxId), ago(ctr.CreatedAt)})
 			}
 			return table(a.out, "CONTAINER NAME IMAGE STATE ATTEMPT POD CREATED", rows)
-		},
+		}),
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those that ended or were not started")
 	return cmd
@@ -81,20 +71,15 @@ func (a *app) statsCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "stats [CONTAINER...]",
 		Short: "Show what running containers use",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.close(cmd.Context())
-			stats, err := c.stats(cmd.Context())
+		RunE: a.connected(func(ctx context.Context, c *client, args []string) error {
+			stats, err := c.stats(ctx)
 			if err != nil {
 				return err
 			}
 			if len(args) > 0 {
 				want := map[string]bool{}
 				for _, arg := range args {
-					ctr, err := c.container(cmd.Context(), arg)
+					ctr, err := c.container(ctx, arg)
 					if err != nil {
 						return err
 					}
@@ -113,7 +98,7 @@ func (a *app) statsCommand() *cobra.Command {
 					size(s.Memory.GetWorkingSetBytes().GetValue()), size(s.WritableLayer.GetUsedBytes().GetValue())})
 			}
 			return table(a.out, "CONTAINER NAME CORES CPU MEMORY WRITABLE", rows)
-		},
+		}),
 	}
 }
 
@@ -145,13 +130,7 @@ func (a *app) inspectCommand() *cobra.Command {
 		Use:   "inspect POD|CONTAINER|IMAGE",
 		Short: "Show everything known about a pod, a container or an image, as JSON",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx := cmd.Context()
-			c, err := a.connect(ctx)
-			if err != nil {
-				return err
-			}
-			defer c.close(ctx)
+		RunE: a.connected(func(ctx context.Context, c *client, args []string) error {
 			if pod, err := c.pod(ctx, args[0]); err != nil && !isUnknown(err) {
 				return err
 			} else if err == nil {
@@ -178,7 +157,7 @@ func (a *app) inspectCommand() *cobra.Command {
 				return fmt.Errorf("no pod, container or image %q", args[0])
 			}
 			return printJSON(a.out, []*runtime.ImageStatusResponse{resp})
-		},
+		}),
 	}
 }
 
@@ -187,17 +166,12 @@ func (a *app) infoCommand() *cobra.Command {
 		Use:   "info",
 		Short: "Show what the daemon says of itself, as JSON",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.close(cmd.Context())
-			resp, err := c.Status(cmd.Context(), true)
+		RunE: a.connected(func(ctx context.Context, c *client, _ []string) error {
+			resp, err := c.Status(ctx, true)
 			if err != nil {
 				return err
 			}
 			return printJSON(a.out, []*runtime.StatusResponse{resp})
-		},
+		}),
 	}
 }

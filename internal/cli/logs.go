@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"time"
@@ -20,13 +21,8 @@ func (a *app) logsCommand() *cobra.Command {
 		Use:   "logs [-f] CONTAINER",
 		Short: "Show a container's output",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.close(cmd.Context())
-			ctr, err := c.container(cmd.Context(), args[0])
+		RunE: a.connected(func(ctx context.Context, c *client, args []string) error {
+			ctr, err := c.container(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -37,8 +33,13 @@ func (a *app) logsCommand() *cobra.Command {
 			if since > 0 {
 				opts.Since = time.Now().Add(-since)
 			}
-			return c.readLogs(cmd.Context(), ctr.Id, opts, a.out, a.err)
-		},
+			if a.output == "json" {
+				opts.Timestamp = true
+				stdout, stderr := &jsonLines{to: a.out, stream: "stdout"}, &jsonLines{to: a.out, stream: "stderr"}
+				return errors.Join(c.readLogs(ctx, ctr.Id, opts, stdout, stderr), stdout.close(), stderr.close())
+			}
+			return c.readLogs(ctx, ctr.Id, opts, a.out, a.err)
+		}),
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the container ends")
 	cmd.Flags().BoolVar(&timestamps, "timestamps", false, "with the time of each line")
@@ -57,5 +58,9 @@ func (c *client) readLogs(ctx context.Context, id string, opts *logs.LogOptions,
 	if _, err := os.Stat(path); err != nil {
 		return err
 	}
-	return logs.ReadLogs(ctx, path, id, opts, c.RuntimeService, stdout, stderr)
+	err = logs.ReadLogs(ctx, path, id, opts, c.RuntimeService, stdout, stderr)
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
 }

@@ -20,6 +20,9 @@ func (a *app) portForwardCommand() *cobra.Command {
 		Short: "Lead ports of this host to ports inside a pod, its localhost included",
 		Args:  cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if a.output != "" {
+				return fmt.Errorf("port-forward has nothing to say to programs: leave -o %s out", a.output)
+			}
 			ctx := cmd.Context()
 			c, err := a.connect(ctx)
 			if err != nil {

@@ -14,28 +14,18 @@ func (a *app) stopCommand() *cobra.Command {
 		Use:   "stop POD|CONTAINER...",
 		Short: "Stop pods, or single containers",
 		Args:  cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx := cmd.Context()
-			c, err := a.connect(ctx)
-			if err != nil {
-				return err
-			}
-			defer c.close(ctx)
-			for _, what := range args {
+		RunE: a.connected(func(ctx context.Context, c *client, args []string) error {
+			return a.each(args, func(what string) error {
 				pod, err := c.pod(ctx, what)
 				switch {
 				case err == nil:
-					err = c.stopPod(ctx, pod.Id, grace)
+					return c.stopPod(ctx, pod.Id, grace)
 				case isUnknown(err):
-					err = c.stopContainer(ctx, what, grace)
+					return c.stopContainer(ctx, what, grace)
 				}
-				if err != nil {
-					return err
-				}
-				fmt.Fprintln(a.out, what)
-			}
-			return nil
-		},
+				return err
+			})
+		}),
 	}
 	cmd.Flags().Int64Var(&grace, "grace", 10, "seconds between the stop signal and the kill")
 	return cmd
@@ -70,13 +60,7 @@ func (a *app) rmCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rm POD|CONTAINER...",
 		Short: "Remove pods, or single containers; running ones with -f",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx := cmd.Context()
-			c, err := a.connect(ctx)
-			if err != nil {
-				return err
-			}
-			defer c.close(ctx)
+		RunE: a.connected(func(ctx context.Context, c *client, args []string) error {
 			if all {
 				pods, err := c.ListPodSandbox(ctx, nil)
 				if err != nil {
@@ -88,24 +72,19 @@ func (a *app) rmCommand() *cobra.Command {
 			} else if len(args) == 0 {
 				return fmt.Errorf("name pods or containers, or use --all")
 			}
-			for _, what := range args {
+			return a.each(args, func(what string) error {
 				pod, err := c.pod(ctx, what)
 				switch {
 				case isUnknown(err):
-					err = c.removeContainer(ctx, what, force)
+					return c.removeContainer(ctx, what, force)
 				case err != nil:
-				case pod.State == runtime.PodSandboxState_SANDBOX_READY && !force:
-					err = fmt.Errorf("pod %s runs: stop it first, or use -f", what)
-				default:
-					err = c.removePod(ctx, pod.Id)
-				}
-				if err != nil {
 					return err
+				case pod.State == runtime.PodSandboxState_SANDBOX_READY && !force:
+					return fmt.Errorf("pod %s runs: stop it first, or use -f", what)
 				}
-				fmt.Fprintln(a.out, what)
-			}
-			return nil
-		},
+				return c.removePod(ctx, pod.Id)
+			})
+		}),
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "also what runs")
 	cmd.Flags().BoolVar(&all, "all", false, "all pods")

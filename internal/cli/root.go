@@ -7,15 +7,20 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"syscall"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"k8s.io/klog/v2"
 
 	"github.com/pistis-run/pistis/internal/version"
 )
+
+// exitInterrupted is a shell's exit code for what ^C ended.
+const exitInterrupted = 130
 
 // exitError ends the command with a process's exit code and prints nothing more.
 type exitError int
@@ -46,19 +51,19 @@ func Main() int {
 		return 0
 	case errors.As(err, &code):
 		return int(code)
+	case ctx.Err() != nil && (errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled):
+		return exitInterrupted // who pressed ^C knows it
 	default:
 		fmt.Fprintln(a.err, "pistis:", sentence(err))
 		return 1
 	}
 }
 
-// sentence takes the transport's words off an error of the daemon.
-func sentence(err error) string {
-	if s, ok := status.FromError(err); ok && s.Message() != "" {
-		return s.Message()
-	}
-	return err.Error()
-}
+// transportWords is what gRPC puts before the daemon's own words.
+var transportWords = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+
+// sentence takes the transport's words off errors of the daemon.
+func sentence(err error) string { return transportWords.ReplaceAllString(err.Error(), "") }
 
 func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
@@ -83,9 +88,20 @@ func (a *app) command() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.socket, "socket", socket, "the daemon's socket (PISTIS_SOCKET)")
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "", "output format: json")
 	root.AddCommand(
-		a.runCommand(), a.psCommand(), a.podsCommand(), a.execCommand(), a.attachCommand(), a.logsCommand(),
-		a.stopCommand(), a.rmCommand(), a.imagesCommand(), a.pullCommand(), a.rmiCommand(),
-		a.importCommand(), a.exportCommand(), a.statsCommand(), a.inspectCommand(), a.portForwardCommand(),
+		a.completes(a.runCommand(), true, imageNames),
+		a.psCommand(), a.podsCommand(),
+		a.completes(a.execCommand(), true, containerNames),
+		a.completes(a.attachCommand(), true, containerNames),
+		a.completes(a.logsCommand(), true, containerNames),
+		a.completes(a.stopCommand(), false, podNames, containerNames),
+		a.completes(a.rmCommand(), false, podNames, containerNames),
+		a.imagesCommand(), a.pullCommand(),
+		a.completes(a.rmiCommand(), false, imageNames),
+		a.importCommand(),
+		a.completes(a.exportCommand(), false, imageNames),
+		a.completes(a.statsCommand(), false, containerNames),
+		a.completes(a.inspectCommand(), true, podNames, containerNames, imageNames),
+		a.completes(a.portForwardCommand(), true, podNames),
 		a.pruneCommand(), a.wipeCommand(), a.infoCommand(), a.doctorCommand(), a.guestCommand(),
 	)
 	return root

@@ -55,6 +55,7 @@ func (a *app) runCommand() *cobra.Command {
 	o.flags(cmd)
 	f.StringVar(&o.name, "name", "", "the pod's name (default: made up)")
 	f.StringVar(&o.handler, "handler", "", "runtime handler (default: the daemon's)")
+	_ = cmd.RegisterFlagCompletionFunc("handler", a.offer(handlerNames))
 	f.BoolVarP(&o.detach, "detach", "d", false, "print the pod's name and leave it running")
 	f.BoolVar(&o.keep, "keep", false, "keep the pod after its container ended")
 	f.Bool("rm", false, "remove the pod when its command ended, which is what happens anyway")
@@ -74,6 +75,11 @@ func (a *app) runCommand() *cobra.Command {
 
 // run makes the pod, and takes it down again unless it is to stay.
 func (a *app) run(ctx context.Context, o runOptions, image string, command []string) (err error) {
+	if !o.detach {
+		if err := a.streams("run without -d"); err != nil {
+			return err
+		}
+	}
 	podConfig, ctrConfig, err := o.configs(image, command)
 	if err != nil {
 		return err
@@ -110,10 +116,13 @@ func (a *app) run(ctx context.Context, o runOptions, image string, command []str
 	}
 	step("container")
 	if o.detach {
-		if err := c.StartContainer(ctx, ctr); err != nil {
+		if err := a.start(ctx, c, ctr); err != nil {
 			return err
 		}
 		step("start")
+		if a.output == "json" {
+			return printValue(a.out, map[string]string{"name": podConfig.Metadata.Name, "pod": pod, "container": ctr})
+		}
 		fmt.Fprintln(a.out, podConfig.Metadata.Name)
 		return nil
 	}
@@ -124,7 +133,7 @@ func (a *app) run(ctx context.Context, o runOptions, image string, command []str
 func (a *app) foreground(ctx context.Context, c *client, ctr string, o runOptions, step func(string)) error {
 	start := func() error {
 		defer step("start")
-		return c.StartContainer(ctx, ctr)
+		return a.start(ctx, c, ctr)
 	}
 	if o.interactive || o.tty {
 		// Attached first, started then: nothing of the beginning is missed.
@@ -166,6 +175,20 @@ func (a *app) foreground(ctx context.Context, c *client, ctr string, o runOption
 		return exitError(s.ExitCode)
 	}
 	return nil
+}
+
+// start starts a container. One whose command cannot be run has an exit code for that, which becomes ours.
+func (a *app) start(ctx context.Context, c *client, id string) error {
+	err := c.StartContainer(ctx, id)
+	if err == nil {
+		return nil
+	}
+	resp, statusErr := c.ContainerStatus(ctx, id, false)
+	if statusErr != nil || resp.Status.State != runtime.ContainerState_CONTAINER_EXITED || resp.Status.ExitCode == 0 {
+		return err
+	}
+	fmt.Fprintln(a.err, "pistis:", sentence(err))
+	return exitError(resp.Status.ExitCode)
 }
 
 // awaitExit returns the status of a container whose streams have ended. Its exit is recorded a moment after its last

@@ -33,24 +33,22 @@ func (a *app) execCommand() *cobra.Command {
 		Use:   "exec [-it] CONTAINER COMMAND [ARG...]",
 		Short: "Run a command in a container; its exit code becomes ours",
 		Args:  cobra.MinimumNArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.connect(cmd.Context())
+		RunE: a.connected(func(ctx context.Context, c *client, args []string) error {
+			if err := a.streams("exec"); err != nil {
+				return err
+			}
+			ctr, err := c.container(ctx, args[0])
 			if err != nil {
 				return err
 			}
-			defer c.close(cmd.Context())
-			ctr, err := c.container(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			resp, err := c.Exec(cmd.Context(), &runtime.ExecRequest{
+			resp, err := c.Exec(ctx, &runtime.ExecRequest{
 				ContainerId: ctr.Id, Cmd: args[1:], Tty: s.tty, Stdin: s.interactive, Stdout: true, Stderr: !s.tty,
 			})
 			if err != nil {
 				return err
 			}
-			return a.stream(cmd.Context(), resp.Url, s, nil)
-		},
+			return a.stream(ctx, resp.Url, s, nil)
+		}),
 	}
 	// What follows the container belongs to the command.
 	cmd.Flags().SetInterspersed(false)
@@ -64,18 +62,16 @@ func (a *app) attachCommand() *cobra.Command {
 		Use:   "attach [-it] CONTAINER",
 		Short: "Join the streams of a container's own process",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.connect(cmd.Context())
+		RunE: a.connected(func(ctx context.Context, c *client, args []string) error {
+			if err := a.streams("attach"); err != nil {
+				return err
+			}
+			ctr, err := c.container(ctx, args[0])
 			if err != nil {
 				return err
 			}
-			defer c.close(cmd.Context())
-			ctr, err := c.container(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return a.attach(cmd.Context(), c, ctr.Id, s, nil)
-		},
+			return a.attach(ctx, c, ctr.Id, s, nil)
+		}),
 	}
 	s.flags(cmd)
 	return cmd

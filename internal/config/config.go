@@ -13,22 +13,32 @@ type Config struct {
 	Image   Image   `toml:"image" json:"image"`
 	Network Network `toml:"network" json:"network"`
 	Stream  Stream  `toml:"stream" json:"stream"`
-	// DefaultHandler is used without a RuntimeClass, UntrustedHandler for pods that are annotated as untrusted
-	// (empty: such pods are refused).
-	DefaultHandler   string             `toml:"default_handler" json:"default_handler"`
-	UntrustedHandler string             `toml:"untrusted_handler" json:"untrusted_handler"`
-	Handlers         map[string]Handler `toml:"handlers" json:"handlers"`
-	VM               VM                 `toml:"vm" json:"vm"`
-	// CgroupDriver is cgroupfs or systemd; empty finds out.
-	CgroupDriver string `toml:"cgroup_driver" json:"cgroup_driver"`
-	// CgroupParent is the cgroup, below each hierarchy's root, of pods that name none.
-	CgroupParent string `toml:"cgroup_parent" json:"cgroup_parent"`
+	Runtimes
+	VM VM `toml:"vm" json:"vm"`
+	Cgroups
 	// Monitor is the path of pistis-monitor; empty: beside pistisd, then PATH.
 	Monitor string `toml:"monitor" json:"monitor"`
 	// Metrics is a listen address; empty: off.
 	Metrics string `toml:"metrics" json:"metrics"`
 	// DrainTimeout bounds what SIGTERM waits for calls that run.
 	DrainTimeout Duration `toml:"drain_timeout" json:"drain_timeout"`
+}
+
+// Runtimes are what pods run with.
+type Runtimes struct {
+	// DefaultHandler is used without a RuntimeClass, UntrustedHandler for pods that are annotated as untrusted
+	// (empty: such pods are refused).
+	DefaultHandler   string             `toml:"default_handler" json:"default_handler"`
+	UntrustedHandler string             `toml:"untrusted_handler" json:"untrusted_handler"`
+	Handlers         map[string]Handler `toml:"handlers" json:"handlers"`
+}
+
+// Cgroups of the pods.
+type Cgroups struct {
+	// CgroupDriver is cgroupfs or systemd; empty finds out.
+	CgroupDriver string `toml:"cgroup_driver" json:"cgroup_driver"`
+	// CgroupParent is the cgroup, below each hierarchy's root, of pods that name none.
+	CgroupParent string `toml:"cgroup_parent" json:"cgroup_parent"`
 }
 
 // Log is how the daemon logs, to standard error.
@@ -49,6 +59,8 @@ type Image struct {
 	// PullTimeout is how long a pull may go without progress.
 	PullTimeout Duration `toml:"pull_timeout" json:"pull_timeout"`
 	Pinned      []string `toml:"pinned" json:"pinned"`
+	// SignaturePolicy is the path of a containers-policy.json(5); empty: none.
+	SignaturePolicy string `toml:"signature_policy" json:"signature_policy"`
 }
 
 // Network of the pods.
@@ -86,6 +98,8 @@ type Handler struct {
 	Hypervisor string `toml:"hypervisor" json:"hypervisor"`
 	// Path of the OCI runtime or of the shim; empty finds it.
 	Path string `toml:"path" json:"path"`
+	// CNIConfDir is for pods of this handler; empty: [network]'s.
+	CNIConfDir string `toml:"cni_conf_dir" json:"cni_conf_dir"`
 }
 
 // VM settings for all VM handlers.

@@ -40,6 +40,10 @@ func TestDefaultFileExplainsEveryKey(t *testing.T) {
 	walk = func(rt reflect.Type, table string) {
 		for i := range rt.NumField() {
 			field := rt.Field(i)
+			if field.Anonymous { // its keys are the outer one's
+				walk(field.Type, table)
+				continue
+			}
 			key := field.Tag.Get("toml")
 			if key == "" || key != field.Tag.Get("json") {
 				t.Errorf("%s.%s: toml and json tags differ or are missing", rt.Name(), field.Name)

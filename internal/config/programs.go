@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 
 	"github.com/containerd/errdefs"
 )
@@ -15,9 +16,18 @@ const (
 	ShimName = "containerd-shim-pistis-v2"
 	// MonitorName is the program that watches over containers on the host's kernel.
 	MonitorName = "pistis-monitor"
-	// QEMUName is what runs where VM.QEMU is empty.
-	QEMUName = "qemu-system-x86_64"
 )
+
+// QEMU is the program that runs where VM.QEMU is empty, and the Debian package that has it.
+func QEMU() (program, pkg string) {
+	switch runtime.GOARCH {
+	case "amd64":
+		return "qemu-system-x86_64", "qemu-system-x86"
+	case "arm64":
+		return "qemu-system-aarch64", "qemu-system-arm"
+	}
+	return "qemu-system-" + runtime.GOARCH, "qemu-system-misc"
+}
 
 // FindShim returns the path of a handler's shim: its own, that of all VMs, the one beside this program, the one on
 // PATH. FailedPrecondition when there is none.
@@ -97,14 +107,14 @@ func (h Handler) FindRuntime(name string) (string, error) {
 
 // FindQEMU returns the path of QEMU. FailedPrecondition when there is none.
 func (v VM) FindQEMU() (string, error) {
-	name := v.QEMU
-	if name == "" {
-		name = QEMUName
+	name, pkg := QEMU()
+	if v.QEMU != "" {
+		name = v.QEMU
 	}
 	path, err := exec.LookPath(name)
 	if err != nil && !errors.Is(err, exec.ErrDot) {
-		return "", fmt.Errorf("qemu: %w; install it (Debian: apt install qemu-system-x86), or set vm.qemu in the configuration: %w",
-			err, errdefs.ErrFailedPrecondition)
+		return "", fmt.Errorf("qemu: %w; install it (Debian: apt install %s), or set vm.qemu in the configuration: %w",
+			err, pkg, errdefs.ErrFailedPrecondition)
 	}
 	return path, nil
 }

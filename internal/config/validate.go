@@ -75,7 +75,7 @@ func (c Config) validatePaths(bad func(string, ...any)) {
 		}
 	}
 	for key, path := range map[string]string{
-		"image.hosts_dir": c.Image.HostsDir, "network.cni_conf_dir": c.Network.CNIConfDir,
+		"image.hosts_dir": c.Image.HostsDir, "image.signature_policy": c.Image.SignaturePolicy, "network.cni_conf_dir": c.Network.CNIConfDir,
 		"vm.kernel": c.VM.Kernel, "vm.initrd": c.VM.Initrd, "vm.modules": c.VM.Modules, "vm.shim": c.VM.Shim, "vm.qemu": c.VM.QEMU, "monitor": c.Monitor,
 	} {
 		if path != "" && !filepath.IsAbs(path) {
@@ -121,6 +121,12 @@ func (c Config) validateHandlers(bad func(string, ...any)) {
 		}
 		if h.Path != "" && !filepath.IsAbs(h.Path) {
 			bad("handlers.%s.path: %q is not an absolute path", name, h.Path)
+		}
+		if h.CNIConfDir != "" && !filepath.IsAbs(h.CNIConfDir) {
+			bad("handlers.%s.cni_conf_dir: %q is not an absolute path", name, h.CNIConfDir)
+		}
+		if h.CNIConfDir != "" && len(c.Network.CNIBinDirs) == 0 {
+			bad("network.cni_bin_dirs: empty, but handlers.%s.cni_conf_dir is set; usually it is [\"/opt/cni/bin\"]", name)
 		}
 	}
 	if _, ok := c.Handlers[c.DefaultHandler]; !ok {

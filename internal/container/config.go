@@ -16,37 +16,51 @@ type Config struct {
 	Attempt   uint32
 	// Image is the reference as the user gave it, ImageRef what it resolved to.
 	Image, ImageRef string
-	Command, Args   []string
-	WorkDir         string
-	Env             []string // KEY=value, in order
-	Mounts          []Mount
-	Devices         []Device
-	Labels          map[string]string
-	Annotations     map[string]string
+	Process
+	Mounts      []Mount
+	Devices     []Device
+	Labels      map[string]string
+	Annotations map[string]string
 	// LogPath is relative to the sandbox's log directory; empty means no log.
-	LogPath               string
-	Stdin, StdinOnce, TTY bool
-	StopSignal            string // SIGTERM, …; empty: the image's, then SIGTERM
+	LogPath string
 
 	Resources *specs.LinuxResources
 	OOMScore  int
 	Security  Security
 }
 
+// Process is what runs in a container.
+type Process struct {
+	// Command and Args replace the image's.
+	Command, Args         []string
+	WorkDir               string
+	Env                   []string // KEY=value, in order
+	Stdin, StdinOnce, TTY bool
+	StopSignal            string // SIGTERM, …; empty: the image's, then SIGTERM
+}
+
 // Security is the security context.
 type Security struct {
-	Privileged    bool
-	NoNewPrivs    bool
-	ReadonlyRoot  bool
-	AddCaps       []string // with or without CAP_; "ALL"
-	DropCaps      []string
-	AmbientCaps   []string
+	Privileged   bool
+	NoNewPrivs   bool
+	ReadonlyRoot bool
+	Capabilities
 	User          task.UserRequest
 	Seccomp       Profile
 	AppArmor      Profile
 	SELinuxLabel  string
 	MaskedPaths   []string
 	ReadonlyPaths []string
+	Namespaces
+}
+
+// Capabilities to change, with or without CAP_; "ALL" is all of them.
+type Capabilities struct {
+	AddCaps, DropCaps, AmbientCaps []string
+}
+
+// Namespaces of a container.
+type Namespaces struct {
 	// SharedPID: as the sandbox; TargetPID joins that container's PID namespace.
 	SharedPID                     bool
 	TargetPID                     string

@@ -38,9 +38,11 @@ type world struct {
 	state   sandbox.State
 	// sharedPID: the pod has one PID namespace for its containers.
 	sharedPID bool
-	gone      bool
-	reason    string
-	ended     chan struct{}
+	// host: the pod is on the host's kernel.
+	host   bool
+	gone   bool
+	reason string
+	ended  chan struct{}
 	// stubborn processes ignore everything but SIGKILL, hung ones that too.
 	stubborn, hung bool
 	// slow: an exec is answered too late.
@@ -123,7 +125,9 @@ func (s fakeSandboxes) Status(_ context.Context, id string) (sandbox.Status, err
 	if s.gone {
 		return sandbox.Status{}, errdefs.ErrNotFound
 	}
-	return sandbox.Status{ID: "pod1", State: s.state, Reason: s.reason, VM: true, Config: sandbox.Config{Name: "pod", Namespace: "default", UID: "u", Hostname: "pod", SharedPID: s.sharedPID}}, nil
+	return sandbox.Status{ID: "pod1", State: s.state, Reason: s.reason, VM: !s.host, Config: sandbox.Config{
+		Identity: sandbox.Identity{Name: "pod", Namespace: "default", UID: "u"}, Hostname: "pod", Namespaces: sandbox.Namespaces{SharedPID: s.sharedPID},
+	}}, nil
 }
 
 func (s fakeSandboxes) List(ctx context.Context) []sandbox.Status {

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -148,7 +147,7 @@ func (m *Manager) running(ctx context.Context, id string, states ...State) (reco
 func (m *Manager) bundle(id string) string { return filepath.Join(m.bundles, id) }
 
 func (m *Manager) publish(kind event.Kind, rec record) {
-	m.events.Publish(event.Event{Kind: kind, ID: rec.ID, SandboxID: rec.Config.SandboxID, At: time.Now()})
+	m.events.Publish(event.Event{Kind: kind, ID: rec.ID, SandboxID: rec.Config.SandboxID})
 }
 
 // newID is n random bytes in hex.

@@ -427,6 +427,30 @@ func TestUpdateMerges(t *testing.T) {
 	}
 }
 
+// TestUpdateOnTheHost: what a guest has not is handed on to the runtime, and what has ended keeps the change for its status.
+func TestUpdateOnTheHost(t *testing.T) {
+	w := newWorld()
+	w.host = true
+	m := newManager(t, w, t.TempDir())
+	id := mustStart(t, m)
+	rt, limit := int64(1), int64(1<<20)
+	wanted := &specs.LinuxResources{CPU: &specs.LinuxCPU{RealtimeRuntime: &rt}, Unified: map[string]string{"memory.high": "1"}}
+	if err := m.Update(t.Context(), id, wanted); err != nil || w.limits != wanted {
+		t.Fatalf("the runtime got %+v, %v", w.limits, err)
+	}
+	if err := m.Stop(t.Context(), id, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.fail("task update", errFault) // is not asked
+	if err := m.Update(t.Context(), id, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := m.Status(t.Context(), id)
+	if r := s.Config.Resources; *r.Memory.Limit != limit || r.Unified["memory.high"] != "1" {
+		t.Errorf("kept %+v", r)
+	}
+}
+
 func TestParseSignal(t *testing.T) {
 	for name, want := range map[string]unix.Signal{
 		"SIGTERM": 15, "term": 15, "9": 9, "SIGKILL": 9, "RTMIN": 34, "SIGRTMIN+3": 37, "SIGRTMAX-1": 63, "64": 64, " SIGUSR1 ": 10,

@@ -101,7 +101,7 @@ func (m *Manager) update(c *container, change func(*record)) error {
 	defer c.writer.Unlock()
 	rec := c.snapshot()
 	change(&rec)
-	if err := m.records.Put(rec.ID, rec); err != nil {
+	if err := m.records.PutSoon(rec.ID, rec); err != nil {
 		return err
 	}
 	c.set(rec)
@@ -109,7 +109,8 @@ func (m *Manager) update(c *container, change func(*record)) error {
 }
 
 // move changes the state by the table. An exit is a fact that a full disk cannot undo: memory changes even where the
-// record cannot be saved.
+// record cannot be saved. That a container was created, before it may start, and how it ended wait for the disk; what comes
+// between and after is lost with the machine's crash anyway.
 func (m *Manager) move(c *container, op operation, change func(*record)) error {
 	c.writer.Lock()
 	defer c.writer.Unlock()
@@ -122,7 +123,11 @@ func (m *Manager) move(c *container, op operation, change func(*record)) error {
 	if change != nil {
 		change(&rec)
 	}
-	if err := m.records.Put(rec.ID, rec); err != nil {
+	save := m.records.PutSoon
+	if op == opCreated || op == opExit {
+		save = m.records.Put
+	}
+	if err := save(rec.ID, rec); err != nil {
 		if op != opExit {
 			return err
 		}

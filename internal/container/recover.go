@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/pistis-run/pistis/internal/event"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/task"
@@ -69,7 +70,13 @@ func (m *Manager) recoverOne(ctx context.Context, c *container) error {
 		if err := m.release(ctx, rec); err != nil {
 			return err
 		}
-		return m.forget(c)
+		if err := m.forget(c); err != nil {
+			return err
+		}
+		if rec.State != Creating { // of that one nobody was told
+			m.publish(event.Deleted, rec)
+		}
+		return nil
 	}
 	switch rec.State {
 	case Created:
@@ -108,6 +115,7 @@ func (m *Manager) recoverStarting(ctx context.Context, c *container) error {
 	if err := m.move(c, opStarted, func(r *record) { r.Started = time.Now() }); err != nil {
 		return err
 	}
+	m.publish(event.Started, rec)
 	m.watch(c)
 	return nil
 }

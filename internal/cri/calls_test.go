@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,6 +22,7 @@ import (
 
 	pistis "github.com/pistis-run/pistis/api/pistis/v1"
 	"github.com/pistis-run/pistis/internal/event"
+	"github.com/pistis-run/pistis/internal/image"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/task"
 )
@@ -91,8 +93,6 @@ func TestUnbuilt(t *testing.T) {
 	h := newHarness(t)
 	ctx := t.Context()
 	_, err := h.runtime.CheckpointContainer(ctx, &runtime.CheckpointContainerRequest{})
-	wantCode(t, err, codes.Unimplemented)
-	_, err = h.runtime.ListMetricDescriptors(ctx, &runtime.ListMetricDescriptorsRequest{})
 	wantCode(t, err, codes.Unimplemented)
 	if !strings.Contains(status.Convert(err).Message(), "not supported by this version") {
 		t.Error(err)
@@ -174,7 +174,7 @@ func TestStats(t *testing.T) {
 		defer h.engine.mu.Unlock()
 		h.engine.stats[pod] = task.Stats{
 			At: at.Add(after), CPU: task.CPU{UsageNS: usage}, Memory: task.Memory{WorkingSet: 5, Usage: 6},
-			Interfaces: []task.Interface{{Name: "lo"}, {Name: "eth0", RxBytes: 9}, {Name: "eth1"}},
+			Interfaces: []task.Interface{{Name: "lo"}, {Name: "eth0", Rx: task.Traffic{Bytes: 9}}, {Name: "eth1"}},
 			Containers: []task.ContainerStats{{
 				ID: id, CPU: task.CPU{UsageNS: usage / 2, PSI: &task.PSI{Some: task.PSIData{Total: 3}}},
 				Memory: task.Memory{WorkingSet: 50, Usage: 60, RSS: 70}, Pids: 2, WritableBytes: 80, WritableInodes: 90,
@@ -232,38 +232,90 @@ func TestSampler(t *testing.T) {
 	}
 }
 
+// TestEvents: what comes after the header is not missed, and carries the state of its own moment.
 func TestEvents(t *testing.T) {
 	done := make(chan struct{})
 	h := newHarness(t, func(o *Options) { o.Done = done })
+	h.events.SetDescribe(DescribeEvents(pods{h.engine}, ctrs{h.engine}))
 	pod := h.pod("p")
-	id := h.container(pod, "c", true)
+	id := h.container(pod, "c", false)
+	h.events.Publish(event.Event{Kind: event.Created, ID: id, SandboxID: pod}) // nobody listens yet
 	stream, err := h.runtime.GetContainerEvents(t.Context(), &runtime.GetEventsRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The subscription is there once an event came through: those before it may be missed.
-	stop := make(chan struct{})
-	go func() {
-		for {
-			h.events.Publish(event.Event{Kind: event.Started, ID: id, SandboxID: pod, At: time.Now()})
-			select {
-			case <-stop:
-				return
-			case <-time.After(10 * time.Millisecond):
-			}
+	if _, err := stream.Header(); err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	if _, err := h.runtime.StartContainer(ctx, &runtime.StartContainerRequest{ContainerId: id}); err != nil {
+		t.Fatal(err)
+	}
+	h.events.Publish(event.Event{Kind: event.Started, ID: id, SandboxID: pod})
+	if _, err := h.runtime.RemoveContainer(ctx, &runtime.RemoveContainerRequest{ContainerId: id}); err != nil {
+		t.Fatal(err)
+	}
+	h.events.Publish(event.Event{Kind: event.Deleted, ID: id, SandboxID: pod})
+	if _, err := h.runtime.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: pod}); err != nil {
+		t.Fatal(err)
+	}
+	deleted := h.events.Describe(event.Event{Kind: event.Deleted, ID: pod, SandboxID: pod})
+	if _, err := h.runtime.RemovePodSandbox(ctx, &runtime.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
+		t.Fatal(err)
+	}
+	h.events.Publish(deleted)
+	at := int64(0)
+	for _, want := range []struct {
+		kind       runtime.ContainerEventType
+		id         string
+		pod        runtime.PodSandboxState
+		containers []runtime.ContainerState
+	}{
+		{runtime.ContainerEventType_CONTAINER_CREATED_EVENT, id, runtime.PodSandboxState_SANDBOX_READY, []runtime.ContainerState{runtime.ContainerState_CONTAINER_CREATED}},
+		{runtime.ContainerEventType_CONTAINER_STARTED_EVENT, id, runtime.PodSandboxState_SANDBOX_READY, []runtime.ContainerState{runtime.ContainerState_CONTAINER_RUNNING}},
+		{runtime.ContainerEventType_CONTAINER_DELETED_EVENT, id, runtime.PodSandboxState_SANDBOX_READY, nil},
+		{runtime.ContainerEventType_CONTAINER_DELETED_EVENT, pod, runtime.PodSandboxState_SANDBOX_NOTREADY, nil},
+	} {
+		e, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
 		}
-	}()
-	e, err := stream.Recv()
-	close(stop)
-	if err != nil || e.ContainerId != id || e.ContainerEventType != runtime.ContainerEventType_CONTAINER_STARTED_EVENT ||
-		e.PodSandboxStatus.GetId() != pod || len(e.ContainersStatuses) != 1 {
-		t.Errorf("%v, %v", e, err)
+		var states []runtime.ContainerState
+		for _, c := range e.ContainersStatuses {
+			states = append(states, c.State)
+		}
+		if e.ContainerId != want.id || e.ContainerEventType != want.kind || e.PodSandboxStatus.GetId() != pod || e.PodSandboxStatus.GetState() != want.pod ||
+			!slices.Equal(states, want.containers) || e.CreatedAt < at {
+			t.Errorf("got %v, want %+v", e, want)
+		}
+		at = e.CreatedAt
 	}
 	close(done)
+	_, err = stream.Recv()
+	wantCode(t, err, codes.Unavailable)
+}
+
+// TestSlowListener: a client that does not read is told so, once it does.
+func TestSlowListener(t *testing.T) {
+	h := newHarness(t)
+	stream, err := h.runtime.GetContainerEvents(t.Context(), &runtime.GetEventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Header(); err != nil {
+		t.Fatal(err)
+	}
+	// More than the broker keeps and than fits between server and client.
+	h.events.SetDescribe(func(event.Event) any {
+		return eventState{pod: &runtime.PodSandboxStatus{Id: strings.Repeat("x", 4<<10)}}
+	})
+	for range 4 * event.Backlog {
+		h.events.Publish(event.Event{})
+	}
 	for err == nil {
 		_, err = stream.Recv()
 	}
-	wantCode(t, err, codes.Unavailable)
+	wantCode(t, err, codes.ResourceExhausted)
 }
 
 func TestImages(t *testing.T) {
@@ -306,8 +358,14 @@ func TestImages(t *testing.T) {
 	wantCode(t, err, codes.InvalidArgument)
 	h.store.fail = fmt.Errorf("dial: %w", errdefs.ErrUnavailable)
 	_, err = h.images.PullImage(ctx, &runtime.PullImageRequest{Image: spec})
-	wantCode(t, err, codes.Unknown) // the only one that the kubelet's client takes off the message
+	wantCode(t, err, codes.Unknown) // the only code that the kubelet's client takes off the message
 	if !strings.HasPrefix(status.Convert(err).Message(), "RegistryUnavailable") {
+		t.Error(err)
+	}
+	h.store.fail = fmt.Errorf("%w: not signed: %w", image.ErrSignature, errdefs.ErrPermissionDenied)
+	_, err = h.images.PullImage(ctx, &runtime.PullImageRequest{Image: spec})
+	wantCode(t, err, codes.Unknown) // likewise
+	if !strings.HasPrefix(status.Convert(err).Message(), "SignatureValidationFailed") {
 		t.Error(err)
 	}
 }
@@ -388,6 +446,58 @@ func TestOperator(t *testing.T) {
 	}
 	if archive.String() != strings.Repeat("abc", 300_000)+strings.Repeat("de", 300_000) {
 		t.Errorf("%d bytes came out", archive.Len())
+	}
+}
+
+func TestHandlerOf(t *testing.T) {
+	h := newHarness(t)
+	server := New(h.options)
+	pod := h.pod("p") // of the default handler
+	id := h.container(pod, "c", false)
+	for _, tt := range []struct {
+		req  any
+		want string
+	}{
+		{&runtime.RunPodSandboxRequest{RuntimeHandler: "host"}, "host"},
+		{&runtime.RunPodSandboxRequest{Config: &runtime.PodSandboxConfig{Annotations: map[string]string{UntrustedAnnotation: "true"}}}, "vm"},
+		{&runtime.RunPodSandboxRequest{RuntimeHandler: "made-up"}, ""},
+		{&runtime.StopPodSandboxRequest{PodSandboxId: pod[:9]}, "vm"},
+		{&runtime.ExecSyncRequest{ContainerId: id}, "vm"},
+		{&runtime.ExecSyncRequest{ContainerId: "gone"}, ""},
+		{&runtime.VersionRequest{}, ""},
+		{nil, ""},
+	} {
+		if got := server.HandlerOf(tt.req); got != tt.want {
+			t.Errorf("%v: got %q, want %q", tt.req, got, tt.want)
+		}
+	}
+}
+
+// TestTypedErrors: errors with a name of their own in CRI are marked with it.
+func TestTypedErrors(t *testing.T) {
+	h := newHarness(t, func(o *Options) {
+		o.Handlers.ByName["old"] = Handler{RecursiveReadOnly: func() error { return fmt.Errorf("old kernel: %w", errdefs.ErrFailedPrecondition) }}
+	})
+	ctx := t.Context()
+	run, err := h.runtime.RunPodSandbox(ctx, &runtime.RunPodSandboxRequest{Config: podConfig("old"), RuntimeHandler: "old"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := ctrConfig("c")
+	cfg.Mounts = []*runtime.Mount{{ContainerPath: "/data", HostPath: "/data", Readonly: true, RecursiveReadOnly: true}}
+	_, err = h.runtime.CreateContainer(ctx, &runtime.CreateContainerRequest{PodSandboxId: run.PodSandboxId, Config: cfg})
+	wantCode(t, err, codes.FailedPrecondition)
+	if !strings.HasPrefix(status.Convert(err).Message(), `RROUnsupported: create container "c": mount at /data: old kernel`) {
+		t.Error(err)
+	}
+	st, err := h.runtime.Status(ctx, &runtime.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, handler := range st.RuntimeHandlers {
+		if handler.Features.RecursiveReadOnlyMounts != (handler.Name != "old") {
+			t.Errorf("%v", handler)
+		}
 	}
 }
 

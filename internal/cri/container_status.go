@@ -7,6 +7,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/pistis-run/pistis/internal/container"
+	"github.com/pistis-run/pistis/internal/cri/convert"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -45,12 +46,12 @@ func containerStatus(s container.Status) *runtime.ContainerStatus {
 		Image: imageSpec(s.Config), ImageRef: s.Config.ImageRef, ImageId: s.ImageID,
 		Reason: s.Reason, Message: s.Message,
 		Labels: maps.Clone(s.Config.Labels), Annotations: maps.Clone(s.Config.Annotations), LogPath: s.LogPath,
-		Resources:  &runtime.ContainerResources{Linux: toCRIResources(s.Config.Resources, s.Config.OOMScore)},
+		Resources:  &runtime.ContainerResources{Linux: convert.Resources(s.Config.Resources, s.Config.OOMScore)},
 		User:       containerUser(s.User),
-		StopSignal: signalNumber(s.StopSignal),
+		StopSignal: convert.SignalNumber(s.StopSignal),
 	}
 	for _, m := range s.Config.Mounts {
-		status.Mounts = append(status.Mounts, toCRIMount(m))
+		status.Mounts = append(status.Mounts, convert.Mount(m))
 	}
 	return status
 }
@@ -64,26 +65,4 @@ func containerUser(u *task.User) *runtime.ContainerUser {
 		user.SupplementalGroups = append(user.SupplementalGroups, int64(gid))
 	}
 	return &runtime.ContainerUser{Linux: user}
-}
-
-func toCRIMount(m container.Mount) *runtime.Mount {
-	mount := &runtime.Mount{
-		ContainerPath: m.ContainerPath, HostPath: m.HostPath, Readonly: m.Readonly,
-		RecursiveReadOnly: m.RecursiveReadonly, SelinuxRelabel: m.SELinuxRelabel, ImageSubPath: m.SubPath,
-	}
-	for mode, name := range propagations {
-		if name == m.Propagation {
-			mount.Propagation = mode
-		}
-	}
-	if m.Image != "" {
-		mount.Image = &runtime.ImageSpec{Image: m.Image}
-	}
-	for _, id := range m.UIDMappings {
-		mount.UidMappings = append(mount.UidMappings, &runtime.IDMapping{HostId: id.HostID, ContainerId: id.ContainerID, Length: id.Size})
-	}
-	for _, id := range m.GIDMappings {
-		mount.GidMappings = append(mount.GidMappings, &runtime.IDMapping{HostId: id.HostID, ContainerId: id.ContainerID, Length: id.Size})
-	}
-	return mount
 }

@@ -16,6 +16,7 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/pistis-run/pistis/internal/container"
+	"github.com/pistis-run/pistis/internal/cri/convert"
 	"github.com/pistis-run/pistis/internal/image"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/sandbox"
@@ -73,16 +74,16 @@ func (c *containerCalls) CreateContainer(ctx context.Context, req *runtime.Creat
 	if pod.State != sandbox.Ready {
 		return nil, fmt.Errorf("create container %q: pod %s is %s, not ready: %w", name, pod.ID, pod.State, errdefs.ErrFailedPrecondition)
 	}
-	cfg, err := containerConfig(req.GetConfig(), pod, c.handlers.ByName[pod.Config.Handler])
+	cfg, err := convert.Container(req.GetConfig(), pod)
 	if err != nil {
 		return nil, fmt.Errorf("create container %q: %w", name, err)
 	}
-	img, err := c.images.Get(ctx, req.Config.Image.Image)
-	if errdefs.IsNotFound(err) {
-		return nil, fmt.Errorf("create container %q: image %q is not on this node, pull it first: %w", name, req.Config.Image.Image, err)
+	if err := mountable(cfg, c.handlers.ByName[pod.Config.Handler]); err != nil {
+		return nil, fmt.Errorf("%w: create container %q: %w", crierrors.ErrRROUnsupported, name, err)
 	}
+	img, err := c.images.Get(ctx, req.Config.Image.Image)
 	if err != nil {
-		return nil, fmt.Errorf("create container %q: image %q: %w", name, req.Config.Image.Image, err)
+		return nil, fmt.Errorf("create container %q: %w", name, err)
 	}
 	// The digest is what people know the image by; one that was built here has none.
 	cfg.ImageRef = img.ID.String()
@@ -94,6 +95,19 @@ func (c *containerCalls) CreateContainer(ctx context.Context, req *runtime.Creat
 		return nil, imageVolumeError(fmt.Errorf("create container %q: %w", name, err))
 	}
 	return &runtime.CreateContainerResponse{ContainerId: id}, nil
+}
+
+// mountable refuses mounts that the handler would not make as they are asked for.
+func mountable(cfg container.Config, handler Handler) error {
+	for _, m := range cfg.Mounts {
+		if !m.RecursiveReadonly {
+			continue
+		}
+		if err := handler.recursiveReadOnly(); err != nil {
+			return fmt.Errorf("mount at %s: %w", m.ContainerPath, err)
+		}
+	}
+	return nil
 }
 
 // imageVolumeError marks an error of a volume that is an image for the kubelet, as the beginning of its text.
@@ -171,14 +185,14 @@ func (c *containerCalls) UpdateContainerResources(ctx context.Context, req *runt
 	if err != nil {
 		return nil, err
 	}
-	resources, err := updatedResources(req, s)
+	resources, err := convert.UpdatedResources(req, s)
 	if err != nil {
 		return nil, fmt.Errorf("update container %s: %w", s.ID, err)
 	}
 	if err := c.updater.Update(ctx, s.ID, resources); err != nil {
 		return nil, fmt.Errorf("update container %s: %w", s.ID, err)
 	}
-	if movesOOMScore(req.Linux, s) {
+	if convert.MovesOOMScore(req.Linux, s) {
 		c.log.WarnContext(ctx, "limits were changed; the OOM score of a container that runs stays", logfields.Container, s.ID, logfields.Score, s.Config.OOMScore, logfields.Asked, req.Linux.OomScoreAdj)
 	}
 	return &runtime.UpdateContainerResourcesResponse{}, nil

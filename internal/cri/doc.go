@@ -5,8 +5,7 @@
 // statistics, images, events, the runtime itself) is one type with only the interfaces that it needs, in a file of
 // its own. Errors are containerd errdefs classes throughout and become gRPC codes in the interceptors alone.
 //
-// Nothing of a request is silently ignored: fields_test.go lists every field of the configurations as carried,
-// refused or ignored with a reason, and holds that by test.
+// Nothing of a request is silently ignored: convert takes configurations, field by field.
 //
 // The package owns no state but the last CPU samples of its statistics. Its types are safe for concurrent use.
 // It must not import mechanisms (image stores, networks, shims, hypervisors): cmd injects them.

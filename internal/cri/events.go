@@ -1,26 +1,26 @@
 package cri
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/pistis-run/pistis/internal/event"
 )
 
-// events is where the engine tells what happens.
+// events is where the engine tells what happens. The state of an event is what DescribeEvents made of it.
 type events interface {
 	Subscribe() (events <-chan event.Event, cancel func())
 }
 
 // eventCalls is the call that follows events.
 type eventCalls struct {
-	events     events
-	sandboxes  sandboxReader
-	containers containerReader
-	done       <-chan struct{}
+	events events
+	done   <-chan struct{}
 }
 
 var eventTypes = map[event.Kind]runtime.ContainerEventType{
@@ -30,10 +30,32 @@ var eventTypes = map[event.Kind]runtime.ContainerEventType{
 	event.Deleted: runtime.ContainerEventType_CONTAINER_DELETED_EVENT,
 }
 
-// GetContainerEvents sends events until the client or the daemon goes.
+// eventState is what a pod looked like when something happened to it or to one of its containers.
+type eventState struct {
+	pod        *runtime.PodSandboxStatus
+	containers []*runtime.ContainerStatus
+}
+
+// DescribeEvents returns what the broker of events needs to know how things look.
+func DescribeEvents(sandboxes sandboxReader, containers containerReader) func(event.Event) any {
+	return func(e event.Event) any {
+		ctx := context.Background() // in memory, nothing waits
+		pod, err := sandboxes.Status(ctx, e.SandboxID)
+		if err != nil {
+			return eventState{} // it has gone; the id is all that can be told
+		}
+		return eventState{pod: sandboxStatus(pod), containers: statusesOf(containers.List(ctx), e.SandboxID)}
+	}
+}
+
+// GetContainerEvents sends events until the client or the daemon goes. The header comes when nothing is missed any more:
+// a client that waits for it before it lists sees every change in the list, as an event, or both.
 func (c *eventCalls) GetContainerEvents(_ *runtime.GetEventsRequest, stream grpc.ServerStreamingServer[runtime.ContainerEventResponse]) error {
 	ch, cancel := c.events.Subscribe()
 	defer cancel()
+	if err := stream.SendHeader(metadata.MD{}); err != nil {
+		return err
+	}
 	for {
 		select {
 		case <-stream.Context().Done():
@@ -44,21 +66,17 @@ func (c *eventCalls) GetContainerEvents(_ *runtime.GetEventsRequest, stream grpc
 			if !ok {
 				return fmt.Errorf("events: the client is too slow and has missed some; list, and ask anew: %w", errdefs.ErrResourceExhausted)
 			}
-			if err := stream.Send(c.response(stream, e)); err != nil {
+			if err := stream.Send(response(e)); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// response adds what the pod looks like by now; a pod that has gone meanwhile is left out.
-func (c *eventCalls) response(stream grpc.ServerStreamingServer[runtime.ContainerEventResponse], e event.Event) *runtime.ContainerEventResponse {
-	resp := &runtime.ContainerEventResponse{ContainerId: e.ID, ContainerEventType: eventTypes[e.Kind], CreatedAt: e.At.UnixNano()}
-	pod, err := c.sandboxes.Status(stream.Context(), e.SandboxID)
-	if err != nil {
-		return resp
+func response(e event.Event) *runtime.ContainerEventResponse {
+	state, _ := e.State.(eventState) // nothing, for a broker that describes nothing
+	return &runtime.ContainerEventResponse{
+		ContainerId: e.ID, ContainerEventType: eventTypes[e.Kind], CreatedAt: e.At.UnixNano(),
+		PodSandboxStatus: state.pod, ContainersStatuses: state.containers,
 	}
-	resp.PodSandboxStatus = sandboxStatus(pod)
-	resp.ContainersStatuses = statusesOf(c.containers.List(stream.Context()), e.SandboxID)
-	return resp
 }

@@ -93,6 +93,22 @@ func (e pods) Remove(_ context.Context, id string) error {
 	return e.fail
 }
 
+func (e pods) UpdateResources(_ context.Context, id string, overhead, resources *sandbox.Resources) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s, err := find(e.pods, id)
+	if err != nil {
+		return err
+	}
+	if overhead != nil {
+		s.Config.Overhead = *overhead
+	}
+	if resources != nil {
+		s.Config.Resources = *resources
+	}
+	return e.fail
+}
+
 func (e pods) Status(_ context.Context, id string) (sandbox.Status, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -117,7 +133,7 @@ func (e pods) Tasks(context.Context, string) (task.Service, error) {
 	return nil, errdefs.ErrNotImplemented
 }
 
-func (e pods) Stats(ctx context.Context, id string) (task.Stats, error) {
+func (e pods) Stats(ctx context.Context, id string, _ ...string) (task.Stats, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	stats, ok := e.stats[id]

@@ -7,6 +7,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/pistis-run/pistis/internal/sandbox"
 )
 
 // Annotations by which a pod without a RuntimeClass says that it is not trusted.
@@ -33,6 +35,16 @@ type Handler struct {
 	Ready func() error
 	// UserNamespaces says whether its pods can have user namespaces of their own. Nil: no.
 	UserNamespaces func() bool
+	// RecursiveReadOnly says why its containers cannot have mounts that are read-only throughout. Nil: they can.
+	RecursiveReadOnly func() error
+}
+
+// recursiveReadOnly is nil where the handler's containers can have such mounts.
+func (h Handler) recursiveReadOnly() error {
+	if h.RecursiveReadOnly == nil {
+		return nil
+	}
+	return h.RecursiveReadOnly()
 }
 
 func (h Handlers) names() []string { return slices.Sorted(maps.Keys(h.ByName)) }
@@ -41,14 +53,14 @@ func (h Handlers) names() []string { return slices.Sorted(maps.Keys(h.ByName)) }
 func (h Handlers) features(name string) *runtime.RuntimeHandlerFeatures {
 	handler := h.ByName[name]
 	return &runtime.RuntimeHandlerFeatures{
-		RecursiveReadOnlyMounts: true,
+		RecursiveReadOnlyMounts: handler.recursiveReadOnly() == nil,
 		UserNamespaces:          handler.UserNamespaces != nil && handler.UserNamespaces(),
 	}
 }
 
-// selectHandler picks the handler of a pod: the requested one, else by its annotations, else the default. It
+// Select picks the handler of a pod: the requested one, else by its annotations, else the default. It
 // fails closed: an untrusted pod runs in a VM or not at all.
-func (h Handlers) selectHandler(requested string, annotations map[string]string) (string, error) {
+func (h Handlers) Select(requested string, annotations map[string]string) (string, error) {
 	if requested != "" {
 		if _, ok := h.ByName[requested]; !ok {
 			return "", fmt.Errorf("runtime handler %q is not configured; the handlers of this node are %q: %w",
@@ -103,6 +115,21 @@ func (h Handlers) known(name string) error {
 	if name == "" {
 		return nil
 	}
-	_, err := h.selectHandler(name, nil)
+	_, err := h.Select(name, nil)
 	return err
+}
+
+// fitsHandler refuses what the handler's kind of pod cannot honour.
+func fitsHandler(cfg sandbox.Config, h Handler) error {
+	if !h.VM {
+		return nil
+	}
+	for namespace, host := range map[string]bool{"network": cfg.HostNetwork, "PID": cfg.HostPID, "IPC": cfg.HostIPC} {
+		if host {
+			return invalid("the pod asks for the host's %s namespace, and runtime handler %q runs pods in microVMs, which have "+
+				"kernels of their own; take host%s out of the pod, or give it a RuntimeClass that runs it on the host's kernel",
+				namespace, cfg.Handler, map[string]string{"network": "Network", "PID": "PID", "IPC": "IPC"}[namespace])
+		}
+	}
+	return nil
 }

@@ -2,9 +2,12 @@ package cri
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/pistis-run/pistis/internal/sandbox"
 )
 
 // TestSelectHandler goes through every combination of a request, the two annotations and what is configured.
@@ -33,7 +36,7 @@ func TestSelectHandler(t *testing.T) {
 						annotations[UntrustedAnnotation] = *b
 						isTrusted = isTrusted && (*b == "false" || *b == "")
 					}
-					got, err := h.selectHandler(requested, annotations)
+					got, err := h.Select(requested, annotations)
 					name := fmt.Sprintf("requested %q, untrusted handler %q, %v: got %q, %v", requested, untrusted, annotations, got, err)
 					switch {
 					case requested == "nope":
@@ -75,5 +78,18 @@ func TestHandlerReady(t *testing.T) {
 	}
 	if err := h.ready("gone"); !errdefs.IsFailedPrecondition(err) {
 		t.Error(err)
+	}
+}
+
+func TestVMRefusesHostNamespaces(t *testing.T) {
+	for name, cfg := range map[string]sandbox.Namespaces{
+		"hostNetwork": {HostNetwork: true}, "hostPID": {HostPID: true}, "hostIPC": {HostIPC: true},
+	} {
+		if err := fitsHandler(sandbox.Config{Namespaces: cfg}, Handler{VM: true}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := fitsHandler(sandbox.Config{Namespaces: cfg}, Handler{}); err != nil {
+			t.Error(err)
+		}
 	}
 }

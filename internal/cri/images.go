@@ -46,8 +46,12 @@ func (s *imageServer) PullImage(ctx context.Context, req *runtime.PullImageReque
 	return &runtime.PullImageResponse{ImageRef: img.ID.String()}, nil
 }
 
-// pullError marks an unavailable registry for the kubelet, which looks for the mark at the beginning.
+// pullError marks what the kubelet wants to know of: an unavailable registry, and an image that its signatures do not
+// allow. The kubelet looks for the mark at the beginning.
 func pullError(ref string, err error) error {
+	if errors.Is(err, image.ErrSignature) {
+		return fmt.Errorf("%w: pull image %q: %w", crierrors.ErrSignatureValidationFailed, ref, err)
+	}
 	if errdefs.IsUnavailable(err) && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("%w: pull image %q: %w", crierrors.ErrRegistryUnavailable, ref, err)
 	}

@@ -25,26 +25,32 @@ import (
 const MaxMessageSize = 16 << 20
 
 // Interceptors are the options of a gRPC server whose handlers return errdefs classes: errors become gRPC codes,
-// panics become Internal, every call is logged, and observed where observe is not nil.
-func Interceptors(log *slog.Logger, observe func(method string, code codes.Code, d time.Duration)) []grpc.ServerOption {
-	done := func(ctx context.Context, method string, req any, start time.Time, err error) {
-		duration := time.Since(start)
-		logCall(ctx, log, path.Base(method), req, duration, err)
+// panics become Internal, every call is logged, and observed where observe is not nil: it is called when a call begins, with
+// the request where there is one, and what it returns when the call has ended.
+func Interceptors(log *slog.Logger, observe func(method string, req any) func(codes.Code, time.Duration)) []grpc.ServerOption {
+	begin := func(ctx context.Context, method string, req any) (done func(error)) {
+		start := time.Now()
+		observed := func(codes.Code, time.Duration) {}
 		if observe != nil {
-			observe(path.Base(method), status.Code(err), duration)
+			observed = observe(path.Base(method), req)
+		}
+		return func(err error) {
+			duration := time.Since(start)
+			logCall(ctx, log, path.Base(method), req, duration, err)
+			observed(status.Code(err), duration)
 		}
 	}
 	unary := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-		start := time.Now()
-		defer func() { done(ctx, info.FullMethod, req, start, err) }()
+		done := begin(ctx, info.FullMethod, req)
+		defer func() { done(err) }()
 		defer func() { err = toStatus(ctx, err) }()
 		defer recovered(ctx, log, info.FullMethod, &err)
 		return handler(ctx, req)
 	}
 	stream := func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
-		start := time.Now()
 		ctx := ss.Context()
-		defer func() { done(ctx, info.FullMethod, nil, start, err) }()
+		done := begin(ctx, info.FullMethod, nil)
+		defer func() { done(err) }()
 		defer func() { err = toStatus(ctx, err) }()
 		defer recovered(ctx, log, info.FullMethod, &err)
 		return handler(srv, ss)
@@ -63,13 +69,13 @@ func recovered(ctx context.Context, log *slog.Logger, method string, err *error)
 	}
 }
 
-// toStatus gives an error its gRPC code. What has no class is Internal. Only CRI's own error of a registry leaves as
-// Unknown: the kubelet knows it by the beginning of the text, and its client takes the code off that text for Unknown alone.
+// toStatus gives an error its gRPC code. What has no class is Internal. Only CRI's own errors of pulls leave as
+// Unknown: the kubelet knows them by the beginning of the text, and its client takes the code off that text for Unknown alone.
 func toStatus(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, crierrors.ErrRegistryUnavailable) {
+	if errors.Is(err, crierrors.ErrRegistryUnavailable) || errors.Is(err, crierrors.ErrSignatureValidationFailed) {
 		return status.Error(codes.Unknown, err.Error())
 	}
 	if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {

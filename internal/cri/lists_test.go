@@ -112,6 +112,18 @@ func TestStreamedLists(t *testing.T) {
 	if list, _ := collect(t, podStats, err, (*runtime.StreamPodSandboxStatsResponse).GetPodSandboxStats); len(list) != 1 || list[0].Attributes.Id != podID {
 		t.Errorf("statistics of pods: %v", list)
 	}
+	described, err := h.runtime.ListMetricDescriptors(ctx, &runtime.ListMetricDescriptorsRequest{})
+	if err != nil || len(described.Descriptors) == 0 {
+		t.Errorf("%v, %v", described, err)
+	}
+	listed, err := h.runtime.ListPodSandboxMetrics(ctx, &runtime.ListPodSandboxMetricsRequest{})
+	if err != nil || len(listed.PodMetrics) != 3 {
+		t.Errorf("%v, %v", listed, err)
+	}
+	metrics, err := h.runtime.StreamPodSandboxMetrics(ctx, &runtime.StreamPodSandboxMetricsRequest{})
+	if list, _ := collect(t, metrics, err, (*runtime.StreamPodSandboxMetricsResponse).GetPodSandboxMetrics); len(list) != 3 || len(list[0].ContainerMetrics) != 1 {
+		t.Errorf("metrics: %v", list)
+	}
 	images, err := h.images.StreamImages(ctx, &runtime.StreamImagesRequest{})
 	if list, _ := collect(t, images, err, (*runtime.StreamImagesResponse).GetImages); len(list) == 0 {
 		t.Error("no images")

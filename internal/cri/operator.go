@@ -81,7 +81,7 @@ func (o *Operator) Pull(req *pistis.PullRequest, stream grpc.ServerStreamingServ
 			}
 		case r := <-pulled:
 			if r.err != nil {
-				return pullError(req.Image, r.err)
+				return fmt.Errorf("pull image %q: %w", req.Image, r.err)
 			}
 			return stream.Send(&pistis.PullProgress{Status: "done", Offset: r.image.Size, Total: r.image.Size, Id: r.image.ID.String()})
 		}

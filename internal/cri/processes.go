@@ -31,7 +31,7 @@ type containerProcesses interface {
 // sandboxTasks reaches into a sandbox that is ready.
 type sandboxTasks interface {
 	Tasks(ctx context.Context, id string) (task.Service, error)
-	Stats(ctx context.Context, id string) (task.Stats, error)
+	Stats(ctx context.Context, id string, containers ...string) (task.Stats, error)
 }
 
 // streams hands out the URLs under which streams are served.

@@ -12,6 +12,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/pistis-run/pistis/internal/container"
+	"github.com/pistis-run/pistis/internal/cri/convert"
 	"github.com/pistis-run/pistis/internal/sandbox"
 )
 
@@ -21,6 +22,8 @@ type sandboxLifecycle interface {
 	Run(ctx context.Context, cfg sandbox.Config) (id string, err error)
 	Stop(ctx context.Context, id string) error
 	Remove(ctx context.Context, id string) error
+	// UpdateResources leaves what is nil as it is.
+	UpdateResources(ctx context.Context, id string, overhead, resources *sandbox.Resources) error
 }
 
 // sandboxReader looks at those that somebody was told of. Status takes an id or an unambiguous prefix of one.
@@ -41,11 +44,11 @@ type sandboxCalls struct {
 
 // RunPodSandbox makes a sandbox and returns when it is ready.
 func (c *sandboxCalls) RunPodSandbox(ctx context.Context, req *runtime.RunPodSandboxRequest) (*runtime.RunPodSandboxResponse, error) {
-	cfg, err := sandboxConfig(req.GetConfig())
+	cfg, err := convert.Sandbox(req.GetConfig())
 	if err != nil {
 		return nil, fmt.Errorf("run pod: %w", err)
 	}
-	if cfg.Handler, err = c.handlers.selectHandler(req.RuntimeHandler, cfg.Annotations); err != nil {
+	if cfg.Handler, err = c.handlers.Select(req.RuntimeHandler, cfg.Annotations); err != nil {
 		return nil, fmt.Errorf("run pod %s/%s: %w", cfg.Namespace, cfg.Name, err)
 	}
 	if err := fitsHandler(cfg, c.handlers.ByName[cfg.Handler]); err != nil {
@@ -83,6 +86,37 @@ func (c *sandboxCalls) RemovePodSandbox(ctx context.Context, req *runtime.Remove
 		return nil, fmt.Errorf("remove pod %s: %w", id, err)
 	}
 	return &runtime.RemovePodSandboxResponse{}, nil
+}
+
+// UpdatePodSandboxResources takes what the pod as a whole may use from now on, after the kubelet has changed the pod's
+// cgroup itself.
+func (c *sandboxCalls) UpdatePodSandboxResources(ctx context.Context, req *runtime.UpdatePodSandboxResourcesRequest) (*runtime.UpdatePodSandboxResourcesResponse, error) {
+	if err := requireID("pod sandbox", req.PodSandboxId); err != nil {
+		return nil, fmt.Errorf("update pod: %w", err)
+	}
+	s, err := c.sandboxes.Status(ctx, req.PodSandboxId)
+	if err != nil {
+		return nil, fmt.Errorf("update pod %s: %w", req.PodSandboxId, err)
+	}
+	given := func(field string, r *runtime.LinuxContainerResources) (*sandbox.Resources, error) {
+		if r == nil {
+			return nil, nil
+		}
+		out, err := convert.SandboxResources(field, r)
+		return &out, err
+	}
+	overhead, err := given("overhead", req.Overhead)
+	if err != nil {
+		return nil, fmt.Errorf("update pod %s: %w", s.ID, err)
+	}
+	resources, err := given("resources", req.Resources)
+	if err != nil {
+		return nil, fmt.Errorf("update pod %s: %w", s.ID, err)
+	}
+	if err := c.sandboxes.UpdateResources(ctx, s.ID, overhead, resources); err != nil {
+		return nil, fmt.Errorf("update pod %s: %w", s.ID, err)
+	}
+	return &runtime.UpdatePodSandboxResourcesResponse{}, nil
 }
 
 // resolve returns the whole id, or "" when there is no such sandbox, which Stop and Remove take for done.

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/pistis-run/pistis/internal/cri/metrics"
 	"github.com/pistis-run/pistis/internal/image"
 )
 
@@ -70,6 +71,7 @@ type runtimeServer struct {
 	*containerCalls
 	*processCalls
 	*statsCalls
+	*metricCalls
 	*eventCalls
 }
 
@@ -81,7 +83,11 @@ func New(o Options) *Server {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	events := &eventCalls{events: o.Events, sandboxes: o.Sandboxes, containers: o.Containers, done: o.Done}
+	stats := &statsCalls{
+		sandboxes: o.Sandboxes, tasks: o.Sandboxes, containers: o.Containers,
+		containerFS: o.ContainerFS, cpu: newSampler(time.Now), log: o.Log,
+	}
+	events := &eventCalls{events: o.Events, done: o.Done}
 	return &Server{
 		runtimeServer: &runtimeServer{
 			runtimeCalls: &runtimeCalls{
@@ -98,14 +104,38 @@ func New(o Options) *Server {
 			processCalls: &processCalls{
 				processes: o.Containers, containers: o.Containers, sandboxes: o.Sandboxes, streams: o.Streams,
 			},
-			statsCalls: &statsCalls{
-				sandboxes: o.Sandboxes, tasks: o.Sandboxes, containers: o.Containers,
-				containerFS: o.ContainerFS, cpu: newSampler(time.Now), log: o.Log,
-			},
-			eventCalls: events,
+			statsCalls:  stats,
+			metricCalls: &metricCalls{stats: stats, table: metrics.New()},
+			eventCalls:  events,
 		},
 		imageServer: &imageServer{images: o.Images, handlers: o.Handlers, containerFS: o.ContainerFS},
 	}
+}
+
+// HandlerOf is the runtime handler of the pod that a request is about, or empty. Only handlers that exist are named.
+func (s *Server) HandlerOf(req any) string {
+	ctx := context.Background() // in memory, nothing waits
+	calls := s.runtimeServer
+	pod := ""
+	switch r := req.(type) {
+	case *runtime.RunPodSandboxRequest:
+		handler, _ := calls.sandboxCalls.handlers.Select(r.RuntimeHandler, r.GetConfig().GetAnnotations()) // none where it is refused
+		return handler
+	case interface{ GetPodSandboxId() string }:
+		pod = r.GetPodSandboxId()
+	case interface{ GetContainerId() string }:
+		if c, err := calls.containerCalls.reader.Status(ctx, r.GetContainerId()); err == nil {
+			pod = c.Config.SandboxID
+		}
+	}
+	if pod == "" {
+		return ""
+	}
+	sandbox, err := calls.sandboxCalls.sandboxes.Status(ctx, pod)
+	if err != nil {
+		return ""
+	}
+	return sandbox.Config.Handler
 }
 
 // Register adds both services to g, which should have been made with the options of Interceptors.

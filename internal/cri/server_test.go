@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -246,6 +247,19 @@ func TestContainers(t *testing.T) {
 	}
 	_, err = h.runtime.ReopenContainerLog(ctx, &runtime.ReopenContainerLogRequest{ContainerId: other})
 	wantCode(t, err, codes.FailedPrecondition)
+	_, err = h.runtime.UpdatePodSandboxResources(ctx, &runtime.UpdatePodSandboxResourcesRequest{PodSandboxId: pod, Overhead: &runtime.LinuxContainerResources{MemoryLimitInBytes: 7}})
+	if err != nil {
+		t.Error(err)
+	}
+	_, err = h.runtime.UpdatePodSandboxResources(ctx, &runtime.UpdatePodSandboxResourcesRequest{PodSandboxId: pod, Resources: &runtime.LinuxContainerResources{MemoryLimitInBytes: 8}})
+	if s, _ := h.runtime.PodSandboxStatus(ctx, &runtime.PodSandboxStatusRequest{PodSandboxId: pod, Verbose: true}); err != nil ||
+		!strings.Contains(s.Info["info"], `"Overhead":{"CPUPeriod":0,"CPUQuota":0,"CPUShares":0,"MemoryLimit":7},"Resources":{"CPUPeriod":0,"CPUQuota":0,"CPUShares":0,"MemoryLimit":8}`) {
+		t.Errorf("%v, %v", s, err)
+	}
+	_, err = h.runtime.UpdatePodSandboxResources(ctx, &runtime.UpdatePodSandboxResourcesRequest{PodSandboxId: pod, Resources: &runtime.LinuxContainerResources{MemoryLimitInBytes: -2}})
+	wantCode(t, err, codes.InvalidArgument)
+	_, err = h.runtime.UpdatePodSandboxResources(ctx, &runtime.UpdatePodSandboxResourcesRequest{PodSandboxId: "gone"})
+	wantCode(t, err, codes.NotFound)
 	update := &runtime.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuQuota: 50000, CpuPeriod: 100000}
 	if _, err := h.runtime.UpdateContainerResources(ctx, &runtime.UpdateContainerResourcesRequest{ContainerId: id, Linux: update}); err != nil {
 		t.Error(err)

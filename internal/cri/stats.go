@@ -48,7 +48,7 @@ func (c *statsCalls) ContainerStats(ctx context.Context, req *runtime.ContainerS
 	if s.State != container.Running {
 		return nil, fmt.Errorf("statistics of container %s: it is %s, not running: %w", s.ID, s.State, errdefs.ErrFailedPrecondition)
 	}
-	stats, err := c.one(ctx, s.Config.SandboxID)
+	stats, err := c.one(ctx, s.Config.SandboxID, s.ID)
 	if err != nil {
 		return nil, fmt.Errorf("statistics of container %s: %w", s.ID, err)
 	}
@@ -76,7 +76,13 @@ func (c *statsCalls) containerList(ctx context.Context, f *runtime.ContainerStat
 		}
 	}
 	var list []*runtime.ContainerStats
-	for sandboxID, stats := range c.ask(ctx, keys(pods)) {
+	asked := make(map[string][]string, len(pods))
+	for sandboxID, containers := range pods {
+		for _, s := range containers {
+			asked[sandboxID] = append(asked[sandboxID], s.ID)
+		}
+	}
+	for sandboxID, stats := range c.ask(ctx, asked) {
 		list = append(list, c.ofContainers(ctx, pods[sandboxID], stats)...)
 	}
 	return list, ctx.Err()
@@ -105,19 +111,25 @@ func (c *statsCalls) ListPodSandboxStats(ctx context.Context, req *runtime.ListP
 }
 
 func (c *statsCalls) sandboxList(ctx context.Context, f *runtime.PodSandboxStatsFilter) ([]*runtime.PodSandboxStats, error) {
-	pods := map[string]sandbox.Status{}
-	for _, s := range c.sandboxes.List(ctx) {
-		if s.State == sandbox.Ready && strings.HasPrefix(s.ID, f.GetId()) && matchesLabels(s.Config.Labels, f.GetLabelSelector()) {
-			pods[s.ID] = s
-		}
-	}
-	answers := c.ask(ctx, keys(pods))
+	pods := c.ready(ctx, f)
+	answers := c.ask(ctx, whole(pods))
 	running := c.running(ctx)
 	var list []*runtime.PodSandboxStats
 	for id, stats := range answers {
 		list = append(list, c.sandboxStats(ctx, pods[id], running[id], stats))
 	}
 	return list, ctx.Err()
+}
+
+// ready are the ready sandboxes that the filter lets through, by id.
+func (c *statsCalls) ready(ctx context.Context, f *runtime.PodSandboxStatsFilter) map[string]sandbox.Status {
+	pods := map[string]sandbox.Status{}
+	for _, s := range c.sandboxes.List(ctx) {
+		if s.State == sandbox.Ready && strings.HasPrefix(s.ID, f.GetId()) && matchesLabels(s.Config.Labels, f.GetLabelSelector()) {
+			pods[s.ID] = s
+		}
+	}
+	return pods
 }
 
 // running are the containers that run, by sandbox.
@@ -131,30 +143,31 @@ func (c *statsCalls) running(ctx context.Context) map[string][]container.Status 
 	return all
 }
 
-func keys[V any](m map[string]V) []string {
-	list := make([]string, 0, len(m))
-	for k := range m {
-		list = append(list, k)
+// whole asks for all of each sandbox.
+func whole(pods map[string]sandbox.Status) map[string][]string {
+	asked := make(map[string][]string, len(pods))
+	for id := range pods {
+		asked[id] = nil
 	}
-	return list
+	return asked
 }
 
-// one collects the statistics of one sandbox, which may not answer.
-func (c *statsCalls) one(ctx context.Context, id string) (task.Stats, error) {
+// one collects the statistics of one sandbox, which may not answer, or of some of its containers.
+func (c *statsCalls) one(ctx context.Context, id string, containers ...string) (task.Stats, error) {
 	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
 	defer cancel()
-	return c.tasks.Stats(ctx, id)
+	return c.tasks.Stats(ctx, id, containers...)
 }
 
-// ask collects the statistics of several sandboxes.
-func (c *statsCalls) ask(ctx context.Context, ids []string) map[string]task.Stats {
+// ask collects the statistics of several sandboxes, or of some containers of each.
+func (c *statsCalls) ask(ctx context.Context, asked map[string][]string) map[string]task.Stats {
 	var mu sync.Mutex
 	all := map[string]task.Stats{}
 	var group errgroup.Group
 	group.SetLimit(statsParallel)
-	for _, id := range ids {
+	for id, containers := range asked {
 		group.Go(func() error {
-			stats, err := c.one(ctx, id)
+			stats, err := c.one(ctx, id, containers...)
 			if err != nil {
 				c.log.WarnContext(ctx, "a pod is missing from the statistics", logfields.Sandbox, id, logfields.Error, err)
 				return nil
@@ -263,7 +276,7 @@ func networkUsage(stats task.Stats) *runtime.NetworkUsage {
 			continue
 		}
 		one := &runtime.NetworkInterfaceUsage{
-			Name: i.Name, RxBytes: number(i.RxBytes), RxErrors: number(i.RxErrors), TxBytes: number(i.TxBytes), TxErrors: number(i.TxErrors),
+			Name: i.Name, RxBytes: number(i.Rx.Bytes), RxErrors: number(i.Rx.Errors), TxBytes: number(i.Tx.Bytes), TxErrors: number(i.Tx.Errors),
 		}
 		if usage.DefaultInterface == nil {
 			usage.DefaultInterface = one

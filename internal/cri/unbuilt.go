@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/containerd/errdefs"
-	"google.golang.org/grpc"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -18,10 +17,7 @@ func notBuilt(what string) error {
 	return fmt.Errorf("%s: %w", what, errdefs.ErrNotImplemented)
 }
 
-const (
-	noCheckpoints = "checkpoints of pods and containers are not supported by this version"
-	noMetrics     = "metrics over CRI are not supported by this version; the statistics calls are"
-)
+const noCheckpoints = "checkpoints of pods and containers are not supported by this version"
 
 func (unbuiltCalls) CheckpointContainer(context.Context, *runtime.CheckpointContainerRequest) (*runtime.CheckpointContainerResponse, error) {
 	return nil, notBuilt(noCheckpoints)
@@ -33,20 +29,4 @@ func (unbuiltCalls) CheckpointPod(context.Context, *runtime.CheckpointPodRequest
 
 func (unbuiltCalls) RestorePod(context.Context, *runtime.RestorePodRequest) (*runtime.RestorePodResponse, error) {
 	return nil, notBuilt(noCheckpoints)
-}
-
-func (unbuiltCalls) ListMetricDescriptors(context.Context, *runtime.ListMetricDescriptorsRequest) (*runtime.ListMetricDescriptorsResponse, error) {
-	return nil, notBuilt(noMetrics)
-}
-
-func (unbuiltCalls) ListPodSandboxMetrics(context.Context, *runtime.ListPodSandboxMetricsRequest) (*runtime.ListPodSandboxMetricsResponse, error) {
-	return nil, notBuilt(noMetrics)
-}
-
-func (unbuiltCalls) StreamPodSandboxMetrics(*runtime.StreamPodSandboxMetricsRequest, grpc.ServerStreamingServer[runtime.StreamPodSandboxMetricsResponse]) error {
-	return notBuilt(noMetrics)
-}
-
-func (unbuiltCalls) UpdatePodSandboxResources(context.Context, *runtime.UpdatePodSandboxResourcesRequest) (*runtime.UpdatePodSandboxResourcesResponse, error) {
-	return nil, notBuilt("resizing a running pod is not supported by this version; resize its containers, or make the pod anew")
 }

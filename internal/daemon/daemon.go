@@ -16,7 +16,9 @@ import (
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/cri"
 	"github.com/pistis-run/pistis/internal/cri/streaming"
+	"github.com/pistis-run/pistis/internal/image"
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/telemetry"
 	"github.com/pistis-run/pistis/internal/version"
 )
 
@@ -30,16 +32,18 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		return err
 	}
 	down.Add("unlock", closing(locked.Close))
-	engine, err := openEngine(ctx, cfg, log, &down)
+	counts := telemetry.NewMetrics(version.Version)
+	engine, err := openEngine(ctx, cfg, counts, log, &down)
 	if err != nil {
 		return err
 	}
 	if err := engine.recover(ctx, log); err != nil {
 		return err
 	}
+	down.Add("stop tending networks", background(ctx, func(ctx context.Context) { engine.tendNetworks(ctx, log) }))
 	down.Add("stop trying out KVM", background(ctx, func(ctx context.Context) { engine.handlers.warmUp(ctx, log) }))
-	counts := newMetrics()
-	stopMetrics, err := counts.serve(cfg.Metrics, log)
+	counts.Census(engine.census)
+	stopMetrics, err := counts.Serve(cfg.Metrics, log)
 	if err != nil {
 		return err
 	}
@@ -54,8 +58,9 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	down.Add("close streams", streams.Close)
 
 	draining := make(chan struct{})
-	server := grpc.NewServer(cri.Interceptors(log, counts.observe)...)
-	cri.New(criOptions(cfg, engine, streams, draining, log)).Register(server)
+	runtime := cri.New(criOptions(cfg, engine, streams, draining, log))
+	server := grpc.NewServer(cri.Interceptors(log, observeCalls(counts, runtime.HandlerOf))...)
+	runtime.Register(server)
 	cri.NewOperator(engine.images).Register(server)
 	listener, err := listen(ctx, cfg.Socket)
 	if err != nil {
@@ -106,9 +111,18 @@ func serve(ctx context.Context, server *grpc.Server, listener net.Listener, drai
 
 func criOptions(cfg config.Config, e *engine, streams *streaming.Server, draining <-chan struct{}, log *slog.Logger) cri.Options {
 	writable := &usage{dir: e.paths.scratch()}
+	containerFS := func(ctx context.Context) (image.FSInfo, error) {
+		info, err := writable.info(ctx) // what VMs write
+		if err != nil {
+			return info, err
+		}
+		bytes, inodes, err := e.roots.Total(ctx)
+		info.UsedBytes, info.UsedInodes = info.UsedBytes+bytes, info.UsedInodes+inodes
+		return info, err
+	}
 	return cri.Options{
 		Sandboxes: e.sandboxes, Containers: e.containers, Images: e.images, Events: e.events, Streams: streams,
-		ContainerFS: writable.info, NetworkReady: e.network.Status, SetPodCIDR: podCIDR(cfg.Network),
+		ContainerFS: containerFS, NetworkReady: e.network.Status, SetPodCIDR: podCIDR(cfg.Network),
 		Handlers: e.handlers.forCRI(), SystemdCgroups: systemdCgroups(cfg.CgroupDriver),
 		Version: version.Version, Info: map[string]any{"config": cfg, "version": version.Version, "pid": os.Getpid()},
 		Log: log, Done: draining,

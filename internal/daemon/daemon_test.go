@@ -179,32 +179,6 @@ func TestServeDrains(t *testing.T) {
 	}
 }
 
-func TestMetrics(t *testing.T) {
-	m := newMetrics()
-	stop, err := m.serve("127.0.0.1:0", quiet)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.observe("Version", codes.OK, time.Millisecond)
-	families, err := m.registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	found := false
-	for _, f := range families {
-		found = found || f.GetName() == "pistis_cri_call_duration_seconds"
-	}
-	if !found {
-		t.Error("the call was not counted")
-	}
-	if err := stop(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if _, err := m.serve("127.0.0.1:99999", quiet); err == nil {
-		t.Error("a bad address is served")
-	}
-}
-
 func TestUsage(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "full"), make([]byte, 64<<10), 0o600); err != nil {

@@ -14,14 +14,17 @@ import (
 	"github.com/pistis-run/pistis/internal/cleanup"
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/container"
+	"github.com/pistis-run/pistis/internal/cri"
 	"github.com/pistis-run/pistis/internal/event"
 	"github.com/pistis-run/pistis/internal/image"
+	"github.com/pistis-run/pistis/internal/image/registry"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/network"
 	"github.com/pistis-run/pistis/internal/network/netns"
 	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/snapshot"
+	"github.com/pistis-run/pistis/internal/telemetry"
 )
 
 // paths are where the engine's parts keep their things. Below root is what survives a reboot, below state what
@@ -49,9 +52,10 @@ func (p paths) hostPods() string { return filepath.Join(p.state, "host") }
 func (p paths) runtimes() string { return filepath.Join(p.state, "runtimes") }
 
 // ofState are the directories below state that hold files alone.
-func (p paths) ofState() []string {
-	return []string{p.bundles(), p.pods(), p.hostPods(), p.runtimes()}
-}
+func (p paths) ofState() []string { return []string{p.bundles(), p.pods(), p.runtimes()} }
+
+// pins are the directories below state that hold pins of namespaces: mounts that reach their copies.
+func (p paths) pins() []string { return []string{p.netns(), p.hostPods()} }
 
 // engine is what does the work below the CRI.
 type engine struct {
@@ -59,7 +63,7 @@ type engine struct {
 	images     *image.Service
 	disks      *snapshot.Disks
 	dirs       *snapshot.Layers
-	roots      *rootfs.Roots
+	roots      *rootfs.Watched
 	network    *network.Node
 	handlers   *handlers
 	events     *event.Broker
@@ -68,10 +72,10 @@ type engine struct {
 }
 
 // openEngine opens the parts, from the bottom up, and puts their ends on down. Nothing has been recovered yet.
-func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *cleanup.Stack) (*engine, error) {
+func openEngine(ctx context.Context, cfg config.Config, counts *telemetry.Metrics, log *slog.Logger, down *cleanup.Stack) (*engine, error) {
 	e := &engine{paths: paths{root: cfg.Root, state: cfg.State}, events: event.NewBroker()}
 	var err error
-	if e.images, err = openImages(ctx, cfg, e.paths, log); err != nil {
+	if e.images, err = openImages(ctx, cfg, e.paths, counts, log); err != nil {
 		return nil, err
 	}
 	down.Add("close images", closing(e.images.Close))
@@ -83,9 +87,12 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 		return nil, err
 	}
 	down.Add("close directories", closing(e.dirs.Close))
-	if e.roots, err = rootfs.Open(e.paths.roots()); err != nil {
+	roots, err := rootfs.Open(e.paths.roots())
+	if err != nil {
 		return nil, err
 	}
+	e.roots = rootfs.Watch(roots)
+	down.Add("close roots", closing(e.roots.Close))
 	volumes, err := rootfs.Open(e.paths.volumes())
 	if err != nil {
 		return nil, err
@@ -96,20 +103,23 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 	} else {
 		e.images.SetForms(e.dirs, e.disks)
 	}
-	if e.network, err = openNetwork(cfg.Network, e.paths, log); err != nil {
+	if e.network, err = openNetwork(cfg.Network, cfg.Handlers, e.paths, log); err != nil {
 		return nil, err
 	}
 	down.Add("close network", closing(e.network.Close))
-	if e.handlers, err = openHandlers(cfg, e.paths, e.disks, e.roots, log); err != nil {
+	if e.handlers, err = openHandlers(cfg, e.paths, e.disks, e.roots, counts, log); err != nil {
 		return nil, err
 	}
-	if err := netns.OpenDir(e.paths.netns()); err != nil {
-		return nil, fmt.Errorf("daemon: %w", err)
+	e.handlers.network = e.network.StatusOf
+	for _, dir := range e.paths.pins() {
+		if err := netns.OpenDir(dir); err != nil {
+			return nil, fmt.Errorf("daemon: %w", err)
+		}
 	}
 	e.sandboxes, err = sandbox.New(sandbox.Options{
 		Dir: e.paths.sandboxRecords(), NetNSDir: e.paths.netns(),
 		NetNS:   sandbox.NetNS{Create: netns.Create, CreateOwned: createOwned, Remove: netns.Remove, List: netns.List, UserNS: netns.UserNS},
-		Network: e.network, Launchers: e.handlers.launchers, Events: e.events, Log: log,
+		Network: e.network, Launchers: e.handlers.launchers, Events: e.events, Swept: counts.Leak, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -124,6 +134,7 @@ func openEngine(ctx context.Context, cfg config.Config, log *slog.Logger, down *
 	}
 	down.Add("close containers", closing(e.containers.Close))
 	e.sandboxes.SetContainers(e.containers)
+	e.events.SetDescribe(cri.DescribeEvents(e.sandboxes, e.containers))
 	return e, nil
 }
 
@@ -143,17 +154,20 @@ func closing(fn func() error) func(context.Context) error {
 	return func(context.Context) error { return fn() }
 }
 
-func openImages(ctx context.Context, cfg config.Config, p paths, log *slog.Logger) (*image.Service, error) {
+func openImages(ctx context.Context, cfg config.Config, p paths, counts *telemetry.Metrics, log *slog.Logger) (*image.Service, error) {
 	return image.Open(ctx, image.Options{
-		Root: p.images(), HostsDir: cfg.Image.HostsDir, Mirrors: cfg.Image.Mirrors, Insecure: cfg.Image.Insecure,
-		PinnedImages: cfg.Image.Pinned, MaxConcurrentDownloads: cfg.Image.MaxConcurrentDownloads,
-		PullTimeout: cfg.Image.PullTimeout.Duration, Log: log,
+		Root: p.images(), Registries: registry.Options{HostsDir: cfg.Image.HostsDir, Mirrors: cfg.Image.Mirrors, Insecure: cfg.Image.Insecure},
+		PinnedImages: cfg.Image.Pinned, SignaturePolicy: cfg.Image.SignaturePolicy, MaxConcurrentDownloads: cfg.Image.MaxConcurrentDownloads,
+		PullTimeout: cfg.Image.PullTimeout.Duration, Pulled: observePull(counts), Log: log,
 	})
 }
 
 // recover takes over what an earlier daemon left: pods that run go on, the rest is cleaned away.
 func (e *engine) recover(ctx context.Context, log *slog.Logger) error {
 	start := time.Now()
+	// Until the containers are known, what a pod looks like cannot be told.
+	release := e.events.Hold()
+	defer release()
 	if err := e.sandboxes.Recover(ctx); err != nil {
 		return fmt.Errorf("daemon: %w", err)
 	}

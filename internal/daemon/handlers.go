@@ -22,6 +22,7 @@ import (
 	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/snapshot"
+	"github.com/pistis-run/pistis/internal/telemetry"
 	"github.com/pistis-run/pistis/internal/vmpod"
 )
 
@@ -30,9 +31,12 @@ type handlers struct {
 	cfg   config.Config
 	guest guestFiles
 	accel *accelerator
+	// network says whether pods of a handler could be connected now.
+	network func(handler string) error
 	// userNamespaces tells, from a trial, whether this host can map the owners of pods' files.
 	userNamespaces func() bool
 	launchers      map[string]sandbox.Launcher
+	counts         *telemetry.Metrics
 }
 
 // guestFiles finds the guest's files: those of the configuration, else those that were built. They are
@@ -86,16 +90,25 @@ func (h *handlers) ready(name string, handler config.Handler) error {
 	return snapshot.Ready()
 }
 
+// connected says whether pods of a handler with a network of its own could have it now. That of all others is the node's.
+func (h *handlers) connected(name string, handler config.Handler) error {
+	if handler.CNIConfDir == "" {
+		return nil
+	}
+	return h.network(name)
+}
+
 // forCRI are the handlers as the CRI server wants to know them.
 func (h *handlers) forCRI() cri.Handlers {
 	out := cri.Handlers{Default: h.cfg.DefaultHandler, Untrusted: h.cfg.UntrustedHandler, ByName: map[string]cri.Handler{}}
 	for name, handler := range h.cfg.Handlers {
 		offered := cri.Handler{
 			VM:    handler.Type == config.HandlerVM,
-			Ready: func() error { return h.ready(name, handler) },
+			Ready: func() error { return errors.Join(h.ready(name, handler), h.connected(name, handler)) },
 		}
 		if !offered.VM {
 			offered.UserNamespaces = h.userNamespaces
+			offered.RecursiveReadOnly = hostpod.CheckRecursiveReadOnly
 		}
 		out.ByName[name] = offered
 	}
@@ -104,9 +117,9 @@ func (h *handlers) forCRI() cri.Handlers {
 
 // openHandlers makes a launcher for each handler. One whose programs or guest are missing is made too: it is not ready,
 // and becomes so when they are installed.
-func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *rootfs.Roots, log *slog.Logger) (*handlers, error) {
+func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *rootfs.Watched, counts *telemetry.Metrics, log *slog.Logger) (*handlers, error) {
 	h := &handlers{
-		cfg: cfg, launchers: map[string]sandbox.Launcher{},
+		cfg: cfg, counts: counts, launchers: map[string]sandbox.Launcher{},
 		guest: guestFiles{Guest: vmpod.Guest{Kernel: cfg.VM.Kernel, Initrd: cfg.VM.Initrd, Modules: cfg.VM.Modules}, built: p.guest()},
 	}
 	h.accel = newAccelerator(cfg.VM, h.guest, cfg.Root, log)
@@ -124,7 +137,7 @@ func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *root
 	uids := vmpod.NewUIDs(first, last)
 	for name, handler := range cfg.Handlers {
 		if handler.Type == config.HandlerOCI {
-			h.launchers[name], err = openHost(name, handler, cfg, p, roots, log)
+			h.launchers[name], err = h.openHost(name, handler, p, roots, log)
 		} else {
 			h.launchers[name], err = h.openVM(handler, p, disks, uids, log)
 		}
@@ -142,20 +155,21 @@ func (h *handlers) openVM(handler config.Handler, p paths, disks *snapshot.Disks
 	}
 	return vmpod.New(vmpod.Options{
 		Config: h.cfg.VM, Hypervisor: handler.Hypervisor, Shim: shim, Guest: h.guest.find, Accel: h.accel.get,
-		NewScratch: disks.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: h.cfg.CgroupParent, Log: log,
+		NewScratch: disks.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: h.cfg.CgroupParent,
+		Booted: h.counts.Boot, Swept: h.counts.Leak, Log: log,
 	})
 }
 
-func openHost(name string, handler config.Handler, cfg config.Config, p paths, roots *rootfs.Roots, log *slog.Logger) (sandbox.Launcher, error) {
+func (h *handlers) openHost(name string, handler config.Handler, p paths, roots *rootfs.Watched, log *slog.Logger) (sandbox.Launcher, error) {
 	return hostpod.New(hostpod.Options{
-		Runtime: func() (string, error) { return handler.FindRuntime(name) }, Monitor: cfg.FindMonitor,
+		Runtime: func() (string, error) { return handler.FindRuntime(name) }, Monitor: h.cfg.FindMonitor,
 		Roots: roots, Dir: filepath.Join(p.hostPods(), name), RuntimeRoot: filepath.Join(p.runtimes(), name),
-		CgroupParent: cfg.CgroupParent, SystemdCgroups: systemdCgroups(cfg.CgroupDriver), Log: log,
+		CgroupParent: h.cfg.CgroupParent, SystemdCgroups: systemdCgroups(h.cfg.CgroupDriver), Swept: h.counts.Leak, Log: log,
 	})
 }
 
 // tryUserNamespace makes what a pod with a user namespace needs and removes it again.
-func tryUserNamespace(p paths, roots *rootfs.Roots) (err error) {
+func tryUserNamespace(p paths, roots *rootfs.Watched) (err error) {
 	const id = "trial"
 	ctx, cancel := cleanup.Detach(context.Background())
 	defer cancel()

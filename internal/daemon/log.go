@@ -42,14 +42,11 @@ type logrusHook struct{ log *slog.Logger }
 func (logrusHook) Levels() []logrus.Level { return logrus.AllLevels }
 
 func (h logrusHook) Fire(e *logrus.Entry) error {
+	// A library's warning is detail here: what matters of it comes back as an error as well.
 	level := slog.LevelDebug
 	switch e.Level {
 	case logrus.PanicLevel, logrus.FatalLevel, logrus.ErrorLevel:
 		level = slog.LevelError
-	case logrus.WarnLevel:
-		level = slog.LevelWarn
-	case logrus.InfoLevel:
-		level = slog.LevelInfo
 	}
 	attrs := make([]slog.Attr, 0, len(e.Data))
 	for key, value := range e.Data {

@@ -10,15 +10,24 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/pistis-run/pistis/internal/config"
+	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/network"
+	"github.com/pistis-run/pistis/internal/sandbox"
 )
 
-// openNetwork opens CNI where it is configured, and the built-in bridge otherwise. Not both: a pod that came up on
-// the bridge because the plugins were not there yet would stay there.
-func openNetwork(cfg config.Network, p paths, log *slog.Logger) (*network.Node, error) {
-	options := network.Options{StateDir: p.network()}
+// openNetwork opens CNI where it is configured, and the built-in bridge otherwise. Not both, but for handlers with a
+// configuration of their own: a pod that came up on the bridge because the plugins were not there yet would stay there.
+func openNetwork(cfg config.Network, handlers map[string]config.Handler, p paths, log *slog.Logger) (*network.Node, error) {
+	options := network.Options{
+		StateDir: p.network(), CNIBinDirs: cfg.CNIBinDirs,
+		CNIConfDirs: network.ConfDirs{Default: cfg.CNIConfDir, Handlers: map[string]string{}},
+	}
+	for name, h := range handlers {
+		if h.CNIConfDir != "" {
+			options.CNIConfDirs.Handlers[name] = h.CNIConfDir
+		}
+	}
 	if cfg.CNIConfDir != "" {
-		options.CNIConfDir, options.CNIBinDirs = cfg.CNIConfDir, cfg.CNIBinDirs
 		return network.New(options)
 	}
 	options.Bridge = network.BridgeOptions{Name: cfg.Bridge.Name, Log: log}
@@ -32,6 +41,27 @@ func openNetwork(cfg config.Network, p paths, log *slog.Logger) (*network.Node, 
 		}
 	}
 	return network.New(options)
+}
+
+// tendNetworks frees what plugins keep for pods that are gone, and looks whether those of the pods that run are as they
+// were set up: somebody may have changed the host while no daemon ran.
+func (e *engine) tendNetworks(ctx context.Context, log *slog.Logger) {
+	if err := e.network.CollectGarbage(ctx); err != nil && ctx.Err() == nil {
+		log.Warn("garbage of pod networks", logfields.Error, err)
+	}
+	for _, s := range e.sandboxes.List(ctx) {
+		if s.State != sandbox.Ready || s.NetNS == "" {
+			continue
+		}
+		err := e.network.Check(ctx, network.Pod{ID: s.ID})
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil && !errdefs.IsNotImplemented(err) && !errdefs.IsNotFound(err) {
+			log.Warn("the network of a pod is not as it was set up; if the pod has no connection, start it anew", logfields.Sandbox, s.ID,
+				logfields.Pod, s.Config.Namespace+"/"+s.Config.Name, logfields.Error, err)
+		}
+	}
 }
 
 // podCIDR answers the kubelet that says which networks the node's pods are to have. The built-in bridge has those of

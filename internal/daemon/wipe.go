@@ -18,6 +18,8 @@ import (
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/network/netns"
+	"github.com/pistis-run/pistis/internal/telemetry"
+	"github.com/pistis-run/pistis/internal/version"
 )
 
 // cgroupTimeout is how long dead processes may take to leave their cgroup.
@@ -77,7 +79,7 @@ func wipeRoot(p paths, log *slog.Logger) error {
 func wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	var down cleanup.Stack
 	defer func() { err = errors.Join(err, down.Run(ctx)) }()
-	engine, err := openEngine(ctx, cfg, log, &down)
+	engine, err := openEngine(ctx, cfg, telemetry.NewMetrics(version.Version), log, &down)
 	if err != nil {
 		return err
 	}
@@ -96,8 +98,10 @@ func wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) 
 			return fmt.Errorf("wipe: %w", err)
 		}
 	}
-	if err := netns.RemoveDir(engine.paths.netns()); err != nil {
-		return fmt.Errorf("wipe: %w", err)
+	for _, dir := range engine.paths.pins() {
+		if err := netns.RemoveDir(dir); err != nil {
+			return fmt.Errorf("wipe: %w", err)
+		}
 	}
 	if err := removeCgroup(ctx, cfg.CgroupParent); errors.Is(err, unix.EBUSY) {
 		log.Warn("the cgroup stays: there are processes or groups in it that are not of this daemon's pods", logfields.Path, cfg.CgroupParent)

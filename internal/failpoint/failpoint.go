@@ -2,7 +2,7 @@
 //
 // Points are off unless the environment variable PISTIS_FAILPOINTS names them when the process starts, as
 // "sandbox.launched=kill9,container.created=error". A point that is off costs one map lookup in an empty map.
-// The parsed table is read-only. The package imports nothing of ours.
+// The parsed table is read-only. The package imports nothing of ours but the keys of log fields.
 package failpoint
 
 import (
@@ -15,6 +15,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/logfields"
 )
 
 // Env is the variable that switches points on.
@@ -51,7 +53,7 @@ func Hit(ctx context.Context, name string) error {
 }
 
 func fire(ctx context.Context, name string, m mode) error {
-	slog.WarnContext(ctx, "failpoint reached", "failpoint", name, "mode", string(m))
+	slog.WarnContext(ctx, "failpoint reached", logfields.Point, name, logfields.Mode, string(m))
 	switch m {
 	case modePanic:
 		panic("failpoint " + name)

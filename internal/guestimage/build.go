@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -20,7 +21,7 @@ import (
 )
 
 // DefaultPackage is the Debian package whose newest version is the guest's kernel.
-const DefaultPackage = "linux-image-cloud-amd64"
+func DefaultPackage() string { return "linux-image-cloud-" + runtime.GOARCH }
 
 // format changes whenever the same inputs give another guest.
 const format = 3
@@ -44,7 +45,7 @@ type Options struct {
 	Kernel string
 	// ModulesDir is /lib/modules/<version> of Kernel; empty for a kernel with everything built in.
 	ModulesDir string
-	// Package is the Debian package to take the kernel from, when Kernel is empty; empty is DefaultPackage.
+	// Package is the Debian package to take the kernel from, when Kernel is empty; empty is DefaultPackage().
 	Package string
 	// Refresh looks for a newer package even where one was fetched before.
 	Refresh bool
@@ -145,7 +146,7 @@ func (o Options) complete() (Options, error) {
 		return o, fmt.Errorf("guest build: modules given without their kernel: %w", errdefs.ErrInvalidArgument)
 	}
 	if o.Package == "" {
-		o.Package = DefaultPackage
+		o.Package = DefaultPackage()
 	}
 	if o.Progress == nil {
 		o.Progress = func(string) {}

@@ -37,7 +37,7 @@ func (t *tasks) startInit(ctx context.Context, program string) error {
 	if err := writeSpec(bundle, spec); err != nil {
 		return fmt.Errorf("first process: %w", err)
 	}
-	if err := t.monitor.Create(ctx, monitorclient.CreateRequest{ID: id, Bundle: bundle}); err != nil {
+	if err := t.monitor.Create(ctx, monitorclient.CreateRequest{ID: id, Bundle: bundle, CgroupsPath: spec.Linux.CgroupsPath}); err != nil {
 		return fmt.Errorf("first process: %w", err)
 	}
 	if _, err := t.monitor.Start(ctx, task.ID{Container: id}); err != nil {

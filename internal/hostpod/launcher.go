@@ -20,6 +20,7 @@ import (
 	"github.com/pistis-run/pistis/internal/podfiles"
 	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
+	"github.com/pistis-run/pistis/internal/task"
 )
 
 // Options of a launcher; all are needed.
@@ -27,7 +28,7 @@ type Options struct {
 	// Runtime and Monitor find the programs, or say why there are none. They are asked at each launch.
 	Runtime, Monitor func() (path string, err error)
 	// Roots make the containers' root file systems.
-	Roots Roots
+	Roots roots
 	// Dir has a directory for each sandbox. It is this launcher's alone, and below a run directory.
 	Dir string
 	// RuntimeRoot is where the OCI runtime keeps its state.
@@ -35,17 +36,21 @@ type Options struct {
 	// CgroupParent is for pods that name none. SystemdCgroups: groups are made by systemd.
 	CgroupParent   string
 	SystemdCgroups bool
-	Log            *slog.Logger
+	// Swept is told what was nobody's and whether it could be removed. It may be nil.
+	Swept func(kind string, err error)
+	Log   *slog.Logger
 }
 
-// Roots makes root file systems of layers. All methods are safe for concurrent use.
-type Roots interface {
+// roots makes root file systems of layers. All methods are safe for concurrent use.
+type roots interface {
 	// Mount stacks the layers, the lowest first, below a fresh writable one and returns where. On error nothing is left.
 	Mount(ctx context.Context, id string, layers []string, opts rootfs.Options) (path string, err error)
 	// Remove unmounts a root and removes its writable layer. It is idempotent.
 	Remove(ctx context.Context, id string) error
 	// Usage of the writable layer.
 	Usage(ctx context.Context, id string) (bytes, inodes uint64, err error)
+	// FileSystem is the one that writable layers are on.
+	FileSystem() (task.FileSystem, error)
 }
 
 // Launcher runs sandboxes on the host's kernel.
@@ -161,7 +166,7 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (_ san
 		return nil, fmt.Errorf("pod directory: %w", err)
 	}
 	undo.Add("clean up pod", func(ctx context.Context) error { return l.Cleanup(ctx, req) })
-	if err := p.writeFiles(req); err != nil {
+	if err := p.writeFile(parentFile, []byte(p.cfg.CgroupParent)); err != nil {
 		return nil, err
 	}
 	if err := p.share(); err != nil {
@@ -174,6 +179,13 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (_ san
 		return nil, err
 	}
 	undo.Add("close monitor", func(context.Context) error { return m.Close() })
+	network, err := req.Connected(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.configure(network); err != nil {
+		return nil, err
+	}
 	i := l.instance(p, m)
 	if p.cfg.SharedPID {
 		if err := i.tasks.startInit(ctx, program); err != nil {
@@ -193,25 +205,29 @@ func (l *Launcher) runtimeArgs() []string {
 	return args
 }
 
-// writeFiles makes the files that the runtime gives to every container of the pod.
-func (p pod) writeFiles(req sandbox.LaunchRequest) error {
-	resolv, err := podfiles.ResolvConf(p.cfg.DNS, req.DNS)
+// configure makes what depends on the pod's network: sysctls, which may be of its interfaces, and the files that the
+// runtime gives to every container of the pod.
+func (p pod) configure(network sandbox.Connection) error {
+	if err := p.setSysctls(); err != nil {
+		return err
+	}
+	resolv, err := podfiles.ResolvConf(p.cfg.DNS, network.DNS)
 	if err != nil {
 		return err
 	}
 	hostname := cmp.Or(p.cfg.Hostname, hostHostname())
-	hosts := podfiles.Hosts(p.cfg.Hostname, req.IPs)
+	hosts := podfiles.Hosts(p.cfg.Hostname, network.IPs)
 	if p.cfg.HostNetwork {
 		if hosts, err = os.ReadFile("/etc/hosts"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("pod files: %w", err)
 		}
 	}
-	for name, content := range map[string][]byte{
-		"resolv.conf": resolv, "hosts": hosts, "hostname": []byte(hostname + "\n"), parentFile: []byte(p.cfg.CgroupParent),
-	} {
-		if err := os.WriteFile(p.file(name), content, 0o644); err != nil {
-			return fmt.Errorf("pod files: %w", err)
-		}
+	return errors.Join(p.writeFile("resolv.conf", resolv), p.writeFile("hosts", hosts), p.writeFile("hostname", []byte(hostname+"\n")))
+}
+
+func (p pod) writeFile(name string, content []byte) error {
+	if err := os.WriteFile(p.file(name), content, 0o644); err != nil {
+		return fmt.Errorf("pod files: %w", err)
 	}
 	return nil
 }
@@ -316,11 +332,13 @@ func (l *Launcher) Sweep(ctx context.Context, keep map[string]bool) error {
 		}
 		l.Log.InfoContext(ctx, "removing a pod that belongs to no sandbox", logfields.Sandbox, id)
 		parent, err := readParent(l.dir(id))
-		if err != nil {
-			errs = append(errs, err)
-			continue
+		if err == nil {
+			err = l.remove(ctx, l.pod(sandbox.LaunchRequest{ID: id, Config: sandbox.Config{CgroupParent: parent}}))
 		}
-		errs = append(errs, l.remove(ctx, l.pod(sandbox.LaunchRequest{ID: id, Config: sandbox.Config{CgroupParent: parent}})))
+		if l.Swept != nil {
+			l.Swept("pod", err)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -17,16 +17,25 @@ type monitors interface {
 
 // monitor is the connection to one pod's monitor.
 type monitor interface {
+	containers
 	processes
-	task.Attacher
-	task.Resizer
-	task.LogReopener
-	task.Updater
+	terminals
+	lifetime
+}
+
+type containers interface {
 	// Create announces a container, whose bundle is complete; its start calls the runtime.
 	Create(ctx context.Context, req monitorclient.CreateRequest) error
 	// InitPID is the first process of a running container. FailedPrecondition for one that does not run.
 	InitPID(ctx context.Context, container string) (uint32, error)
-	lifetime
+	task.LogReopener
+	task.Updater
+}
+
+// terminals are the optional interfaces of processes that people sit in front of.
+type terminals interface {
+	task.Attacher
+	task.Resizer
 }
 
 // processes are those of task.Service but for Create.

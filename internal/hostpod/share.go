@@ -19,7 +19,7 @@ import (
 // shmOptions are of the pod's /dev/shm; its size is what Docker made customary.
 const shmOptions = "mode=1777,size=65536k"
 
-// share makes what the pod's containers have in common: namespaces with their sysctls, and /dev/shm.
+// share makes what the pod's containers have in common: namespaces and /dev/shm.
 func (p pod) share() error {
 	if !p.cfg.HostIPC {
 		if err := os.Mkdir(p.shm(), 0o700); err != nil {
@@ -44,19 +44,33 @@ func (p pod) owned() error {
 			return err
 		}
 	}
+	return p.within(p.nameHost)
+}
+
+// within runs fn on a thread in the pod's namespaces, those that it has of its own.
+func (p pod) within(fn func() error) error {
 	return onThread(func() error {
-		for path, kind := range map[string]int{p.netns: unix.CLONE_NEWNET, p.ipc(): unix.CLONE_NEWIPC, p.uts(): unix.CLONE_NEWUTS} {
-			f, err := netns.Open(path)
+		for _, ns := range []struct {
+			path  string
+			kind  int
+			hosts bool
+		}{
+			{p.netns, unix.CLONE_NEWNET, p.cfg.HostNetwork}, {p.uts(), unix.CLONE_NEWUTS, p.cfg.HostNetwork}, {p.ipc(), unix.CLONE_NEWIPC, p.cfg.HostIPC},
+		} {
+			if ns.hosts {
+				continue
+			}
+			f, err := netns.Open(ns.path)
 			if err != nil {
 				return err
 			}
-			err = unix.Setns(int(f.Fd()), kind)
+			err = unix.Setns(int(f.Fd()), ns.kind)
 			f.Close()
 			if err != nil {
-				return fmt.Errorf("enter namespace %s: %w", path, err)
+				return fmt.Errorf("enter namespace %s: %w", ns.path, err)
 			}
 		}
-		return p.configure()
+		return fn()
 	})
 }
 
@@ -72,16 +86,6 @@ func onThread(fn func() error) error {
 
 // namespaces runs on a thread of its own: the new namespaces are the thread's, and pinned before it ends.
 func (p pod) namespaces() error {
-	if p.netns != "" {
-		f, err := netns.Open(p.netns)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter network namespace: %w", err)
-		}
-	}
 	flags := 0
 	pins := map[string]string{}
 	if !p.cfg.HostIPC {
@@ -95,7 +99,7 @@ func (p pod) namespaces() error {
 	if err := unix.Unshare(flags); err != nil {
 		return fmt.Errorf("namespaces: %w", err)
 	}
-	if err := p.configure(); err != nil {
+	if err := p.nameHost(); err != nil {
 		return err
 	}
 	for kind, path := range pins {
@@ -106,19 +110,30 @@ func (p pod) namespaces() error {
 	return nil
 }
 
-// configure sets host name and sysctls in the namespaces of the calling thread.
-func (p pod) configure() error {
-	if !p.cfg.HostNetwork && p.cfg.Hostname != "" {
-		if err := unix.Sethostname([]byte(p.cfg.Hostname)); err != nil {
-			return fmt.Errorf("hostname %q: %w", p.cfg.Hostname, err)
-		}
+// nameHost sets the host name in the UTS namespace of the calling thread, where that is the pod's.
+func (p pod) nameHost() error {
+	if p.cfg.HostNetwork || p.cfg.Hostname == "" {
+		return nil
 	}
-	for name, value := range p.cfg.Sysctls {
-		if err := writeSysctl(name, value); err != nil {
-			return err
-		}
+	if err := unix.Sethostname([]byte(p.cfg.Hostname)); err != nil {
+		return fmt.Errorf("hostname %q: %w", p.cfg.Hostname, err)
 	}
 	return nil
+}
+
+// setSysctls sets the pod's sysctls, all of which are of its namespaces.
+func (p pod) setSysctls() error {
+	if len(p.cfg.Sysctls) == 0 {
+		return nil
+	}
+	return p.within(func() error {
+		for name, value := range p.cfg.Sysctls {
+			if err := writeSysctl(name, value); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func pin(namespace, path string) error {

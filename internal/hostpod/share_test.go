@@ -1,6 +1,7 @@
 package hostpod
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,7 +37,7 @@ func TestShare(t *testing.T) {
 	if err := os.Mkdir(p.dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.share(); err != nil {
+	if err := errors.Join(p.share(), p.setSysctls()); err != nil {
 		t.Fatal(err)
 	}
 	for _, path := range []string{p.ipc(), p.uts(), p.shm()} {

@@ -57,11 +57,11 @@ func TestNamespaces(t *testing.T) {
 		want map[specs.LinuxNamespaceType]string
 	}{
 		{name: "of the pod", want: all},
-		{name: "host network", cfg: sandbox.Config{HostNetwork: true}, want: without(specs.NetworkNamespace, specs.UTSNamespace)},
-		{name: "host IPC", cfg: sandbox.Config{HostIPC: true}, want: without(specs.IPCNamespace)},
-		{name: "host PID", cfg: sandbox.Config{HostPID: true}, want: without(specs.PIDNamespace)},
-		{name: "shared PID", cfg: sandbox.Config{SharedPID: true}, want: with(map[specs.LinuxNamespaceType]string{specs.PIDNamespace: "/run/pods/p1/pid"})},
-		{name: "one's own in a pod that shares", cfg: sandbox.Config{SharedPID: true}, pid: task.PIDNamespace{Own: true}, want: all},
+		{name: "host network", cfg: sandbox.Config{Namespaces: sandbox.Namespaces{HostNetwork: true}}, want: without(specs.NetworkNamespace, specs.UTSNamespace)},
+		{name: "host IPC", cfg: sandbox.Config{Namespaces: sandbox.Namespaces{HostIPC: true}}, want: without(specs.IPCNamespace)},
+		{name: "host PID", cfg: sandbox.Config{Namespaces: sandbox.Namespaces{HostPID: true}}, want: without(specs.PIDNamespace)},
+		{name: "shared PID", cfg: sandbox.Config{Namespaces: sandbox.Namespaces{SharedPID: true}}, want: with(map[specs.LinuxNamespaceType]string{specs.PIDNamespace: "/run/pods/p1/pid"})},
+		{name: "one's own in a pod that shares", cfg: sandbox.Config{Namespaces: sandbox.Namespaces{SharedPID: true}}, pid: task.PIDNamespace{Own: true}, want: all},
 		{name: "target", pid: task.PIDNamespace{Container: "c0"}, want: with(map[specs.LinuxNamespaceType]string{specs.PIDNamespace: "/run/pods/p1/pid-c1"})},
 	}
 	for _, test := range tests {
@@ -176,8 +176,8 @@ func TestSysctls(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	for name, cfg := range map[string]sandbox.Config{"net.core.somaxconn": {HostNetwork: true}, "kernel.sem": {HostIPC: true}} {
-		if err := sysctlAllowed(name, cfg); !errdefs.IsInvalidArgument(err) {
+	for name, cfg := range map[string]sandbox.Namespaces{"net.core.somaxconn": {HostNetwork: true}, "kernel.sem": {HostIPC: true}} {
+		if err := sysctlAllowed(name, sandbox.Config{Namespaces: cfg}); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s on the host: %v", name, err)
 		}
 	}

@@ -78,7 +78,8 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 		return task.User{}, err
 	}
 	err = t.monitor.Create(ctx, monitorclient.CreateRequest{
-		ID: req.ID, Bundle: req.Bundle, LogPath: req.LogPath, Terminal: req.Terminal, Stdin: req.Stdin, StdinOnce: req.StdinOnce,
+		ID: req.ID, Bundle: req.Bundle, CgroupsPath: req.Spec.Linux.CgroupsPath,
+		LogPath: req.LogPath, Terminal: req.Terminal, Stdin: req.Stdin, StdinOnce: req.StdinOnce,
 	})
 	if err != nil {
 		return task.User{}, err
@@ -178,6 +179,11 @@ func (t *tasks) Stats(ctx context.Context, containers ...string) (task.Stats, er
 		return stats, nil
 	}
 	t.ofPod(&stats)
+	writable, err := t.l.Roots.FileSystem()
+	if err != nil {
+		return stats, err
+	}
+	stats.Writable = &writable
 	interfaces, err := t.interfaces()
 	stats.Interfaces = interfaces
 	return stats, err
@@ -186,8 +192,8 @@ func (t *tasks) Stats(ctx context.Context, containers ...string) (task.Stats, er
 // ofPod fills in what the pod uses as a whole: its cgroup's numbers where it has one of its own, else the sum.
 func (t *tasks) ofPod(stats *task.Stats) {
 	if t.p.own || t.p.cfg.CgroupParent != "" {
-		if usage, err := t.l.cgroups.Usage(t.p.group); err == nil {
-			stats.CPU, stats.Memory = usage.CPU, usage.Memory
+		if cpu, memory, err := t.l.cgroups.Total(t.p.group); err == nil {
+			stats.CPU, stats.Memory = cpu, memory
 			return
 		}
 	}
@@ -216,7 +222,11 @@ func (t *tasks) interfaces() ([]task.Interface, error) {
 		for _, link := range links {
 			attrs := link.Attrs()
 			if s := attrs.Statistics; s != nil && attrs.Flags&net.FlagLoopback == 0 && attrs.Flags&net.FlagUp != 0 {
-				found = append(found, task.Interface{Name: attrs.Name, RxBytes: s.RxBytes, RxErrors: s.RxErrors, TxBytes: s.TxBytes, TxErrors: s.TxErrors})
+				found = append(found, task.Interface{
+					Name: attrs.Name,
+					Rx:   task.Traffic{Bytes: s.RxBytes, Packets: s.RxPackets, Errors: s.RxErrors, Dropped: s.RxDropped},
+					Tx:   task.Traffic{Bytes: s.TxBytes, Packets: s.TxPackets, Errors: s.TxErrors, Dropped: s.TxDropped},
+				})
 			}
 		}
 		return nil

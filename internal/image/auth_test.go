@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/pistis-run/pistis/internal/image/registry"
 )
 
 // needBasic lets only alice in.
@@ -127,7 +129,7 @@ func TestPullMirrors(t *testing.T) {
 		return needBasic(w, req)
 	})
 	auth := &Auth{Username: "alice", Password: "secret:word"}
-	s := openService(t, func(o *Options) { o.Mirrors = map[string][]string{own.host: {mirror.URL}} })
+	s := openService(t, func(o *Options) { o.Registries.Mirrors = map[string][]string{own.host: {mirror.URL}} })
 	if _, err := s.Pull(t.Context(), PullRequest{Ref: ref, Auth: auth}); err != nil {
 		t.Fatal(err)
 	}
@@ -136,14 +138,14 @@ func TestPullMirrors(t *testing.T) {
 	}
 	mirror.setIntercept(nil)
 	for name, change := range map[string]func(*Options){
-		"table": func(o *Options) { o.Mirrors = map[string][]string{"registry.example": {mirror.URL + "/"}} },
+		"table": func(o *Options) { o.Registries.Mirrors = map[string][]string{"registry.example": {mirror.URL + "/"}} },
 		"hosts.toml": func(o *Options) {
 			dir := filepath.Join(t.TempDir(), "registry.example")
 			toml := "server = \"https://registry.example\"\n[host.\"" + mirror.URL + "\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
 			if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(toml), 0o644)); err != nil {
 				t.Fatal(err)
 			}
-			o.HostsDir = filepath.Dir(dir)
+			o.Registries.HostsDir = filepath.Dir(dir)
 		},
 	} {
 		s := openService(t, change)
@@ -155,11 +157,11 @@ func TestPullMirrors(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(broken, 0o755), os.WriteFile(filepath.Join(broken, "hosts.toml"), []byte("= ="), 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	s = openService(t, func(o *Options) { o.HostsDir = filepath.Dir(broken) })
+	s = openService(t, func(o *Options) { o.Registries.HostsDir = filepath.Dir(broken) })
 	if _, err := s.Pull(t.Context(), PullRequest{Ref: "registry.example/app:1"}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("broken hosts.toml: %v", err)
 	}
-	if _, err := Open(t.Context(), Options{Root: t.TempDir(), Mirrors: map[string][]string{"a": {"no url"}}}); !errdefs.IsInvalidArgument(err) {
+	if _, err := Open(t.Context(), Options{Root: t.TempDir(), Registries: registry.Options{Mirrors: map[string][]string{"a": {"no url"}}}}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("broken mirror: %v", err)
 	}
 }
@@ -175,8 +177,8 @@ func TestPullTLS(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "ca.pem"), ca, 0o644), os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(toml), 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	mustPull(t, openService(t, func(o *Options) { o.HostsDir = filepath.Dir(dir) }), "registry.example/app:1")
-	s := openService(t, func(o *Options) { o.Mirrors = map[string][]string{"registry.example": {r.URL}} })
+	mustPull(t, openService(t, func(o *Options) { o.Registries.HostsDir = filepath.Dir(dir) }), "registry.example/app:1")
+	s := openService(t, func(o *Options) { o.Registries.Mirrors = map[string][]string{"registry.example": {r.URL}} })
 	if _, err := s.Pull(t.Context(), PullRequest{Ref: "registry.example/app:1"}); !errdefs.IsUnavailable(err) {
 		t.Errorf("unknown certificate: %v", err)
 	}

@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/pistis-run/pistis/internal/image/registry"
 )
 
 const (
@@ -29,34 +31,31 @@ var errMismatch = errors.New("content does not match its digest")
 
 // session is a pull's connection to its registry.
 type session struct {
-	s          *Service
-	ref        string
-	creds      credentials
-	resolver   remotes.Resolver
-	fetcher    remotes.Fetcher
-	progress   *progress
-	registry   []docker.RegistryHost // once found
-	transports []*http.Transport
+	s        *Service
+	ref      string
+	resolver remotes.Resolver
+	fetcher  remotes.Fetcher
+	progress *progress
+	registry *registry.Session
 }
 
 func (s *Service) newSession(f *flight) *session {
-	c := &session{s: s, ref: f.named.String(), creds: f.creds, progress: f.progress}
+	c := &session{s: s, ref: f.named.String(), registry: s.registry.Session(s.ctx, f.creds), progress: f.progress}
 	c.resolver = docker.NewResolver(docker.ResolverOptions{
-		Hosts:   c.hosts,
+		Hosts:   c.registry.Hosts,
 		Headers: http.Header{"User-Agent": []string{"pistis"}},
 	})
 	return c
 }
 
-func (c *session) close() {
-	for _, t := range c.transports {
-		t.CloseIdleConnections()
-	}
-}
+func (c *session) close() { c.registry.Close() }
 
 // resolve asks the registry what the reference means now.
 func (c *session) resolve(ctx context.Context) (ocispec.Descriptor, error) {
 	name, desc, err := c.resolver.Resolve(ctx, c.ref)
+	if errdefs.IsNotFound(err) {
+		return ocispec.Descriptor{}, fmt.Errorf("the registry has no such image, or not for these credentials: check its name and tag: %w", err)
+	}
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}

@@ -5,6 +5,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/pistis-run/pistis/internal/image/registry"
 )
 
 // Image is one image of this node, resolved for its platform.
@@ -34,15 +36,8 @@ type Layer struct {
 	DiffID digest.Digest
 }
 
-// Auth is how CRI passes credentials; all forms may be empty.
-type Auth struct {
-	Username, Password string
-	// Auth is base64 of user:password.
-	Auth          string
-	ServerAddress string
-	IdentityToken string
-	RegistryToken string
-}
+// Auth is how CRI passes credentials.
+type Auth = registry.Auth
 
 // PullRequest names an image to pull.
 type PullRequest struct {

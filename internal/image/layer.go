@@ -24,12 +24,18 @@ const zstdWindow = 128 << 20
 // DataLoss error when the content is not what it should be. Nothing read before io.EOF may be relied on.
 func (s *Service) OpenLayer(ctx context.Context, layer Layer) (io.ReadCloser, error) {
 	ctx = s.scope(ctx)
+	if _, err := s.content.Info(ctx, layer.Blob.Digest); err != nil {
+		return nil, fmt.Errorf("layer %s: %w", layer.Blob.Digest, classify(err))
+	}
 	ra, err := s.content.ReaderAt(ctx, layer.Blob)
-	if err != nil {
+	if errdefs.IsNotFound(err) {
+		return nil, s.damaged(ctx, layer.Blob.Digest, "layer %s: its blob has gone: %s", layer.Blob.Digest, err.Error())
+	} else if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", layer.Blob.Digest, classify(err))
 	}
 	if layer.Blob.Size > 0 && ra.Size() != layer.Blob.Size {
-		return nil, errors.Join(corrupt("layer %s: %d bytes instead of %d", layer.Blob.Digest, ra.Size(), layer.Blob.Size), ra.Close())
+		size := ra.Size()
+		return nil, errors.Join(s.damaged(ctx, layer.Blob.Digest, "layer %s: %d bytes instead of %d", layer.Blob.Digest, size, layer.Blob.Size), ra.Close())
 	}
 	blob := layer.Blob.Digest.Algorithm().Hash()
 	raw := io.TeeReader(content.NewReader(ra), blob)
@@ -38,7 +44,7 @@ func (s *Service) OpenLayer(ctx context.Context, layer Layer) (io.ReadCloser, er
 		return nil, errors.Join(corrupt("layer %s: %w", layer.Blob.Digest, err), ra.Close())
 	}
 	ahead := newReadAhead(tar)
-	return &layerReader{ctx: ctx, layer: layer, raw: raw, tar: ahead, blob: blob, diff: layer.DiffID.Algorithm().Hash(),
+	return &layerReader{s: s, ctx: ctx, layer: layer, raw: raw, tar: ahead, blob: blob, diff: layer.DiffID.Algorithm().Hash(),
 		close: sync.OnceValue(func() error { ahead.Close(); release(); return ra.Close() })}, nil
 }
 
@@ -73,6 +79,7 @@ func isZstd(magic []byte) bool {
 }
 
 type layerReader struct {
+	s          *Service
 	ctx        context.Context
 	layer      Layer
 	raw, tar   io.Reader
@@ -97,18 +104,28 @@ func (l *layerReader) Read(p []byte) (int, error) {
 	case errdefs.IsDataLoss(err):
 		l.err = err
 	default:
-		l.err = corrupt("layer %s: %w", l.layer.Blob.Digest, err)
+		if l.err = l.verifyBlob(); l.err == nil {
+			l.err = corrupt("layer %s: %w", l.layer.Blob.Digest, err)
+		}
 	}
 	return n, l.err
 }
 
-// verify returns io.EOF when both digests are right. Nobody reads ahead any more: that has ended.
-func (l *layerReader) verify() error {
+// verifyBlob reads the rest of the blob and compares its digest. Nobody reads ahead any more: that has ended.
+func (l *layerReader) verifyBlob() error {
 	if _, err := io.Copy(io.Discard, l.raw); err != nil {
 		return fmt.Errorf("layer %s: %w", l.layer.Blob.Digest, classify(err))
 	}
 	if got := digest.NewDigest(l.layer.Blob.Digest.Algorithm(), l.blob); got != l.layer.Blob.Digest {
-		return corrupt("layer %s: the stored blob has digest %s; remove the image and pull it again", l.layer.Blob.Digest, got)
+		return l.s.damaged(l.ctx, l.layer.Blob.Digest, "layer %s: the stored blob has digest %s", l.layer.Blob.Digest, got)
+	}
+	return nil
+}
+
+// verify returns io.EOF when both digests are right.
+func (l *layerReader) verify() error {
+	if err := l.verifyBlob(); err != nil {
+		return err
 	}
 	if got := digest.NewDigest(l.layer.DiffID.Algorithm(), l.diff); got != l.layer.DiffID {
 		return corrupt("layer %s: its content has digest %s, the image's config says %s", l.layer.Blob.Digest, got, l.layer.DiffID)

@@ -11,10 +11,12 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/errdefs"
 	"github.com/google/uuid"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/pistis-run/pistis/internal/logfields"
 )
@@ -143,9 +145,8 @@ func (s *Service) recover(ctx context.Context, blobs content.Store) error {
 	if err != nil {
 		return err
 	}
-	for _, d := range lost {
-		s.opts.Log.Warn("a blob has gone from the image store; pull the image again", logfields.Digest, d.String())
-		if err := s.content.Delete(ctx, d); err != nil {
+	if len(lost) > 0 {
+		if err := s.lose(ctx, lost...); err != nil {
 			return err
 		}
 	}
@@ -189,43 +190,32 @@ func (s *Service) Unuse(ctx context.Context, owner string) error {
 	return nil
 }
 
-// hold adds an image to a lease, which it makes where it does not exist.
-func (s *Service) hold(ctx context.Context, id string, img Image) (err error) {
-	l, err := s.leases.Create(ctx, leases.WithID(id))
-	created := err == nil
-	if errdefs.IsAlreadyExists(err) {
-		l, err = leases.Lease{ID: id}, nil
-	}
-	if err != nil {
-		return err
-	}
-	res := leases.Resource{ID: img.Manifest.Digest.String(), Type: resourceContent}
-	defer func() {
-		if err == nil {
-			return
+// hold adds an image to a lease, which it makes where it does not exist: in one transaction, since each waits for the disk.
+func (s *Service) hold(ctx context.Context, id string, img Image) error {
+	return s.db.Update(func(tx *bolt.Tx) error {
+		ctx := boltutil.WithTransaction(ctx, tx)
+		l, err := s.leases.Create(ctx, leases.WithID(id))
+		if errdefs.IsAlreadyExists(err) {
+			l, err = leases.Lease{ID: id}, nil
 		}
-		ctx, cancel := detached(ctx)
-		defer cancel()
-		undo := s.leases.DeleteResource(ctx, l, res)
-		if created {
-			undo = s.leases.Delete(ctx, l)
+		if err != nil {
+			return err
 		}
-		err = errors.Join(err, undo)
-	}()
-	if err := s.leases.AddResource(ctx, l, res); err != nil {
-		return err
-	}
-	// The manifest keeps the rest, but all of it may have been collected just before.
-	parts := []digest.Digest{img.Manifest.Digest, img.ID}
-	for _, layer := range img.Layers {
-		parts = append(parts, layer.Blob.Digest)
-	}
-	for _, d := range parts {
-		if _, err := s.content.Info(ctx, d); err != nil {
-			return fmt.Errorf("it was removed meanwhile, pull it again: %w", err)
+		if err := s.leases.AddResource(ctx, l, leases.Resource{ID: img.Manifest.Digest.String(), Type: resourceContent}); err != nil {
+			return err
 		}
-	}
-	return nil
+		// The manifest keeps the rest, but all of it may have been collected just before.
+		parts := []digest.Digest{img.Manifest.Digest, img.ID}
+		for _, layer := range img.Layers {
+			parts = append(parts, layer.Blob.Digest)
+		}
+		for _, d := range parts {
+			if _, err := s.content.Info(ctx, d); err != nil {
+				return fmt.Errorf("it was removed meanwhile, pull it again: %w", err)
+			}
+		}
+		return nil
+	})
 }
 
 // release ends a lease, and collects what it alone has kept.
@@ -271,6 +261,9 @@ func (s *Service) Owners(ctx context.Context) ([]string, error) {
 	return owners, nil
 }
 
+// errUnknownLayers: a container uses an image, but its layers cannot be told from others.
+var errUnknownLayers = errors.New("its layers are not known")
+
 // collect removes all that nothing refers to: blobs first, then the forms of layers.
 func (s *Service) collect(ctx context.Context) error {
 	if _, err := s.db.GarbageCollect(ctx); err != nil {
@@ -279,7 +272,10 @@ func (s *Service) collect(ctx context.Context) error {
 	s.forgetParsed(ctx)
 	var errs []error
 	for _, f := range s.getForms() {
-		if err := f.Collect(ctx, func() (map[digest.Digest]struct{}, error) { return s.layersInUse(ctx) }); err != nil {
+		err := f.Collect(ctx, func() (map[digest.Digest]struct{}, error) { return s.layersInUse(ctx) })
+		if errors.Is(err, errUnknownLayers) {
+			s.opts.Log.Warn("layers that nobody uses stay until the containers of a damaged image are gone", logfields.Error, err)
+		} else if err != nil {
 			errs = append(errs, fmt.Errorf("collect layers: %w", err))
 		}
 	}
@@ -297,13 +293,13 @@ func (s *Service) layersInUse(ctx context.Context) (map[digest.Digest]struct{}, 
 		}
 	}
 	s.mu.Unlock()
-	manifests := map[digest.Digest]struct{}{}
+	manifests := map[digest.Digest]bool{} // true for those that somebody uses
 	records, err := s.images.List(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, r := range records {
-		manifests[digest.Digest(r.Labels[labelManifest])] = struct{}{}
+		manifests[digest.Digest(r.Labels[labelManifest])] = false
 	}
 	all, err := s.leases.List(ctx)
 	if err != nil {
@@ -320,12 +316,14 @@ func (s *Service) layersInUse(ctx context.Context) (map[digest.Digest]struct{}, 
 			return nil, err
 		}
 		for _, r := range held {
-			manifests[digest.Digest(r.ID)] = struct{}{}
+			manifests[digest.Digest(r.ID)] = true
 		}
 	}
-	for d := range manifests {
+	for d, inUse := range manifests {
 		p, err := s.load(ctx, d)
-		if err != nil {
+		if err != nil && inUse {
+			return nil, fmt.Errorf("manifest %s: %w: %w", d, errUnknownLayers, err)
+		} else if err != nil {
 			s.opts.Log.Warn("an image cannot be read; pull it again", logfields.Digest, d.String(), logfields.Error, err)
 			continue
 		}

@@ -200,7 +200,7 @@ func (s *Service) checkConfig(c ocispec.Image, layers int) error {
 	return nil
 }
 
-// read decodes a JSON blob of at most limit bytes. The content store verified it when it came.
+// read decodes a JSON blob of at most limit bytes. It was verified when it came, and is again: a disk may have lost parts.
 func (s *Service) read(ctx context.Context, desc ocispec.Descriptor, limit int64, get ensure, into any) error {
 	if err := desc.Digest.Validate(); err != nil {
 		return corrupt("invalid digest: %w", err)
@@ -220,8 +220,13 @@ func (s *Service) read(ctx context.Context, desc ocispec.Descriptor, limit int64
 		return corrupt("%s has %d bytes instead of %d", desc.Digest, info.Size, desc.Size)
 	}
 	raw, err := content.ReadBlob(ctx, s.content, desc)
-	if err != nil {
+	if errdefs.IsNotFound(err) {
+		return s.damaged(ctx, desc.Digest, "blob %s on this node has gone", desc.Digest)
+	} else if err != nil {
 		return err
+	}
+	if desc.Digest.Algorithm().FromBytes(raw) != desc.Digest {
+		return s.damaged(ctx, desc.Digest, "blob %s on this node is not what its digest says", desc.Digest)
 	}
 	if err := json.Unmarshal(raw, into); err != nil {
 		return corrupt("%s: %w", desc.Digest, err)

@@ -12,6 +12,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/pistis-run/pistis/internal/failpoint"
+	"github.com/pistis-run/pistis/internal/image/registry"
 	"github.com/pistis-run/pistis/internal/logfields"
 )
 
@@ -30,7 +32,7 @@ type flightKey struct {
 type flight struct {
 	key      flightKey
 	named    reference.Named
-	creds    credentials
+	creds    registry.Credentials
 	progress *progress
 	cancel   context.CancelCauseFunc
 	waiters  int // under Service.mu
@@ -45,14 +47,15 @@ type flight struct {
 // what is not there yet. Concurrent pulls of one reference share the work; the one whose ctx ends leaves the others
 // undisturbed.
 //
-// Errors: InvalidArgument for a malformed reference or credentials, NotFound, Unauthenticated, PermissionDenied,
+// Errors do not say what was pulled: InvalidArgument for a malformed reference or credentials, NotFound, Unauthenticated, PermissionDenied,
+// PermissionDenied with ErrSignature for an image that the signature policy does not allow,
 // FailedPrecondition for an image that this node cannot run, DataLoss where content is not what its digest says,
 // ResourceExhausted for a full disk, Unavailable for a registry that does not answer, DeadlineExceeded for one that
 // stops answering.
 func (s *Service) Pull(ctx context.Context, req PullRequest) (Image, error) {
 	f, err := s.join(req)
 	if err != nil {
-		return Image{}, fmt.Errorf("pull: %w", err)
+		return Image{}, err
 	}
 	defer s.leave(f)
 	report := func() {
@@ -69,7 +72,7 @@ func (s *Service) Pull(ctx context.Context, req PullRequest) (Image, error) {
 			return f.image, f.err
 		case <-ctx.Done():
 			report()
-			return Image{}, fmt.Errorf("pull %s: %w", f.named, ctx.Err())
+			return Image{}, ctx.Err()
 		case <-tick.C:
 			report()
 		}
@@ -86,7 +89,7 @@ func (s *Service) join(req PullRequest) (*flight, error) {
 	if req.Auth != nil {
 		key.auth = *req.Auth
 	}
-	creds, err := parseAuth(key.auth)
+	creds, err := registry.ParseAuth(key.auth)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", named, err)
 	}
@@ -133,7 +136,7 @@ func (s *Service) fly(ctx context.Context, f *flight) {
 		if errors.Is(context.Cause(ctx), errStalled) {
 			err = fmt.Errorf("the registry sent nothing for %s: %w", s.opts.PullTimeout, errStalled)
 		}
-		err = fmt.Errorf("pull %s: %w", f.named, classify(err))
+		err = classify(err)
 	} else {
 		f.progress.set(StatusDone)
 		s.opts.Log.Info("image pulled", logfields.Image, f.named.String(), logfields.ID, img.ID.String(), logfields.Bytes, img.Size, logfields.Duration, time.Since(start))
@@ -143,6 +146,9 @@ func (s *Service) fly(ctx context.Context, f *flight) {
 		delete(s.flights, f.key)
 	}
 	s.mu.Unlock()
+	if s.opts.Pulled != nil {
+		s.opts.Pulled(f.progress.snapshot().Offset, time.Since(start), err)
+	}
 	f.image, f.err = img, err
 	close(f.done)
 }
@@ -178,6 +184,10 @@ func (s *Service) pull(ctx context.Context, f *flight) (_ Image, err error) {
 	}
 	defer func() { release(ctx, err) }()
 
+	requirements, err := s.loadPolicy(f.named)
+	if err != nil {
+		return Image{}, err
+	}
 	session := s.newSession(f)
 	defer session.close()
 	target, err := session.resolve(ctx)
@@ -189,22 +199,46 @@ func (s *Service) pull(ctx context.Context, f *flight) (_ Image, err error) {
 	if err != nil {
 		return Image{}, err
 	}
-	if err := session.fetchLayers(ctx, p); err != nil {
+	if err := session.verify(ctx, f.named, requirements, target.Digest, p.desc.Digest); err != nil {
 		return Image{}, err
 	}
-	f.progress.set(StatusConverting)
 	names := []string{digestName(f.named, target.Digest.String())}
 	if _, ok := f.named.(reference.Tagged); ok {
 		names = append(names, f.named.String())
 	}
 	r := registration{names: names, target: target, image: p}
-	if err := s.prepare(ctx, f, r); err != nil {
+	if err := session.complete(ctx, f, r); err != nil {
+		return Image{}, err
+	}
+	if err := failpoint.Hit(ctx, "image.prepared"); err != nil {
 		return Image{}, err
 	}
 	if err := s.register(ctx, r); err != nil {
 		return Image{}, err
 	}
+	if err := failpoint.Hit(ctx, "image.registered"); err != nil {
+		return Image{}, err
+	}
 	return s.find(ctx, p.manifest.Config.Digest)
+}
+
+// complete makes all that an image lacks but its names. A blob that was there already may turn out to be damaged when it
+// is read: it is downloaded once more then.
+func (c *session) complete(ctx context.Context, f *flight, r registration) error {
+	for again := false; ; again = true {
+		f.progress.set(StatusDownloading)
+		if err := c.fetchLayers(ctx, r.image); err != nil {
+			return err
+		}
+		if err := failpoint.Hit(ctx, "image.downloaded"); err != nil {
+			return err
+		}
+		f.progress.set(StatusConverting)
+		err := c.s.prepare(ctx, f, r)
+		if err == nil || again || !errdefs.IsDataLoss(err) || !c.s.misses(ctx, r.image) {
+			return err
+		}
+	}
 }
 
 // prepare makes of blobs that are all there an image that only lacks its names.

@@ -5,11 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -25,6 +24,9 @@ import (
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/pistis-run/pistis/internal/image/registry"
+	"github.com/pistis-run/pistis/internal/signature"
 )
 
 const (
@@ -44,20 +46,20 @@ const (
 type Options struct {
 	// Root is the directory of the store. It is made where it does not exist.
 	Root string
-	// HostsDir holds hosts.toml files as containerd's config_path does; empty: none.
-	HostsDir string
-	// Mirrors maps a registry host to the URLs that are asked before it. A directory for the host in HostsDir wins.
-	Mirrors map[string][]string
-	// Insecure registries, as host or host:port, need no valid certificate and may speak plain HTTP. Those on
-	// the loopback interface always may.
-	Insecure []string
+	// Registries is how they are reached.
+	Registries registry.Options
 	// PinnedImages are names of images that the kubelet is told not to remove, or patterns of names with * at the end, or
 	// at both ends.
 	PinnedImages []string
+	// SignaturePolicy is a file in the format of containers-policy.json(5), which says what may be pulled; empty: all.
+	SignaturePolicy string
 	// MaxConcurrentDownloads of blobs over all pulls; 0 is 3.
 	MaxConcurrentDownloads int
 	// PullTimeout ends a pull that makes no progress for so long; 0 is five minutes.
 	PullTimeout time.Duration
+	// Pulled is called at the end of each pull, however many asked for it, with the size of its blobs as far as they came.
+	// It may be nil.
+	Pulled func(bytes int64, d time.Duration, err error)
 	// Log is where the progress of pulls goes; nil is slog.Default().
 	Log *slog.Logger
 }
@@ -76,7 +78,7 @@ type forms interface {
 type Service struct {
 	opts      Options
 	clog      *log.Entry
-	mirrors   map[string][]*url.URL
+	registry  *registry.Registries
 	pinned    []pin
 	platform  platforms.MatchComparer
 	downloads *semaphore.Weighted
@@ -135,7 +137,6 @@ func newService(opts Options) (*Service, error) {
 	}
 	s := &Service{
 		opts: opts, clog: containerdLog(opts.Log),
-		mirrors:   map[string][]*url.URL{},
 		platform:  platforms.Only(platforms.DefaultSpec()),
 		downloads: semaphore.NewWeighted(int64(opts.MaxConcurrentDownloads)),
 		blobs:     newKeyedMutex[digest.Digest](),
@@ -149,29 +150,38 @@ func newService(opts Options) (*Service, error) {
 		}
 		s.pinned = append(s.pinned, p)
 	}
-	for host, urls := range opts.Mirrors {
-		for _, raw := range urls {
-			u, err := url.Parse(raw)
-			if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-				return nil, fmt.Errorf("mirror of %s: %q is no http or https URL: %w", host, raw, errdefs.ErrInvalidArgument)
-			}
-			s.mirrors[host] = append(s.mirrors[host], u)
+	if opts.SignaturePolicy != "" {
+		if _, err := signature.Load(opts.SignaturePolicy); err != nil {
+			return nil, err
 		}
 	}
-	return s, nil
+	var err error
+	s.registry, err = registry.New(opts.Registries)
+	return s, err
 }
 
 func (s *Service) open(ctx context.Context) error {
 	if err := os.MkdirAll(s.opts.Root, 0o700); err != nil {
 		return err
 	}
-	db, err := bolt.Open(filepath.Join(s.opts.Root, "metadata.db"), 0o600, &bolt.Options{Timeout: lockTimeout})
-	if errors.Is(err, bolterrors.ErrTimeout) {
+	path := filepath.Join(s.opts.Root, "metadata.db")
+	return guarded(path, func() error { return s.openDB(ctx, path) })
+}
+
+func (s *Service) openDB(ctx context.Context, path string) error {
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockTimeout})
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
 		return fmt.Errorf("in use by another process: %w", errdefs.ErrFailedPrecondition)
-	} else if err != nil {
+	case err != nil && errors.As(err, new(syscall.Errno)):
 		return fmt.Errorf("metadata.db: %w", err)
+	case err != nil:
+		return damagedDB(path, err)
 	}
 	s.bolt = db
+	if err := readAll(db); err != nil {
+		return damagedDB(path, err)
+	}
 	blobs, err := local.NewStore(filepath.Join(s.opts.Root, "content"))
 	if err != nil {
 		return err
@@ -221,13 +231,4 @@ func (s *Service) scope(ctx context.Context) context.Context {
 // detached is a context for cleaning up after ctx ended.
 func detached(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-}
-
-func (s *Service) isInsecure(host string) bool {
-	for _, h := range s.opts.Insecure {
-		if h == host || strings.HasPrefix(host, h+":") {
-			return true
-		}
-	}
-	return false
 }

@@ -271,6 +271,9 @@ func TestRecover(t *testing.T) {
 	if err != nil || len(blobs) != 5 { // two manifests and configs, one layer
 		t.Errorf("blobs: %v, %v", blobs, err)
 	}
+	if _, err := s2.Get(t.Context(), r.host+"/lost:1"); !errdefs.IsNotFound(err) {
+		t.Errorf("an image without its layer is there: %v", err)
+	}
 	mustPull(t, s2, r.host+"/lost:1")
 	if _, err := readLayer(s2, lost.Layers[0]); err != nil {
 		t.Errorf("lost: %v", err)

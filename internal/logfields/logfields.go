@@ -21,6 +21,8 @@ const (
 	Method    = "method"
 	Topic     = "topic" // of an event
 	Module    = "module"
+	Point     = "point" // where a crash test fails on purpose
+	Mode      = "mode"
 	Version   = "version"
 
 	Reason       = "reason"

@@ -266,6 +266,7 @@ func (p *pod) prepare(id string, args []string, changes ...change) monitor.Creat
 	for _, c := range changes {
 		c(spec, &req)
 	}
+	req.CgroupsPath = spec.Linux.CgroupsPath
 	data, err := json.Marshal(spec)
 	if err != nil {
 		p.t.Fatal(err)

@@ -46,16 +46,20 @@ type Reply struct {
 	Result json.RawMessage `json:"result,omitempty"`
 }
 
-// CreateRequest describes a container. Its spec is the config.json of its bundle, which is read when it starts.
+// CreateRequest describes a container. Its spec is the config.json of its bundle, which the runtime reads when it starts:
+// what the monitor has to know of that is said here.
 type CreateRequest struct {
 	ID string `json:"id"`
 	// Bundle is the container's directory, absolute.
 	Bundle string `json:"bundle"`
+	// CgroupsPath is the spec's; empty where it has none.
+	CgroupsPath string `json:"cgroups_path,omitempty"`
 	// LogPath is the CRI log file; empty writes none.
-	LogPath   string `json:"log_path,omitempty"`
-	Terminal  bool   `json:"terminal,omitempty"`
-	Stdin     bool   `json:"stdin,omitempty"`
-	StdinOnce bool   `json:"stdin_once,omitempty"`
+	LogPath string `json:"log_path,omitempty"`
+	// Terminal is as in the spec.
+	Terminal  bool `json:"terminal,omitempty"`
+	Stdin     bool `json:"stdin,omitempty"`
+	StdinOnce bool `json:"stdin_once,omitempty"`
 }
 
 // ExecArgs describe the stdio of a further process. The descriptors that they say are there follow in this order. The

@@ -18,6 +18,7 @@ import (
 
 	"github.com/pistis-run/pistis/internal/cleanup"
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/network/firewall"
 	"github.com/pistis-run/pistis/internal/network/netns"
 	"github.com/pistis-run/pistis/internal/rtnl"
 )
@@ -42,8 +43,8 @@ type Bridge struct {
 	opts    BridgeOptions
 	mark    bridgeMark
 	log     *slog.Logger
-	rules   ruleset
-	forward openForwarding
+	rules   firewall.Ruleset
+	forward firewall.OpenForwarding
 	lock    *os.File
 
 	// mu guards the ledger and orders what is made on the host for all pods together.
@@ -84,8 +85,8 @@ func NewBridge(opts BridgeOptions) (_ *Bridge, err error) {
 	}
 	b := &Bridge{
 		opts: opts, mark: mark, log: log,
-		rules:   ruleset{opts.Name, opts.IPv4, opts.IPv6},
-		forward: openForwarding{bridge: opts.Name, log: log},
+		rules:   firewall.Ruleset{Bridge: opts.Name, V4: opts.IPv4, V6: opts.IPv6},
+		forward: firewall.OpenForwarding{Bridge: opts.Name, Log: log},
 	}
 	if b.lock, err = lockFile(filepath.Join(opts.StateDir, opts.Name+".lock")); err != nil {
 		return nil, fmt.Errorf("bridge network: %w", err)
@@ -282,36 +283,37 @@ func (b *Bridge) ensure() (netlink.Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	there, err := b.rules.exists()
+	there, err := b.rules.Exists()
 	if err != nil {
 		return nil, err
 	}
 	if !there || !b.made || dns.Resolver != b.dns.Resolver {
 		b.dns, b.made = dns, false
-		if err := b.rules.replace(b.forwards()); err != nil {
+		if err := b.rules.Replace(b.forwards()); err != nil {
 			return nil, err
 		}
 		b.made = true
 	}
 	b.dns = dns
-	return bridge, b.forward.ensure()
+	return bridge, b.forward.Ensure()
 }
 
 // forwards are the entries of the port maps for all pods of the ledger. The caller holds mu.
-func (b *Bridge) forwards() []forward {
-	var out []forward
+func (b *Bridge) forwards() []firewall.Forward {
+	var out []firewall.Forward
+	add := func(p hostPort, to netip.AddrPort) {
+		number, _ := protocolNumber(p.Protocol) // of a port that was checked
+		out = append(out, firewall.Forward{Protocol: number, HostIP: p.HostIP, HostPort: p.HostPort, To: to})
+	}
 	if b.dns.Resolver.IsValid() {
 		for _, protocol := range []string{"udp", "tcp"} {
-			out = append(out, forward{
-				hostPort{Protocol: protocol, HostIP: nth(b.opts.IPv4, 1), HostPort: dnsPort},
-				netip.AddrPortFrom(b.dns.Resolver, dnsPort),
-			})
+			add(hostPort{Protocol: protocol, HostIP: nth(b.opts.IPv4, 1), HostPort: dnsPort}, netip.AddrPortFrom(b.dns.Resolver, dnsPort))
 		}
 	}
 	for _, pod := range b.ledger.Pods {
 		for _, p := range pod.Ports {
 			for _, ip := range pod.ips() {
-				out = append(out, forward{p, netip.AddrPortFrom(ip, p.ContainerPort)})
+				add(p, netip.AddrPortFrom(ip, p.ContainerPort))
 			}
 		}
 	}
@@ -320,7 +322,7 @@ func (b *Bridge) forwards() []forward {
 
 func (b *Bridge) openPorts(entry ledgered) error {
 	b.mu.Lock()
-	err := b.rules.setForwards(b.forwards())
+	err := b.rules.SetForwards(b.forwards())
 	b.mu.Unlock()
 	if err != nil {
 		return err
@@ -363,7 +365,15 @@ func (b *Bridge) teardown(id string) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.ledger.release(id)
+	b.saved(id, b.ledger.release(id))
+	return nil
+}
+
+// saved tells that the ledger on disk is older than the one in memory.
+func (b *Bridge) saved(id string, err error) {
+	if err != nil {
+		b.log.Warn("what a pod's network freed could not be saved; it is freed once more after a restart", logfields.Sandbox, id, logfields.Error, err)
+	}
 }
 
 func (b *Bridge) closePorts(id string) (index uint32, there bool, err error) {
@@ -376,12 +386,10 @@ func (b *Bridge) closePorts(id string) (index uint32, there bool, err error) {
 	if !there || len(entry.Ports) == 0 {
 		return entry.Index, there, nil
 	}
-	if err := b.ledger.closePorts(id); err != nil {
-		return 0, true, err
-	}
-	exists, err := b.rules.exists()
+	b.saved(id, b.ledger.closePorts(id))
+	exists, err := b.rules.Exists()
 	if err == nil && exists {
-		err = b.rules.setForwards(b.forwards())
+		err = b.rules.SetForwards(b.forwards())
 	}
 	return entry.Index, true, err
 }

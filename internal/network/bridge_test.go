@@ -50,7 +50,7 @@ func newBridge(t *testing.T, opts BridgeOptions) *Bridge {
 }
 
 // setup gives a fresh pod a network.
-func setup(t *testing.T, n Network, id string, ports ...Port) (Pod, Result) {
+func setup(t *testing.T, n network, id string, ports ...Port) (Pod, Result) {
 	t.Helper()
 	pod := Pod{ID: id, Namespace: "default", Name: id, NetNS: newNetNS(t, id), Ports: ports}
 	result, err := n.Setup(t.Context(), pod)
@@ -257,7 +257,7 @@ func TestBridgeSurvivesRestart(t *testing.T) {
 	if _, err := ask("", "tcp", "127.0.0.1:8084"); err != nil {
 		t.Errorf("host port after a restart: %v", err)
 	}
-	must(t, b.rules.remove()) // as nft flush ruleset does
+	must(t, b.rules.Remove()) // as nft flush ruleset does
 	must(t, b.Status())
 	if _, err := ask("", "tcp", "127.0.0.1:8084"); err != nil {
 		t.Errorf("host port after the rules were flushed: %v", err)
@@ -300,7 +300,7 @@ func TestBridgeLeavesNothing(t *testing.T) {
 	if after := names(t); after != before {
 		t.Errorf("interfaces are %s, were %s", after, before)
 	}
-	if there, err := b.rules.exists(); err != nil || there {
+	if there, err := b.rules.Exists(); err != nil || there {
 		t.Errorf("the nftables table is there: %v, %v", there, err)
 	}
 	if left, _ := os.ReadDir(opts.StateDir); len(left) != 1 {

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,11 +27,34 @@ import (
 // statusTimeout bounds what plugins may take to say how they are.
 const statusTimeout = 10 * time.Second
 
+// ConfDirs are the directories of CNI configurations. An empty one is none.
+type ConfDirs struct {
+	Default string
+	// Handlers are those of runtime handlers whose pods have a network of their own.
+	Handlers map[string]string
+}
+
+// of is the directory for pods of a handler.
+func (d ConfDirs) of(handler string) string {
+	if own := d.Handlers[handler]; own != "" {
+		return own
+	}
+	return d.Default
+}
+
+// all are the directories, each once.
+func (d ConfDirs) all() []string {
+	dirs := slices.Collect(maps.Values(d.Handlers))
+	dirs = append(dirs, d.Default)
+	slices.Sort(dirs)
+	return slices.DeleteFunc(slices.Compact(dirs), func(dir string) bool { return dir == "" })
+}
+
 // CNI sets pods up with the plugins of the first usable configuration in a directory. The directory is read whenever
 // a pod is set up and whenever the status is asked for, so that a change counts at once; a pod keeps the configuration
 // that it was set up with.
 type CNI struct {
-	confDir string
+	dirs    ConfDirs
 	binDirs []string
 	lib     *libcni.CNIConfig
 	records cniRecords
@@ -37,14 +62,16 @@ type CNI struct {
 
 	// mu makes the check of host ports and the record that takes them one step, and guards noted.
 	mu sync.Mutex
-	// noted is what was last said in the log of the configuration.
-	noted string
+	// noted is what was last said in the log of the configuration of a directory.
+	noted map[string]string
+	// collecting is held by CollectGarbage alone: what is being set up is not garbage.
+	collecting sync.RWMutex
 }
 
-// NewCNI returns the network that the configurations in confDir describe, which may come later. Plugins are looked up
-// in binDirs; records of pods are kept below stateDir.
-func NewCNI(confDir string, binDirs []string, stateDir string) (*CNI, error) {
-	if confDir == "" || len(binDirs) == 0 || stateDir == "" {
+// NewCNI returns the network that the configurations in the directories describe, which may come later. Plugins are looked
+// up in binDirs; records of pods are kept below stateDir.
+func NewCNI(dirs ConfDirs, binDirs []string, stateDir string) (*CNI, error) {
+	if len(dirs.all()) == 0 || len(binDirs) == 0 || stateDir == "" {
 		return nil, fmt.Errorf("CNI network: a configuration directory, plugin directories and a state directory are needed: %w", errdefs.ErrInvalidArgument)
 	}
 	records := filepath.Join(stateDir, "pods")
@@ -52,20 +79,25 @@ func NewCNI(confDir string, binDirs []string, stateDir string) (*CNI, error) {
 		return nil, fmt.Errorf("CNI network: %w", err)
 	}
 	return &CNI{
-		confDir: confDir, binDirs: binDirs, records: cniRecords(records), log: slog.Default(),
+		dirs: dirs, noted: map[string]string{}, binDirs: binDirs, records: cniRecords(records), log: slog.Default(),
 		lib: libcni.NewCNIConfigWithCacheDir(binDirs, stateDir, nil),
 	}, nil
 }
 
-// Configured says whether there is a configuration, usable or not.
-func (c *CNI) Configured() bool {
-	files, err := configFiles(c.confDir)
+// Configured says whether pods of a handler are CNI's: it has a directory of its own, or there is a configuration for all,
+// usable or not.
+func (c *CNI) Configured(handler string) bool {
+	dir := c.dirs.of(handler)
+	if dir == "" || dir != c.dirs.Default {
+		return dir != ""
+	}
+	files, err := configFiles(dir)
 	return err != nil || len(files) > 0
 }
 
-// config is the configuration that counts now.
-func (c *CNI) config() (*libcni.NetworkConfigList, error) {
-	list, skipped, err := loadConfig(c.confDir)
+// config is the configuration of a directory that counts now.
+func (c *CNI) config(dir string) (*libcni.NetworkConfigList, error) {
+	list, skipped, err := loadConfig(dir)
 	if err == nil {
 		err = checkPlugins(list, c.binDirs)
 	}
@@ -74,9 +106,9 @@ func (c *CNI) config() (*libcni.NetworkConfigList, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if now := fmt.Sprint(string(list.Bytes), skipped); now != c.noted {
-		c.noted = now
-		c.log.Info("CNI network: "+list.Name+" by "+strings.Join(pluginTypes(list), ", "), logfields.Path, c.confDir)
+	if now := fmt.Sprint(string(list.Bytes), skipped); now != c.noted[dir] {
+		c.noted[dir] = now
+		c.log.Info("CNI network: "+list.Name+" by "+strings.Join(pluginTypes(list), ", "), logfields.Path, dir)
 		if skipped != nil {
 			c.log.Warn("CNI network: configurations are skipped", logfields.Error, skipped)
 		}
@@ -94,7 +126,9 @@ func (c *CNI) Setup(ctx context.Context, pod Pod) (_ Result, err error) {
 	if pod.ID == "" || strings.ContainsRune(pod.ID, '/') {
 		return Result{}, fmt.Errorf("%q is not a pod ID: %w", pod.ID, errdefs.ErrInvalidArgument)
 	}
-	list, err := c.config()
+	c.collecting.RLock()
+	defer c.collecting.RUnlock()
+	list, err := c.config(c.dirs.of(pod.Handler))
 	if err != nil {
 		return Result{}, err
 	}
@@ -257,8 +291,11 @@ func (c *CNI) Check(ctx context.Context, pod Pod) error {
 }
 
 // Status implements Network. Plugins are asked too where they know the question (CNI 1.1).
-func (c *CNI) Status() error {
-	list, err := c.config()
+func (c *CNI) Status() error { return c.StatusOf("") }
+
+// StatusOf is the Status for pods of a handler.
+func (c *CNI) StatusOf(handler string) error {
+	list, err := c.config(c.dirs.of(handler))
 	if err != nil {
 		return fmt.Errorf("CNI network: %w", err)
 	}
@@ -285,14 +322,12 @@ func (c *CNI) Reconcile(ctx context.Context, keep map[string]bool) error {
 	return nil
 }
 
-// CollectGarbage lets the plugins of the configuration (CNI 1.1) free everything that they keep for pods that have no
-// record here. It must not be called where another runtime on this host uses the same network: its pods would lose
-// their addresses.
+// CollectGarbage lets the plugins of the configurations (CNI 1.1) free everything that they keep for pods that have no
+// record here. Where another runtime on this host uses the same network its pods would lose their addresses: its
+// configuration must say disableGC then. Pods that are to be set up wait meanwhile.
 func (c *CNI) CollectGarbage(ctx context.Context) error {
-	list, err := c.config()
-	if err != nil {
-		return fmt.Errorf("collect garbage of CNI network: %w", err)
-	}
+	c.collecting.Lock()
+	defer c.collecting.Unlock()
 	ids, err := c.records.ids()
 	if err != nil {
 		return fmt.Errorf("collect garbage of CNI network: %w", err)
@@ -301,10 +336,20 @@ func (c *CNI) CollectGarbage(ctx context.Context) error {
 	for _, id := range ids {
 		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: id, IfName: interfaceName})
 	}
-	if err := c.lib.GCNetworkList(ctx, list, args); err != nil {
-		return fmt.Errorf("collect garbage of CNI network: %s: %w", list.Name, classify(ctx, err))
+	var errs []error
+	for _, dir := range c.dirs.all() {
+		list, err := c.config(dir)
+		if errdefs.IsUnavailable(err) {
+			continue // there is nothing yet
+		}
+		if err == nil {
+			err = c.lib.GCNetworkList(ctx, list, args)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("collect garbage of CNI network: %s: %w", dir, classify(ctx, err)))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // Close implements Network.

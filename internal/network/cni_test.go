@@ -77,9 +77,17 @@ func newCNI(t *testing.T) fixture {
 	f := fixture{conf: filepath.Join(dir, "net.d"), bin: bin, state: filepath.Join(dir, "state")}
 	must(t, os.Mkdir(f.conf, 0o755))
 	var err error
-	f.CNI, err = NewCNI(f.conf, []string{filepath.Join(dir, "bin"), bin}, f.state)
+	f.CNI, err = NewCNI(ConfDirs{Default: f.conf}, []string{filepath.Join(dir, "bin"), bin}, f.state)
 	must(t, err)
 	return f
+}
+
+// plugin makes a plugin of the test's own.
+func (f fixture) plugin(t *testing.T, name, script string) {
+	t.Helper()
+	path := filepath.Join(filepath.Dir(f.conf), "bin", name)
+	must(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	must(t, os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o755))
 }
 
 func (f fixture) write(t *testing.T, name, content string) {
@@ -107,6 +115,8 @@ func (f fixture) list(t *testing.T, version string) string {
 
 func TestCNIWithRealPlugins(t *testing.T) {
 	f := newCNI(t)
+	// The bridge's address is of use at once, not after a second of looking for others that have it.
+	must(t, os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0))
 	if err := f.Status(); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), f.conf) {
 		t.Errorf("status without a configuration: %v", err)
 	}
@@ -128,6 +138,10 @@ func TestCNIWithRealPlugins(t *testing.T) {
 	serve(t, pod.NetNS, 80)
 	if _, err := ask("", "tcp", "127.0.0.1:8090"); err != nil {
 		t.Errorf("host port: %v", err)
+	}
+	gateway := netip.AddrPortFrom(bridgeOptions(t).IPv6.Addr().Next(), 8090)
+	if _, err := ask("", "tcp", gateway.String()); err != nil {
+		t.Errorf("host port over IPv6: %v", err)
 	}
 	if tbf := shaped(t); tbf != 2 {
 		t.Errorf("%d token bucket filters, want one per direction", tbf)
@@ -190,6 +204,74 @@ func (f fixture) nothingLeft(t *testing.T) {
 	}
 }
 
+// TestCNIGarbage: what plugins and libcni keep for pods of which nobody knows is freed, once the version knows how.
+func TestCNIGarbage(t *testing.T) {
+	for _, version := range []string{"1.0.0", "1.1.0"} {
+		t.Run(version, func(t *testing.T) {
+			f := newCNI(t)
+			must(t, f.CollectGarbage(t.Context())) // without a configuration there is none
+			f.write(t, "10-test.conflist", f.list(t, version))
+			asked := filepath.Join(t.TempDir(), "asked")
+			f.plugin(t, "collector", `[ "$CNI_COMMAND" = GC ] && cat >`+asked+`
+[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion": "`+version+`"}'
+exit 0`)
+			f.write(t, "10-test.conflist", fmt.Sprintf(`{"cniVersion": %q, "name": "testnet", "plugins": [%s, {"type": "collector"}]}`, version, f.bridgePlugin(t, "")))
+			setup(t, f, "lost")
+			kept, _ := setup(t, f, "kept")
+			must(t, f.records.remove("lost"))
+			must(t, f.CollectGarbage(t.Context()))
+			if results, _ := filepath.Glob(filepath.Join(f.state, "results", "*-lost-*")); len(results) > 0 {
+				t.Errorf("libcni keeps %v", results)
+			}
+			raw, err := os.ReadFile(asked)
+			if version == "1.0.0" {
+				if err == nil {
+					t.Errorf("plugins were asked what they do not know: %s", raw)
+				}
+			} else if err != nil || !strings.Contains(string(raw), `"cni.dev/valid-attachments":[{"containerID":"kept","ifname":"eth0"}]`) {
+				t.Errorf("plugins were asked: %s, %v", raw, err)
+			}
+			must(t, f.Teardown(t.Context(), kept))
+			f.nothingLeft(t)
+		})
+	}
+}
+
+// TestCNIOfHandlers: pods of a handler with a directory of its own are CNI's, from the start; the others have the bridge.
+func TestCNIOfHandlers(t *testing.T) {
+	f := newCNI(t)
+	opts := bridgeOptions(t)
+	opts.Name, opts.IPv4, opts.IPv6 = "ptsthandler", netip.MustParsePrefix("10.98.0.0/24"), netip.Prefix{}
+	n, err := New(Options{CNIConfDirs: ConfDirs{Handlers: map[string]string{"mine": f.conf}}, CNIBinDirs: []string{f.bin}, StateDir: f.state, Bridge: opts})
+	must(t, err)
+	defer func() { must(t, n.Wipe(t.Context())) }()
+	must(t, n.Status())
+	if err := n.StatusOf("mine"); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), f.conf) {
+		t.Errorf("status of the handler without a configuration: %v", err)
+	}
+	must(t, n.StatusOf("other"))
+	pod := Pod{ID: "mine", Handler: "mine", NetNS: newNetNS(t, "mine")}
+	if _, err := n.Setup(t.Context(), pod); !errdefs.IsUnavailable(err) {
+		t.Errorf("set-up without a configuration: %v", err)
+	}
+	f.write(t, "10-test.conflist", f.list(t, "1.1.0"))
+	must(t, n.StatusOf("mine"))
+	result, err := n.Setup(t.Context(), pod)
+	must(t, err)
+	if opts.IPv4.Contains(result.IPs[0]) {
+		t.Errorf("address %s is of the bridge", result.IPs[0])
+	}
+	other, result := setup(t, n, "other")
+	if !opts.IPv4.Contains(result.IPs[0]) {
+		t.Errorf("address %s is not of the bridge", result.IPs[0])
+	}
+	must(t, n.CollectGarbage(t.Context()))
+	for _, p := range []Pod{pod, other} {
+		must(t, n.Check(t.Context(), p))
+		must(t, n.Teardown(t.Context(), p))
+	}
+}
+
 func TestCNITeardownAfterCrash(t *testing.T) {
 	f := newCNI(t)
 	f.write(t, "10-test.conflist", f.list(t, "1.0.0"))
@@ -197,7 +279,7 @@ func TestCNITeardownAfterCrash(t *testing.T) {
 	kept, _ := setup(t, f, "kept")
 	must(t, netns.Remove(pod.NetNS))
 	// A new process knows of both.
-	again, err := NewCNI(f.conf, []string{f.bin}, f.state)
+	again, err := NewCNI(ConfDirs{Default: f.conf}, []string{f.bin}, f.state)
 	must(t, err)
 	must(t, again.Reconcile(t.Context(), map[string]bool{"kept": true}))
 	must(t, again.Check(t.Context(), kept))
@@ -211,13 +293,9 @@ func TestCNISetupFailsHalfway(t *testing.T) {
 	if err := f.Status(); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "plugin failing is not in") {
 		t.Errorf("status without a plugin: %v", err)
 	}
-	failing := filepath.Join(filepath.Dir(f.conf), "bin", "failing")
-	must(t, os.MkdirAll(filepath.Dir(failing), 0o755))
-	must(t, os.WriteFile(failing, []byte(`#!/bin/sh
-[ "$CNI_COMMAND" = DEL ] && exit 0
+	f.plugin(t, "failing", `[ "$CNI_COMMAND" = DEL ] && exit 0
 echo '{"cniVersion": "1.0.0", "code": 11, "msg": "not now"}'
-exit 1
-`), 0o755))
+exit 1`)
 	pod := Pod{ID: "pod", NetNS: newNetNS(t, "pod")}
 	if _, err := f.Setup(t.Context(), pod); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "not now") {
 		t.Errorf("set-up with a failing plugin: %v", err)
@@ -234,14 +312,14 @@ exit 1
 func TestCNIConfigurationFiles(t *testing.T) {
 	f := newCNI(t)
 	f.write(t, "00-notes.txt", "no configuration")
-	if f.Configured() {
+	if f.Configured("") {
 		t.Error("a text file counts as a configuration")
 	}
 	f.write(t, "10-broken.conflist", "{")
 	if err := f.Status(); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "10-broken.conflist") {
 		t.Errorf("status with a broken configuration: %v", err)
 	}
-	if !f.Configured() {
+	if !f.Configured("") {
 		t.Error("a broken configuration is one all the same")
 	}
 	f.write(t, "20-future.conflist", `{"cniVersion": "9.0.0", "name": "future", "plugins": [{"type": "bridge"}]}`)
@@ -260,7 +338,7 @@ func TestNodeChooses(t *testing.T) {
 	f := newCNI(t)
 	opts := bridgeOptions(t)
 	opts.Name, opts.IPv4 = "ptstnode", netip.MustParsePrefix("10.99.0.0/24")
-	n, err := New(Options{CNIConfDir: f.conf, CNIBinDirs: []string{f.bin}, StateDir: t.TempDir(), Bridge: opts})
+	n, err := New(Options{CNIConfDirs: ConfDirs{Default: f.conf}, CNIBinDirs: []string{f.bin}, StateDir: t.TempDir(), Bridge: opts})
 	must(t, err)
 	defer func() { must(t, n.Wipe(t.Context())) }()
 	must(t, n.Status())

@@ -25,13 +25,22 @@ func command(t *testing.T, line string) string {
 
 // TestForwardingBesideDocker has the FORWARD chains as Docker leaves them: nothing passes that no rule accepts.
 func TestForwardingBesideDocker(t *testing.T) {
+	for _, kind := range []string{"nft", "legacy"} {
+		t.Run(kind, func(t *testing.T) { testBesideDocker(t, "iptables-"+kind, "ip6tables-"+kind) })
+	}
+}
+
+func testBesideDocker(t *testing.T, tools ...string) {
 	opts := bridgeOptions(t)
 	var said bytes.Buffer
 	opts.Log = slog.New(slog.NewTextHandler(&said, nil))
 	b := newBridge(t, opts)
 	away := outside(t)
 	serve(t, away, 80)
-	for _, tool := range []string{"iptables-nft", "ip6tables-nft"} {
+	for _, tool := range tools {
+		if out, err := exec.Command(tool, "-S").CombinedOutput(); err != nil {
+			t.Skipf("SKIPPED: this kernel has no tables for %s: %s", tool, out)
+		}
 		command(t, tool+" -N DOCKER-USER")
 		command(t, tool+" -A FORWARD -j DOCKER-USER")
 		command(t, tool+" -P FORWARD DROP")
@@ -55,21 +64,31 @@ func TestForwardingBesideDocker(t *testing.T) {
 	for range 3 {
 		must(t, b.Status())
 	}
-	rules := command(t, "iptables-nft -S FORWARD")
-	if strings.Count(rules, opts.Name) < 2 || strings.Count(rules, "-j ACCEPT") != 2 {
-		t.Errorf("the FORWARD chain is\n%s", rules)
+	for _, tool := range tools {
+		rules := command(t, tool+" -S FORWARD")
+		if strings.Count(rules, opts.Name) < 2 || strings.Count(rules, "-j ACCEPT") != 2 {
+			t.Errorf("the FORWARD chain of %s is\n%s", tool, rules)
+		}
 	}
 	// Docker starts anew, or somebody flushes the chain.
-	command(t, "iptables-nft -F FORWARD")
-	command(t, "ip6tables-nft -F FORWARD")
-	if _, err := askWithin(pod.NetNS, "tcp", "192.0.2.2:80", 300*time.Millisecond); err == nil {
-		t.Error("the policy does not drop: the test shows nothing")
+	for _, tool := range tools {
+		command(t, tool+" -F FORWARD")
+	}
+	for _, target := range []string{"192.0.2.2:80", "[2001:db8::2]:80"} {
+		if _, err := askWithin(pod.NetNS, "tcp", target, 300*time.Millisecond); err == nil {
+			t.Errorf("the policy does not drop what goes to %s: the test shows nothing", target)
+		}
 	}
 	must(t, b.Status())
 	check("after a flush")
 	must(t, b.Wipe(t.Context()))
-	if rules := command(t, "iptables-nft -S FORWARD") + command(t, "ip6tables-nft -S FORWARD"); strings.Contains(rules, opts.Name) {
-		t.Errorf("left:\n%s", rules)
+	for _, tool := range tools {
+		if rules := command(t, tool+" -S FORWARD"); strings.Contains(rules, opts.Name) {
+			t.Errorf("left:\n%s", rules)
+		}
+	}
+	if strings.Contains(said.String(), "level=WARN") {
+		t.Errorf("the log says\n%s", said.String())
 	}
 }
 

@@ -19,7 +19,7 @@ const ledgerVersion = 1
 // maxPods bounds how many addresses of a prefix are used at all: a /64 need not be walked.
 const maxPods = 1 << 20
 
-// ledger says which pod has which addresses and host ports on a bridge. Every change is saved before it takes effect.
+// ledger says which pod has which addresses and host ports on a bridge. What a pod gets is saved before it takes effect.
 // It is not safe for concurrent use: the Bridge's lock guards it.
 type ledger struct {
 	path string
@@ -157,31 +157,23 @@ func (l *ledger) next(used map[uint32]bool) (uint32, bool) {
 	return 0, false
 }
 
-// closePorts forgets the ports of a pod, so that the rest of a teardown can be tried again without them.
+// closePorts forgets the ports of a pod, so that the rest of a teardown can be tried again without them. The error says
+// that the file is older; see release.
 func (l *ledger) closePorts(id string) error {
 	entry := l.Pods[id]
-	before := entry
 	entry.Ports = nil
 	l.Pods[id] = entry
-	if err := l.save(); err != nil {
-		l.Pods[id] = before
-		return err
-	}
-	return nil
+	return l.save()
 }
 
-// release frees what a pod has.
+// release frees what a pod has. The error says that this could not be saved, as on a full disk, and holds nobody up: what
+// the older file names is torn down once more after a restart, and nobody gets it before a newer one was saved.
 func (l *ledger) release(id string) error {
-	entry, there := l.Pods[id]
-	if !there {
+	if _, there := l.Pods[id]; !there {
 		return nil
 	}
 	delete(l.Pods, id)
-	if err := l.save(); err != nil {
-		l.Pods[id] = entry
-		return err
-	}
-	return nil
+	return l.save()
 }
 
 // save replaces the file atomically. It does not wait for the disk: what a crash of the machine loses is of an earlier

@@ -72,6 +72,35 @@ func TestLedgerUndoesWhatItCannotSave(t *testing.T) {
 	}
 }
 
+// TestLedgerFreesWhatItCannotSave: what was freed is free although the file is older, and an older file names no pod that
+// came later.
+func TestLedgerFreesWhatItCannotSave(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "there")
+	must(t, os.Mkdir(dir, 0o700))
+	path := filepath.Join(dir, "ledger.json")
+	l, err := openLedger(path, "boot", testV4, netip.Prefix{})
+	must(t, err)
+	for i := range 5 {
+		_, err := l.reserve(fmt.Sprint(i), nil)
+		must(t, err)
+	}
+	must(t, os.Rename(dir, dir+".away"))
+	if err := l.release("1"); err == nil || len(l.Pods) != 4 {
+		t.Errorf("%d pods, %v", len(l.Pods), err)
+	}
+	if _, err := l.reserve("later", nil); err == nil {
+		t.Error("an address was given that the file says another pod has")
+	}
+	must(t, os.Rename(dir+".away", dir))
+	old, err := openLedger(path, "boot", testV4, netip.Prefix{})
+	if err != nil || len(old.Pods) != 5 {
+		t.Fatalf("the older file has %d pods, %v", len(old.Pods), err)
+	}
+	if _, err := l.reserve("later", nil); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestDecodeLedgerRefuses(t *testing.T) {
 	const whole = `{"version":1,"boot":"b","ipv4":"10.1.2.0/29","ipv6":"","last":2,"pods":{"a":{"index":2,"ipv4":"10.1.2.2","ipv6":""},"b":{"index":3,"ipv4":"10.1.2.3","ipv6":""}}}`
 	if _, err := decodeLedger([]byte(whole)); err != nil {

@@ -15,6 +15,8 @@ const interfaceName = "eth0"
 // Pod is what a network is set up for.
 type Pod struct {
 	ID, Namespace, Name, UID string
+	// Handler is the pod's runtime handler; it may have a network of its own.
+	Handler string
 	// NetNS is the path of a network namespace that package netns made.
 	NetNS       string
 	Ports       []Port
@@ -42,7 +44,7 @@ type Result struct {
 }
 
 // Network connects pods.
-type Network interface {
+type network interface {
 	// Setup gives the pod its interfaces. On an error nothing is left. It fails with ErrInvalidArgument for a bad pod,
 	// ErrAlreadyExists where the pod is set up already or a host port is taken, ErrResourceExhausted without a free
 	// address, and ErrUnavailable while the network is not ready.

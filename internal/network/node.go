@@ -11,10 +11,10 @@ import (
 
 // Options configure the network of a node.
 type Options struct {
-	// CNIConfDir and CNIBinDirs are where CNI configurations and plugins are. Without a CNIConfDir there is only the
+	// CNIConfDirs and CNIBinDirs are where CNI configurations and plugins are. Without a directory there is only the
 	// bridge.
-	CNIConfDir string
-	CNIBinDirs []string
+	CNIConfDirs ConfDirs
+	CNIBinDirs  []string
 	// StateDir is the directory of both networks' state; Bridge.StateDir is not used.
 	StateDir string
 	// Bridge is what pods get while there is no CNI configuration. With an empty name they are refused then.
@@ -32,8 +32,8 @@ type Node struct {
 func New(opts Options) (*Node, error) {
 	n := &Node{}
 	var err error
-	if opts.CNIConfDir != "" {
-		if n.cni, err = NewCNI(opts.CNIConfDir, opts.CNIBinDirs, filepath.Join(opts.StateDir, "cni")); err != nil {
+	if len(opts.CNIConfDirs.all()) > 0 {
+		if n.cni, err = NewCNI(opts.CNIConfDirs, opts.CNIBinDirs, filepath.Join(opts.StateDir, "cni")); err != nil {
 			return nil, err
 		}
 	}
@@ -49,17 +49,17 @@ func New(opts Options) (*Node, error) {
 	return n, nil
 }
 
-// current is the network of new pods.
-func (n *Node) current() Network {
-	if n.bridge == nil || n.cni != nil && n.cni.Configured() {
+// current is the network of new pods of a handler.
+func (n *Node) current(handler string) network {
+	if n.bridge == nil || n.cni != nil && n.cni.Configured(handler) {
 		return n.cni
 	}
 	return n.bridge
 }
 
 // both are the networks that pods may have.
-func (n *Node) both() []Network {
-	var out []Network
+func (n *Node) both() []network {
+	var out []network
 	if n.cni != nil {
 		out = append(out, n.cni)
 	}
@@ -74,7 +74,7 @@ func (n *Node) Setup(ctx context.Context, pod Pod) (Result, error) {
 	if n.cni != nil && n.cni.has(pod.ID) || n.bridge != nil && n.bridge.has(pod.ID) {
 		return Result{}, fmt.Errorf("set up pod network: pod %s has a network already: %w", pod.ID, errdefs.ErrAlreadyExists)
 	}
-	return n.current().Setup(ctx, pod)
+	return n.current(pod.Handler).Setup(ctx, pod)
 }
 
 // Teardown implements Network.
@@ -97,7 +97,23 @@ func (n *Node) Check(ctx context.Context, pod Pod) error {
 }
 
 // Status implements Network.
-func (n *Node) Status() error { return n.current().Status() }
+func (n *Node) Status() error { return n.current("").Status() }
+
+// StatusOf is the Status for pods of a handler.
+func (n *Node) StatusOf(handler string) error {
+	if n.bridge == nil || n.cni != nil && n.cni.Configured(handler) {
+		return n.cni.StatusOf(handler)
+	}
+	return n.bridge.Status()
+}
+
+// CollectGarbage frees what CNI plugins keep for pods that nobody knows; see CNI.CollectGarbage.
+func (n *Node) CollectGarbage(ctx context.Context) error {
+	if n.cni == nil {
+		return nil
+	}
+	return n.cni.CollectGarbage(ctx)
+}
 
 // Reconcile implements Network.
 func (n *Node) Reconcile(ctx context.Context, keep map[string]bool) error {

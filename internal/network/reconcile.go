@@ -62,7 +62,7 @@ func (b *Bridge) Wipe(ctx context.Context) error {
 	}
 	errs := []error{b.Reconcile(ctx, nil)}
 	b.mu.Lock()
-	errs = append(errs, b.rules.remove(), b.forward.remove(), b.removeBridge())
+	errs = append(errs, b.rules.Remove(), b.forward.Remove(), b.removeBridge())
 	b.mu.Unlock()
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("wipe bridge network: %w", err) // and can be tried again

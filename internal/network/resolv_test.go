@@ -54,7 +54,7 @@ func TestBridgeResolver(t *testing.T) {
 	pod, _ := setup(t, b, "pod")
 	b.mu.Lock()
 	b.dns = podDNS{Own: true, Resolver: netip.MustParseAddr("127.0.0.1")}
-	err := b.rules.setForwards(b.forwards())
+	err := b.rules.SetForwards(b.forwards())
 	b.mu.Unlock()
 	must(t, err)
 	server, err := net.ListenPacket("udp4", "127.0.0.1:53")

@@ -260,7 +260,7 @@ func GuestResources(r *specs.LinuxResources) (*specs.LinuxResources, error) {
 
 // refuseFields walks v and reports the first field that the table refuses and that is set, or that it does not know.
 func refuseFields(v any) error {
-	return walkRefused(reflect.ValueOf(v), guestFields())
+	return walkRefused(reflect.ValueOf(v), guestFields)
 }
 
 func walkRefused(v reflect.Value, table map[string]treatment) error {

@@ -113,7 +113,7 @@ func fill(v reflect.Value) {
 }
 
 func TestEveryFieldIsCarriedTranslatedOrRefused(t *testing.T) {
-	table := guestFields()
+	table := guestFields
 	seen := map[string]bool{}
 	leafs(reflect.TypeFor[specs.Spec](), table, nil, func(path []step, what treatment) {
 		for _, s := range path {

@@ -9,6 +9,8 @@
 // Concurrency: methods for different ids may be called from any goroutine. Two calls for one id must not overlap, save
 // Usage, which may come at any time.
 //
+// [Watched] adds one goroutine, while there is something to be measured; its Close ends it.
+//
 // What a container has written is hostile, and may change while it is looked at: no link in it is followed, and how deep
 // it nests is bounded where depth costs descriptors.
 //

@@ -11,6 +11,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/task"
 )
 
 const (
@@ -52,6 +54,15 @@ func (r *Roots) Usage(ctx context.Context, id string) (bytes, inodes uint64, err
 		return 0, 0, fmt.Errorf("usage of the root of %s: %w", id, classify(err))
 	}
 	return m.bytes, m.inodes, nil
+}
+
+// FileSystem is the one that the writable layers are on.
+func (r *Roots) FileSystem() (task.FileSystem, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(r.dir, &st); err != nil {
+		return task.FileSystem{}, fmt.Errorf("file system of the roots: %w", classify(err))
+	}
+	return task.FileSystem{Bytes: st.Blocks * uint64(st.Bsize), Inodes: st.Files, FreeInodes: st.Ffree}, nil
 }
 
 // meter adds up files.

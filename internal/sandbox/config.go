@@ -6,12 +6,9 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Config is what was asked for; it never changes after Run, but for Resources.
+// Config is what was asked for; it never changes after Run, but for Overhead and Resources.
 type Config struct {
-	Name        string // of the pod
-	Namespace   string
-	UID         string
-	Attempt     uint32
+	Identity
 	Handler     string // after selection: never empty
 	Hostname    string
 	LogDir      string
@@ -22,15 +19,25 @@ type Config struct {
 
 	CgroupParent string
 	Sysctls      map[string]string
-	// Namespaces of the pod.
-	HostNetwork, HostPID, HostIPC bool
-	// SharedPID: the containers of the pod share one PID namespace.
-	SharedPID  bool
+	Namespaces
 	Privileged bool
-	// User: the pod has a user namespace of its own with these ids; nil is the host's.
-	User *UserNamespace
 	// Overhead and Resources size a VM: what the pod's containers may use together, and what the runtime may on top.
 	Overhead, Resources Resources
+}
+
+// Identity of a pod, as its owner knows it.
+type Identity struct {
+	Name, Namespace, UID string
+	Attempt              uint32
+}
+
+// Namespaces of a pod.
+type Namespaces struct {
+	HostNetwork, HostPID, HostIPC bool
+	// SharedPID: the containers of the pod share one PID namespace.
+	SharedPID bool
+	// User: the pod has a user namespace of its own with these ids; nil is the host's.
+	User *UserNamespace
 }
 
 // UserNamespace maps ids of a pod to those of the host. Each list has one range, which begins at 0 in the pod.

@@ -4,7 +4,7 @@
 // [Instance], one launcher for each runtime handler; networks and network namespaces are small interfaces as well.
 // cmd/pistisd injects all of them.
 //
-// A sandbox's record is saved before or right after every resource that it acquires, so that whoever reads it later
+// A sandbox's record says, before anything is acquired, all that it is going to have, so that whoever reads it later
 // (the rollback of a failed Run, Stop, Remove, or Recover after a crash) can run the same release steps. All of
 // them are idempotent and may be repeated.
 //

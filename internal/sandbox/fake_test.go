@@ -30,10 +30,14 @@ type world struct {
 	faults    map[string]error
 	instances map[string]*fakeInstance
 	calls     []string
+	// gate holds the network's set-up back until it is closed.
+	gate chan struct{}
+	// watched are closed at the first such call.
+	watched map[string]chan struct{}
 }
 
 func newWorld() *world {
-	return &world{have: map[string]bool{}, faults: map[string]error{}, instances: map[string]*fakeInstance{}}
+	return &world{have: map[string]bool{}, faults: map[string]error{}, instances: map[string]*fakeInstance{}, watched: map[string]chan struct{}{}}
 }
 
 // do notes the call, fails as told, and otherwise changes what exists.
@@ -41,6 +45,10 @@ func (w *world) do(call string, change func()) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.calls = append(w.calls, call)
+	if c := w.watched[call]; c != nil {
+		close(c)
+		delete(w.watched, call)
+	}
 	if err := w.faults[call]; err != nil {
 		return err
 	}
@@ -52,6 +60,15 @@ func (w *world) fail(call string, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.faults[call] = err
+}
+
+// watch returns a channel that is closed at the next such call.
+func (w *world) watch(call string) <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := make(chan struct{})
+	w.watched[call] = c
+	return c
 }
 
 func (w *world) left() []string {
@@ -83,7 +100,14 @@ func (w *world) netNS() NetNS {
 
 type fakeNetwork struct{ *world }
 
-func (n fakeNetwork) Setup(_ context.Context, pod network.Pod) (network.Result, error) {
+func (n fakeNetwork) Setup(ctx context.Context, pod network.Pod) (network.Result, error) {
+	if n.gate != nil {
+		select {
+		case <-n.gate:
+		case <-ctx.Done():
+			return network.Result{}, ctx.Err()
+		}
+	}
 	err := n.do("network setup", func() { n.have["network "+pod.ID] = true })
 	return network.Result{IPs: []netip.Addr{netip.MustParseAddr("10.0.0.2")}, DNSServers: []string{"10.0.0.1"}}, err
 }
@@ -105,10 +129,13 @@ func (fakeLauncher) Validate(cfg Config) error {
 	return nil
 }
 
-func (l fakeLauncher) Launch(_ context.Context, req LaunchRequest) (Instance, error) {
+func (l fakeLauncher) Launch(ctx context.Context, req LaunchRequest) (Instance, error) {
 	err := l.do("launch files", func() { l.have["files "+req.ID] = true })
 	if err == nil {
 		err = req.Save(json.RawMessage(`{"files":true}`))
+	}
+	if err == nil {
+		_, err = req.Connected(ctx)
 	}
 	if err != nil {
 		return nil, err
@@ -186,6 +213,12 @@ func (i *fakeInstance) Stop(context.Context) error {
 	})
 }
 
+func (i *fakeInstance) Resize(_ context.Context, cfg Config) error {
+	return i.do("resize", func() {
+		i.have["size of "+i.id+" "+fmt.Sprint(cfg.Resources.MemoryLimit+cfg.Overhead.MemoryLimit)] = true
+	})
+}
+
 func (i *fakeInstance) Info() map[string]string { return map[string]string{"hypervisor": "fake"} }
 func (i *fakeInstance) Close() error            { return nil }
 
@@ -220,7 +253,7 @@ func newManager(t *testing.T, w *world, dir string) *Manager {
 }
 
 func podConfig(name string) Config {
-	return Config{Name: name, Namespace: "default", UID: "uid", Handler: "vm"}
+	return Config{Identity: Identity{Name: name, Namespace: "default", UID: "uid"}, Handler: "vm"}
 }
 
 // assertNothing fails when the world or the state directory still has something.

@@ -15,7 +15,8 @@ type Launcher interface {
 	VM() bool
 	// Validate refuses, before anything is acquired, what this handler cannot honour.
 	Validate(cfg Config) error
-	// Launch starts the instance. On error nothing is left that Cleanup with the state last saved does not remove.
+	// Launch starts the instance, whose network may still be being set up: it asks for that, with Connected, before it
+	// returns. On error nothing is left that Cleanup with the state last saved does not remove.
 	Launch(ctx context.Context, req LaunchRequest) (Instance, error)
 	// Reconnect attaches to an instance that an earlier process launched. An error means that it cannot be used any
 	// more; Cleanup follows.
@@ -31,15 +32,21 @@ type Launcher interface {
 type LaunchRequest struct {
 	ID     string
 	Config Config
-	// NetNS is the path of the network namespace; empty on the host's network.
+	// NetNS is the path of the network namespace, which is there; empty on the host's network.
 	NetNS string
+	// State is what the launcher saved last; nil at first.
+	State json.RawMessage
+	// Connected waits until the network is set up; it may be called again. Only in Launch.
+	Connected func(ctx context.Context) (Connection, error)
+	// Save keeps the launcher's state in the sandbox's record. Only in Launch.
+	Save func(state json.RawMessage) error
+}
+
+// Connection is what its network gives to a sandbox; nothing on the host's network.
+type Connection struct {
 	// IPs of the pod, the primary first, and what its network says about DNS.
 	IPs []string
 	DNS DNS
-	// State is what the launcher saved last; nil at first.
-	State json.RawMessage
-	// Save keeps the launcher's state durably in the sandbox's record. Only in Launch.
-	Save func(state json.RawMessage) error
 }
 
 // Instance is one running sandbox.

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -19,7 +18,7 @@ import (
 	"github.com/pistis-run/pistis/internal/task"
 )
 
-// Options of a manager; all are needed.
+// Options of a manager; all but Swept are needed.
 type Options struct {
 	// Dir keeps the records, NetNSDir the network namespaces.
 	Dir, NetNSDir string
@@ -28,7 +27,9 @@ type Options struct {
 	// Launchers by runtime handler.
 	Launchers map[string]Launcher
 	Events    *event.Broker
-	Log       *slog.Logger
+	// Swept is told what was nobody's and whether it could be removed.
+	Swept func(kind string, err error)
+	Log   *slog.Logger
 }
 
 // Manager owns the sandboxes of this node.
@@ -40,6 +41,7 @@ type Manager struct {
 	network    networks
 	launchers  map[string]Launcher
 	events     *event.Broker
+	swept      func(kind string, err error)
 	log        *slog.Logger
 	containers containers
 
@@ -58,10 +60,13 @@ func New(o Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sandboxes: %w", err)
 	}
+	if o.Swept == nil {
+		o.Swept = func(string, error) {}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Manager{
 		records: records, netnsDir: o.NetNSDir, netns: o.NetNS, network: o.Network, launchers: o.Launchers,
-		events: o.Events, log: o.Log, ctx: ctx, cancel: cancel, sandboxes: map[string]*sandbox{},
+		events: o.Events, swept: o.Swept, log: o.Log, ctx: ctx, cancel: cancel, sandboxes: map[string]*sandbox{},
 	}, nil
 }
 
@@ -136,8 +141,9 @@ func (m *Manager) Tasks(_ context.Context, id string) (task.Service, error) {
 	return instance.Tasks(), nil
 }
 
-// Stats of a Ready sandbox with all its containers. NotImplemented where the handler has none.
-func (m *Manager) Stats(ctx context.Context, id string) (task.Stats, error) {
+// Stats of a Ready sandbox with all its containers, or of some containers alone; see [task.Statter]. NotImplemented where
+// the handler has none.
+func (m *Manager) Stats(ctx context.Context, id string, containers ...string) (task.Stats, error) {
 	tasks, err := m.Tasks(ctx, id)
 	if err != nil {
 		return task.Stats{}, err
@@ -146,7 +152,7 @@ func (m *Manager) Stats(ctx context.Context, id string) (task.Stats, error) {
 	if !ok {
 		return task.Stats{}, fmt.Errorf("sandbox %s: its runtime has no statistics: %w", id, errdefs.ErrNotImplemented)
 	}
-	return statter.Stats(ctx)
+	return statter.Stats(ctx, containers...)
 }
 
 // Ended blocks until the sandbox is no longer Ready and returns the reason, empty for one that was stopped.
@@ -192,5 +198,5 @@ func (m *Manager) launcher(handler string) (Launcher, error) {
 }
 
 func (m *Manager) publish(kind event.Kind, id string) {
-	m.events.Publish(event.Event{Kind: kind, ID: id, SandboxID: id, At: time.Now()})
+	m.events.Publish(event.Event{Kind: kind, ID: id, SandboxID: id})
 }

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -88,6 +89,47 @@ func TestLife(t *testing.T) {
 	}
 }
 
+func TestUpdateResources(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	m := newManager(t, w, dir)
+	ctx := t.Context()
+	if err := m.UpdateResources(ctx, "none", nil, nil); !errdefs.IsNotFound(err) {
+		t.Errorf("unknown: %v", err)
+	}
+	id, err := m.Run(ctx, podConfig("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.UpdateResources(ctx, id, &Resources{MemoryLimit: 1}, &Resources{MemoryLimit: 10}); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.UpdateResources(ctx, id, nil, &Resources{MemoryLimit: 20}); err != nil {
+		t.Fatal(err)
+	}
+	w.fail("resize", fmt.Errorf("too large: %w", errdefs.ErrFailedPrecondition))
+	if err := m.UpdateResources(ctx, id, nil, &Resources{MemoryLimit: 30}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("too large: %v", err)
+	}
+	if left := w.left(); !slices.Contains(left, "size of "+id+" 11") || !slices.Contains(left, "size of "+id+" 21") {
+		t.Errorf("sizes: %v", left)
+	}
+	again := newManager(t, w, dir) // another daemon knows it too
+	if err := again.Recover(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*Manager{m, again} {
+		if s, err := m.Status(ctx, id); err != nil || s.Config.Overhead.MemoryLimit != 1 || s.Config.Resources.MemoryLimit != 20 {
+			t.Errorf("%+v, %v", s.Config, err)
+		}
+	}
+	if err := m.Stop(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.UpdateResources(ctx, id, nil, nil); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("stopped: %v", err)
+	}
+}
+
 func TestUnknownIDs(t *testing.T) {
 	m := newManager(t, newWorld(), t.TempDir())
 	if err := m.Stop(t.Context(), "none"); err != nil {
@@ -143,6 +185,35 @@ func TestFailedRunLeavesNothing(t *testing.T) {
 	}
 }
 
+// TestNetworkBesideLaunch: a launch begins while the network is being set up, and one that fails does not wait for it.
+func TestNetworkBesideLaunch(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	w.gate = make(chan struct{})
+	m := newManager(t, w, dir)
+	w.fail("launch files", errFault)
+	if _, err := m.Run(t.Context(), podConfig("a")); !errors.Is(err, errFault) {
+		t.Fatalf("got %v", err)
+	}
+	assertNothing(t, w, dir)
+	w.fail("launch files", nil)
+	launched := w.watch("launch files")
+	ran := make(chan error, 1)
+	var id string
+	go func() {
+		var err error
+		id, err = m.Run(t.Context(), podConfig("a"))
+		ran <- err
+	}()
+	<-launched
+	close(w.gate)
+	if err := <-ran; err != nil {
+		t.Fatal(err)
+	}
+	if status, err := m.Status(t.Context(), id); err != nil || !slices.Equal(status.IPs, []string{"10.0.0.2"}) {
+		t.Errorf("status %+v, %v", status, err)
+	}
+}
+
 func TestFailedUndoStaysVisible(t *testing.T) {
 	w, dir := newWorld(), t.TempDir()
 	m := newManager(t, w, dir)
@@ -193,8 +264,9 @@ func TestEventsOfAnInstanceThatEndsAtOnce(t *testing.T) {
 	w := newWorld()
 	m := newManager(t, w, t.TempDir())
 	m.launchers["vm"] = stillborn{fakeLauncher{w}}
+	events, cancel := m.Events().Subscribe()
+	defer cancel()
 	for range 20 {
-		events, cancel := m.Events().Subscribe()
 		id, err := m.Run(t.Context(), podConfig("a"))
 		if err != nil {
 			t.Fatal(err)
@@ -204,9 +276,11 @@ func TestEventsOfAnInstanceThatEndsAtOnce(t *testing.T) {
 				t.Fatalf("event %+v, want %s", e, kind)
 			}
 		}
-		cancel()
 		if err := m.Remove(t.Context(), id); err != nil {
 			t.Fatal(err)
+		}
+		if e := <-events; e.Kind != event.Deleted {
+			t.Fatalf("event %+v after the removal", e)
 		}
 	}
 }

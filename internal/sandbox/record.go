@@ -25,13 +25,12 @@ type record struct {
 	State   State
 	Created time.Time
 	Reason  string `json:",omitempty"`
-	// NetNS is set once the namespace was made, and empty again when it was removed.
+	// NetNS is set before the namespace is made, and empty again when it was removed.
 	NetNS string `json:",omitempty"`
-	// Networked: a set-up of the network was begun and has not been undone.
+	// Networked: a set-up of the network may have begun and has not been undone.
 	Networked bool     `json:",omitempty"`
 	IPs       []string `json:",omitempty"`
-	DNS       DNS
-	// Launched: a launch was begun and has not been cleaned up. LaunchState is the launcher's own.
+	// Launched: a launch may have begun and has not been cleaned up. LaunchState is the launcher's own.
 	Launched    bool            `json:",omitempty"`
 	LaunchState json.RawMessage `json:",omitempty"`
 }
@@ -44,7 +43,8 @@ func (c Config) name() string {
 func (r record) networkPod() network.Pod {
 	c := r.Config
 	pod := network.Pod{
-		ID: r.ID, Namespace: c.Namespace, Name: c.Name, UID: c.UID,
+		Handler: r.Config.Handler,
+		ID:      r.ID, Namespace: c.Namespace, Name: c.Name, UID: c.UID,
 		NetNS:        r.NetNS,
 		Annotations:  c.Annotations,
 		CgroupParent: c.CgroupParent,
@@ -59,7 +59,7 @@ func (r record) networkPod() network.Pod {
 }
 
 func (r record) launchRequest() LaunchRequest {
-	return LaunchRequest{ID: r.ID, Config: r.Config, NetNS: r.NetNS, IPs: r.IPs, DNS: r.DNS, State: r.LaunchState}
+	return LaunchRequest{ID: r.ID, Config: r.Config, NetNS: r.NetNS, State: r.LaunchState}
 }
 
 // sandbox is one sandbox in memory.
@@ -106,15 +106,13 @@ func (sb *sandbox) setInstance(i Instance) {
 	sb.instance = i
 }
 
-// update changes the record by a function, on disk and then in memory. The function may refuse.
-func (m *Manager) update(sb *sandbox, change func(*record) error) error {
+// update changes the record by a function, on disk and then in memory.
+func (m *Manager) update(sb *sandbox, change func(*record)) error {
 	sb.writer.Lock()
 	defer sb.writer.Unlock()
 	rec, _ := sb.snapshot()
-	if err := change(&rec); err != nil {
-		return err
-	}
-	if err := m.records.Put(rec.ID, rec); err != nil {
+	change(&rec)
+	if err := m.records.PutSoon(rec.ID, rec); err != nil {
 		return err
 	}
 	sb.mu.Lock()
@@ -130,7 +128,7 @@ func (m *Manager) note(sb *sandbox, change func(*record)) {
 	defer sb.writer.Unlock()
 	rec, _ := sb.snapshot()
 	change(&rec)
-	if err := m.records.Put(rec.ID, rec); err != nil {
+	if err := m.records.PutSoon(rec.ID, rec); err != nil {
 		m.log.Warn("sandbox record could not be saved; its last state is older", logfields.Sandbox, rec.ID, logfields.Error, err)
 	}
 	sb.mu.Lock()
@@ -140,6 +138,7 @@ func (m *Manager) note(sb *sandbox, change func(*record)) {
 
 // move changes the state by the table. It reports, and tells the world, whether the sandbox stopped being Ready by this. Leaving Ready, and a
 // start that could not be undone, are facts that a full disk cannot undo: memory changes even where the record cannot be saved.
+// Only that a sandbox has become Ready waits for the disk: a crash of the machine ends the others anyway.
 func (m *Manager) move(sb *sandbox, op operation, change func(*record)) (left bool, err error) {
 	sb.writer.Lock()
 	defer sb.writer.Unlock()
@@ -153,15 +152,19 @@ func (m *Manager) move(sb *sandbox, op operation, change func(*record)) (left bo
 	if change != nil {
 		change(&rec)
 	}
-	if err := m.records.Put(rec.ID, rec); err != nil {
+	save := m.records.PutSoon
+	if op == opReady {
+		save = m.records.Put
+	}
+	if err := save(rec.ID, rec); err != nil {
 		if !left && op != opFail {
 			return false, err
 		}
 		m.log.Error("sandbox record could not be saved; its last state is older", logfields.Sandbox, rec.ID, logfields.Error, err)
 	}
 	sb.mu.Lock()
-	defer sb.mu.Unlock()
 	sb.rec = rec
+	sb.mu.Unlock()
 	if left {
 		m.publish(event.Stopped, rec.ID) // before who waits for the end can go on, so that events keep their order
 	}

@@ -70,7 +70,7 @@ func (m *Manager) recoverOne(ctx context.Context, sb *sandbox) error {
 		if err := m.release(ctx, sb); err != nil {
 			return err
 		}
-		return m.forget(sb)
+		return m.delete(sb, rec.ID)
 	}
 }
 
@@ -118,7 +118,9 @@ func (m *Manager) sweep(ctx context.Context) error {
 	errs = append(errs, err)
 	for _, id := range ids {
 		if !keep[id] {
-			errs = append(errs, m.netns.Remove(m.netnsPath(id)))
+			err := m.netns.Remove(m.netnsPath(id))
+			m.swept("netns", err)
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)

@@ -49,83 +49,115 @@ func (m *Manager) Run(ctx context.Context, cfg Config) (id string, err error) {
 	return id, nil
 }
 
-// start takes a sandbox from its reserved name to Ready, one saved step after another.
+// start takes a sandbox from its reserved name to Ready. The network is set up beside the launch, which asks for it when
+// it cannot go on without.
 func (m *Manager) start(ctx context.Context, sb *sandbox, launcher Launcher) error {
 	begin := time.Now()
-	if err := m.update(sb, func(*record) error { return nil }); err != nil {
+	// All that it is going to have, in one step: what was not made is taken back as well as what was.
+	err := m.update(sb, func(r *record) {
+		r.Launched = true
+		if !r.Config.HostNetwork {
+			r.NetNS, r.Networked = m.netnsPath(r.ID), true
+		}
+	})
+	if err != nil {
 		return err
 	}
 	if err := failpoint.Hit(ctx, "sandbox.reserved"); err != nil {
 		return err
 	}
-	if err := m.connect(ctx, sb); err != nil {
-		return err
-	}
-	connected := time.Now()
-	if err := m.update(sb, func(r *record) error { r.Launched = true; return nil }); err != nil {
-		return err
-	}
 	rec, _ := sb.snapshot()
+	if err := m.createNetNS(ctx, rec); err != nil {
+		return err
+	}
+	network := m.connect(ctx, rec)
+	defer network.stop()
 	req := rec.launchRequest()
+	req.Connected = network.wait
 	req.Save = func(state json.RawMessage) error {
-		return m.update(sb, func(r *record) error { r.LaunchState = state; return nil })
+		return m.update(sb, func(r *record) { r.LaunchState = state })
 	}
 	instance, err := launcher.Launch(ctx, req)
 	if err != nil {
 		return err
 	}
 	sb.setInstance(instance)
-	if err := failpoint.Hit(ctx, "sandbox.launched"); err != nil {
+	connection, err := network.wait(ctx)
+	if err == nil {
+		err = failpoint.Hit(ctx, "sandbox.launched")
+	}
+	if err != nil {
 		return err
 	}
-	if _, err := m.move(sb, opReady, nil); err != nil {
+	if _, err := m.move(sb, opReady, func(r *record) { r.IPs = connection.IPs }); err != nil {
 		return err
 	}
 	m.log.InfoContext(ctx, "sandbox is ready", logfields.Sandbox, rec.ID, logfields.Pod, rec.Config.Namespace+"/"+rec.Config.Name,
-		logfields.Handler, rec.Config.Handler, logfields.Network, connected.Sub(begin).Round(time.Microsecond), logfields.Launch, time.Since(connected).Round(time.Microsecond))
+		logfields.Handler, rec.Config.Handler, logfields.Network, network.took.Round(time.Microsecond), logfields.Launch, time.Since(begin).Round(time.Microsecond))
 	return failpoint.Hit(ctx, "sandbox.ready")
 }
 
-// connect makes the network namespace and sets the network up in it.
-func (m *Manager) connect(ctx context.Context, sb *sandbox) error {
-	rec, _ := sb.snapshot()
-	if rec.Config.HostNetwork {
+func (m *Manager) createNetNS(ctx context.Context, rec record) (err error) {
+	switch {
+	case rec.Config.HostNetwork:
 		return nil
+	case rec.Config.User != nil:
+		_, err = m.netns.CreateOwned(m.netnsDir, rec.ID, *rec.Config.User)
+	default:
+		_, err = m.netns.Create(m.netnsDir, rec.ID)
 	}
-	path, err := m.createNetNS(rec)
 	if err != nil {
 		return fmt.Errorf("network namespace: %w", err)
 	}
-	if err := m.update(sb, func(r *record) error { r.NetNS, r.Networked = path, true; return nil }); err != nil {
-		return err
-	}
-	if err := failpoint.Hit(ctx, "sandbox.netns"); err != nil {
-		return err
-	}
-	rec, _ = sb.snapshot()
-	result, err := m.network.Setup(ctx, rec.networkPod())
-	if err != nil {
-		return fmt.Errorf("network: %w", err)
-	}
-	err = m.update(sb, func(r *record) error {
-		r.IPs = nil
-		for _, ip := range result.IPs {
-			r.IPs = append(r.IPs, ip.String())
-		}
-		r.DNS = DNS{Servers: result.DNSServers, Searches: result.DNSSearches, Options: result.DNSOptions}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	return failpoint.Hit(ctx, "sandbox.network")
+	return failpoint.Hit(ctx, "sandbox.netns")
 }
 
-func (m *Manager) createNetNS(rec record) (path string, err error) {
-	if rec.Config.User != nil {
-		return m.netns.CreateOwned(m.netnsDir, rec.ID, *rec.Config.User)
+// connecting is the set-up of a sandbox's network, which goes on beside its launch.
+type connecting struct {
+	cancel context.CancelFunc
+	done   chan struct{} // closed when what follows is set
+	result Connection
+	took   time.Duration
+	err    error
+}
+
+// connect begins to set the network up. The caller stops it, which after its end does nothing.
+func (m *Manager) connect(ctx context.Context, rec record) *connecting {
+	ctx, cancel := context.WithCancel(ctx)
+	c := &connecting{cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(c.done)
+		if rec.Config.HostNetwork {
+			return
+		}
+		begin := time.Now()
+		result, err := m.network.Setup(ctx, rec.networkPod())
+		if err != nil {
+			c.err = fmt.Errorf("network: %w", err)
+			return
+		}
+		for _, ip := range result.IPs {
+			c.result.IPs = append(c.result.IPs, ip.String())
+		}
+		c.result.DNS = DNS{Servers: result.DNSServers, Searches: result.DNSSearches, Options: result.DNSOptions}
+		c.took = time.Since(begin)
+		c.err = failpoint.Hit(ctx, "sandbox.network")
+	}()
+	return c
+}
+
+func (c *connecting) wait(ctx context.Context) (Connection, error) {
+	select {
+	case <-c.done:
+		return c.result, c.err
+	case <-ctx.Done():
+		return Connection{}, context.Cause(ctx)
 	}
-	return m.netns.Create(m.netnsDir, rec.ID)
+}
+
+func (c *connecting) stop() {
+	c.cancel()
+	<-c.done
 }
 
 // undo takes back a start that failed. Where that is not possible the sandbox stays, as NotReady.

@@ -1,9 +1,11 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/containerd/errdefs"
 
@@ -79,40 +81,54 @@ func (m *Manager) remove(ctx context.Context, sb *sandbox) error {
 	if err := m.containers.RemoveAll(ctx, rec.ID); err != nil {
 		return err
 	}
+	return m.delete(sb, rec.ID)
+}
+
+// delete forgets a sandbox and tells so, with what it was last.
+func (m *Manager) delete(sb *sandbox, id string) error {
+	deleted := m.events.Describe(event.Event{Kind: event.Deleted, ID: id, SandboxID: id})
 	if err := m.forget(sb); err != nil {
 		return err
 	}
-	m.publish(event.Deleted, rec.ID)
+	m.events.Publish(deleted)
 	return nil
 }
 
-// release frees what the record says that the sandbox has, the newest first. A step that succeeded is saved and not
-// repeated. The network stays while the instance does: its addresses are in use.
+// release frees what the record says that the sandbox has, and does not repeat a step that succeeded. The network goes
+// beside the instance: its interface is cut off before its addresses are free.
 func (m *Manager) release(ctx context.Context, sb *sandbox) error {
-	if err := m.endInstance(ctx, sb); err != nil {
+	var group sync.WaitGroup
+	var networkErr error
+	group.Go(func() { networkErr = m.disconnect(ctx, sb) })
+	err := m.endInstance(ctx, sb)
+	group.Wait()
+	if err := errors.Join(err, networkErr); err != nil {
 		return err
 	}
 	rec, _ := sb.snapshot()
-	if rec.Networked {
-		if err := m.network.Teardown(ctx, rec.networkPod()); err != nil {
-			return fmt.Errorf("network: %w", err)
-		}
-		m.note(sb, func(r *record) { r.Networked = false })
-	}
 	if rec.Config.HostNetwork {
 		return nil
 	}
-	// The namespace may exist though the record does not say so yet.
-	path := rec.NetNS
-	if path == "" {
-		path = m.netnsPath(rec.ID)
-	}
+	// The namespace may exist though the record does not say so.
+	path := cmp.Or(rec.NetNS, m.netnsPath(rec.ID))
 	if err := m.netns.Remove(path); err != nil {
 		return fmt.Errorf("network namespace: %w", err)
 	}
 	if rec.NetNS != "" {
 		m.note(sb, func(r *record) { r.NetNS = "" })
 	}
+	return nil
+}
+
+func (m *Manager) disconnect(ctx context.Context, sb *sandbox) error {
+	rec, _ := sb.snapshot()
+	if !rec.Networked {
+		return nil
+	}
+	if err := m.network.Teardown(ctx, rec.networkPod()); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	m.note(sb, func(r *record) { r.Networked = false })
 	return nil
 }
 

@@ -8,6 +8,6 @@
 // An exit is published after the process's output was drained, and after its start was published; when the VM
 // ends, every process ends with it, with code 255 and the reason.
 //
-// The command around it (start, delete, the server process) is in bootstrap.go and server.go. The package must stay
+// The command around it (start, delete, the server process) is in bootstrap, the bookkeeping of limits in limits. It must stay
 // small, as a node runs one such process per pod: no gRPC server, no containerd core, nothing of the daemon's.
 package shim

@@ -7,17 +7,13 @@ import (
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/durationpb"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
-	"github.com/pistis-run/pistis/internal/task"
 	"github.com/pistis-run/pistis/internal/version"
 )
 
 // contractVersion is that of api/shim/v1.
 const contractVersion = 1
-
-func shimVersion() string { return version.Version }
 
 // extras serves api/shim/v1.
 type extras struct{ s *Service }
@@ -25,7 +21,7 @@ type extras struct{ s *Service }
 // Info says what the shim and its VM are.
 func (x extras) Info(context.Context, *shimv1.InfoRequest) (*shimv1.InfoResponse, error) {
 	return &shimv1.InfoResponse{
-		Version: contractVersion, Features: []string{shimv1.FeaturePIDNamespaces}, ShimVersion: shimVersion(), SandboxId: x.s.options.ID,
+		Version: contractVersion, Features: []string{shimv1.FeaturePIDNamespaces}, ShimVersion: version.Version, SandboxId: x.s.options.ID,
 		StreamSocket: x.s.options.Bundle.StreamSocket(), Vm: x.s.describe(), ShimPid: uint32(os.Getpid()),
 	}, nil
 }
@@ -78,53 +74,4 @@ func (x extras) ReopenLog(_ context.Context, r *shimv1.ReopenLogRequest) (*shimv
 		return nil, fmt.Errorf("reopen log of container %s: it writes none: %w", r.Container, errdefs.ErrFailedPrecondition)
 	}
 	return &shimv1.Empty{}, c.log.Reopen()
-}
-
-// Stats reads the guest's statistics. Only containers of this sandbox are in them, whatever the guest says.
-func (x extras) Stats(ctx context.Context, r *shimv1.StatsRequest) (*shimv1.StatsResponse, error) {
-	v, err := x.s.machine()
-	if err != nil {
-		return nil, err
-	}
-	stats, err := v.Agent().Stats(ctx, r.Containers...)
-	if err != nil {
-		return nil, err
-	}
-	answer := &shimv1.StatsResponse{At: timestamppb.New(stats.At), Cpu: cpuStats(stats.CPU), Memory: memoryStats(stats.Memory)}
-	for _, i := range stats.Interfaces {
-		answer.Interfaces = append(answer.Interfaces, &shimv1.InterfaceStats{
-			Name: i.Name, RxBytes: i.RxBytes, RxErrors: i.RxErrors, TxBytes: i.TxBytes, TxErrors: i.TxErrors,
-		})
-	}
-	for _, c := range stats.Containers {
-		if _, err := x.s.container(c.ID); err != nil {
-			continue
-		}
-		answer.Containers = append(answer.Containers, &shimv1.ContainerStats{
-			Id: c.ID, Cpu: cpuStats(c.CPU), Memory: memoryStats(c.Memory), Pids: c.Pids, PidsLimit: c.PidsLimit,
-			WritableBytes: c.WritableBytes, WritableInodes: c.WritableInodes,
-		})
-	}
-	return answer, nil
-}
-
-func cpuStats(c task.CPU) *shimv1.CPUStats {
-	return &shimv1.CPUStats{UsageNs: c.UsageNS, Psi: psi(c.PSI)}
-}
-
-func memoryStats(m task.Memory) *shimv1.MemoryStats {
-	return &shimv1.MemoryStats{
-		UsageBytes: m.Usage, WorkingSetBytes: m.WorkingSet, RssBytes: m.RSS, AvailableBytes: m.Available, SwapBytes: m.Swap,
-		PageFaults: m.PageFaults, MajorPageFaults: m.MajorPageFaults, Psi: psi(m.PSI),
-	}
-}
-
-func psi(p *task.PSI) *shimv1.PSI {
-	if p == nil {
-		return nil
-	}
-	data := func(d task.PSIData) *shimv1.PSIData {
-		return &shimv1.PSIData{TotalUs: d.Total, Avg10: d.Avg10, Avg60: d.Avg60, Avg300: d.Avg300}
-	}
-	return &shimv1.PSI{Full: data(p.Full), Some: data(p.Some)}
 }

@@ -18,7 +18,7 @@ func (s *Service) takeLimits(v *vm.VM, id string, linux *specs.Linux) (err error
 	if linux == nil {
 		linux = &specs.Linux{}
 	}
-	if linux.Resources, err = s.limits.add(id, linux.Resources); err != nil {
+	if linux.Resources, err = s.limits.Add(id, linux.Resources); err != nil {
 		return err
 	}
 	return s.applyLimits(v)
@@ -26,7 +26,7 @@ func (s *Service) takeLimits(v *vm.VM, id string, linux *specs.Linux) (err error
 
 // dropLimits forgets those of a container that is gone.
 func (s *Service) dropLimits(v *vm.VM, id string) error {
-	s.limits.remove(id)
+	s.limits.Remove(id)
 	return s.applyLimits(v)
 }
 
@@ -35,7 +35,7 @@ func (s *Service) applyLimits(v *vm.VM) error {
 	case <-v.Done():
 		return nil // its pid may be another process's
 	default:
-		return s.limits.apply(v.PID())
+		return s.limits.Apply(v.PID())
 	}
 }
 
@@ -53,7 +53,7 @@ func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (err
 	if err != nil {
 		return err
 	}
-	guest, restore, err := s.limits.change(r.ID, guest)
+	guest, restore, err := s.limits.Change(r.ID, guest)
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/failpoint"
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/shim/limits"
 	"github.com/pistis-run/pistis/internal/task"
 	"github.com/pistis-run/pistis/internal/vm"
 )
@@ -144,7 +145,7 @@ func (s *Service) boot(ctx context.Context) error {
 		return err
 	}
 	o := s.asked.Options.GetVm()
-	s.vm, s.limits = v, newPodLimits(o.Vcpus, o.MemoryBytes, s.options.Drivers[o.Hypervisor].Capabilities().MinMemory)
+	s.vm, s.limits = v, limits.New(o.Vcpus, o.MemoryBytes, s.options.Drivers[o.Hypervisor].Capabilities().MinMemory)
 	s.running.Go(func() { s.supervise(v) })
 	args := []any{logfields.Sandbox, s.options.ID, logfields.PID, v.PID()}
 	for _, p := range v.Phases() {

@@ -13,6 +13,7 @@ import (
 	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/network/tap"
+	"github.com/pistis-run/pistis/internal/shim/limits"
 	"github.com/pistis-run/pistis/internal/task"
 	"github.com/pistis-run/pistis/internal/vm"
 )
@@ -54,7 +55,7 @@ type Service struct {
 	state      sandboxState
 	asked      vm.Request // from the sandbox's creation on
 	vm         *vm.VM
-	limits     *podLimits // of the VM's containers; set with vm
+	limits     *limits.Pod // of the VM's containers; set with vm
 	exit       task.Exit
 	created    time.Time
 	starting   startup

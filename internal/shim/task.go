@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/pistis-run/pistis/internal/task"
+	"github.com/pistis-run/pistis/internal/version"
 )
 
 const (
@@ -278,6 +279,15 @@ func metrics(c task.ContainerStats) (*taskapi.StatsResponse, error) {
 		},
 		Pids: &cgroupstats.PidsStat{Current: c.Pids, Limit: c.PidsLimit},
 	}
+	if d := c.CPU.Detail; d != nil {
+		m.CPU.UserUsec, m.CPU.SystemUsec = d.UserNS/1000, d.SystemNS/1000
+		if t := d.Throttling; t != nil {
+			m.CPU.NrPeriods, m.CPU.NrThrottled, m.CPU.ThrottledUsec = t.Periods, t.Throttled, t.ThrottledNS/1000
+		}
+	}
+	if d := c.Memory.Detail; d != nil {
+		m.Memory.File, m.Memory.FileMapped, m.Memory.ActiveFile, m.Memory.InactiveFile = d.Cache, d.MappedFile, d.ActiveFile, d.InactiveFile
+	}
 	data, err := proto.Marshal(m)
 	if err != nil {
 		return nil, err
@@ -287,7 +297,7 @@ func metrics(c task.ContainerStats) (*taskapi.StatsResponse, error) {
 
 // Connect tells who serves a task.
 func (s *Service) Connect(_ context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
-	answer := &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid()), Version: shimVersion()}
+	answer := &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid()), Version: version.Version}
 	if c, err := s.container(r.ID); err == nil {
 		_, answer.TaskPid, _ = c.snapshot()
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/shim"
+	"github.com/pistis-run/pistis/internal/shim/bootstrap"
 	"github.com/pistis-run/pistis/internal/shimclient"
 	"github.com/pistis-run/pistis/internal/task"
 	"github.com/pistis-run/pistis/internal/vm/vmtest"
@@ -35,7 +36,7 @@ func TestMain(m *testing.M) {
 	if mode == "" {
 		os.Exit(m.Run())
 	}
-	os.Exit(shim.Main(shim.Options{
+	os.Exit(bootstrap.Main(shim.Options{
 		Drivers:        map[string]hypervisor.Driver{"fake": &vmtest.Driver{Agent: &vmtest.Agent{}, NoDialer: mode == "silent", Console: "no init found\n"}},
 		GuestSpec:      func(s *specs.Spec) (*specs.Spec, error) { return s, nil },
 		GuestResources: func(r *specs.LinuxResources) (*specs.LinuxResources, error) { return r, nil },

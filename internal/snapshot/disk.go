@@ -2,7 +2,9 @@ package snapshot
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"io"
 	"os"
 	"sync"
 )
@@ -16,11 +18,49 @@ type Disks struct {
 // OpenDisks opens the directory root, which it owns until Close, and removes what a process that died left unfinished.
 // FailedPrecondition when another process has it open.
 func OpenDisks(root string, source layerSource) (*Disks, error) {
-	l, err := open(root, source, form{what: "layer disks", version: ".v1", extension: ".ext4", write: writeDisk})
+	l, err := open(root, source, form{what: "layer disks", version: ".v1", extension: ".ext4", write: writeDisk, whole: wholeDisk})
 	if err != nil {
 		return nil, err
 	}
 	return &Disks{Layers: l}, nil
+}
+
+// The ext4 superblock, as far as it says how long the file system is.
+const (
+	superblockAt   = 1024
+	superblockSize = 1024
+	superblockLog  = 0x18 // of the block size, less 10
+	superblockTag  = 0x38
+	blocksLow      = 0x04
+	blocksHigh     = 0x150
+	ext4Tag        = 0xef53
+	maxBlockLog    = 6
+)
+
+// wholeDisk is a form's whole: the file must be as long as the file system in it says.
+func wholeDisk(path string) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	var b [superblockSize]byte
+	if _, err := f.ReadAt(b[:], superblockAt); errors.Is(err, io.EOF) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	le := binary.LittleEndian
+	log := le.Uint32(b[superblockLog:])
+	if le.Uint16(b[superblockTag:]) != ext4Tag || log > maxBlockLog {
+		return false, nil
+	}
+	blocks := uint64(le.Uint32(b[blocksHigh:]))<<32 | uint64(le.Uint32(b[blocksLow:]))
+	return blocks <= uint64(info.Size())>>(10+log), nil
 }
 
 // writeDisk is a form's write.

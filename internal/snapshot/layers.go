@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/pistis-run/pistis/internal/failpoint"
 	"github.com/pistis-run/pistis/internal/image"
 )
 
@@ -36,6 +37,8 @@ type form struct {
 	// directories that the layer implies but does not describe, to get the attributes of those that are known.
 	// dependent says that there are such directories. What a failure leaves at path is for the caller to remove.
 	write func(ctx context.Context, path string, open opener, inherit inheriter) (dependent bool, err error)
+	// whole tells what a disk has cut off from a layer that is whole, at little cost; nil where nothing tells.
+	whole func(path string) (bool, error)
 }
 
 type (
@@ -223,10 +226,8 @@ func (l *Layers) join(key stacked, stack []image.Layer) (*flight, string, error)
 		return f, "", nil
 	}
 	for _, path := range []string{l.path(key.id), l.stackedPath(key)} {
-		if _, err := os.Stat(path); err == nil {
-			return nil, path, nil
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return nil, "", classify(err)
+		if found, err := l.find(path); found || err != nil {
+			return nil, path, classify(err)
 		}
 	}
 	if l.ctx.Err() != nil {
@@ -237,6 +238,21 @@ func (l *Layers) join(key stacked, stack []image.Layer) (*flight, string, error)
 	l.flights[key.id] = f
 	l.wg.Go(func() { l.fly(ctx, stack, f) })
 	return f, "", nil
+}
+
+// find tells whether a layer is there. One that was cut is not: it makes room for a new one. l.mu is held.
+func (l *Layers) find(path string) (bool, error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	} else if err != nil || l.form.whole == nil {
+		return err == nil, err
+	}
+	whole, err := l.form.whole(path)
+	if whole || err != nil {
+		return whole, err
+	}
+	delete(l.sizes, filepath.Base(path))
+	return false, os.RemoveAll(path)
 }
 
 // leave is the end of a caller's interest. The last one ends the conversion, and waits until nothing is left of it.
@@ -296,10 +312,16 @@ func (l *Layers) make(ctx context.Context, key stacked, stack []image.Layer) (pa
 	if dependent {
 		path = l.stackedPath(key)
 	}
+	if err := failpoint.Hit(ctx, "layer.written"); err != nil {
+		return "", err
+	}
 	l.mu.Lock()
 	err = os.Rename(temp, path)
 	l.mu.Unlock()
 	if err != nil {
+		return "", err
+	}
+	if err := failpoint.Hit(ctx, "layer.named"); err != nil {
 		return "", err
 	}
 	return path, syncDir(l.root)

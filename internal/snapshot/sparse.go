@@ -134,11 +134,12 @@ func (s *sparseFile) finish() error {
 	return s.file.Truncate((s.end + blockSize - 1) / blockSize * blockSize)
 }
 
-var zeroBlock [blockSize]byte
+// zeroBlock is compared with, never written.
+var zeroBlock = make([]byte, blockSize)
 
 func isZero(p []byte) bool {
 	for len(p) > blockSize {
-		if string(p[:blockSize]) != string(zeroBlock[:]) {
+		if string(p[:blockSize]) != string(zeroBlock) {
 			return false
 		}
 		p = p[blockSize:]

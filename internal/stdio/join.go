@@ -75,15 +75,15 @@ func receiveOutput(conn net.Conn, streams Streams) error {
 	}
 }
 
-// Input is what a process reads.
-type Input interface {
+// input is what a process reads.
+type input interface {
 	WriteStdin(p []byte) error
 	CloseStdin()
 }
 
 // ReadInput gives a client's frames to a process, on the other side of Join, until the client has gone or sends what only
 // the process's side sends. wanted: the client joined with input; closing: it may end the input of the process.
-func ReadInput(client io.Reader, in Input, wanted, closing bool) {
+func ReadInput(client io.Reader, in input, wanted, closing bool) {
 	frames := NewFrameReader(client)
 	for {
 		kind, payload, err := frames.Next()

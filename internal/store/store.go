@@ -52,7 +52,14 @@ func Open[T any](dir string, version int) (*Store[T], error) {
 }
 
 // Put writes the record durably, over an older one of the same id.
-func (s *Store[T]) Put(id string, record T) error {
+func (s *Store[T]) Put(id string, record T) error { return s.put(id, record, WriteFile) }
+
+// PutSoon writes the record, over an older one of the same id, and leaves it to the kernel when it comes to the disk. Any
+// later process finds it, but a crash of the machine may bring back the older one, or none: it is for what such a crash
+// changes anyway.
+func (s *Store[T]) PutSoon(id string, record T) error { return s.put(id, record, replace) }
+
+func (s *Store[T]) put(id string, record T, write func(path string, data []byte) error) error {
 	path, err := s.path(id)
 	if err != nil {
 		return err
@@ -61,13 +68,14 @@ func (s *Store[T]) Put(id string, record T) error {
 	if err != nil {
 		return fmt.Errorf("save record: %s: %w", id, err)
 	}
-	if err := WriteFile(path, data); err != nil {
+	if err := write(path, data); err != nil {
 		return fmt.Errorf("save record: %s: %w", id, err)
 	}
 	return nil
 }
 
-// Delete removes the record. There being none is not an error.
+// Delete removes the record. There being none is not an error. A crash of the machine may bring it back, unless a Put of
+// any id comes in between.
 func (s *Store[T]) Delete(id string) error {
 	path, err := s.path(id)
 	if err != nil {
@@ -75,9 +83,6 @@ func (s *Store[T]) Delete(id string) error {
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete record: %w", err)
-	}
-	if err := syncDir(s.dir); err != nil {
-		return fmt.Errorf("delete record: %s: %w", id, err)
 	}
 	return nil
 }
@@ -207,14 +212,26 @@ func decode[T any](version int, id string, data []byte) (record T, err error) {
 
 // WriteFile replaces a file atomically and durably: after a crash, also of the machine, it is the old one or the new one.
 func WriteFile(path string, data []byte) error {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, filepath.Base(path)+tempMark+"*")
+	if err := replaceAfter(path, data, (*os.File).Sync); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// replace replaces a file atomically for all processes of this boot.
+func replace(path string, data []byte) error {
+	return replaceAfter(path, data, func(*os.File) error { return nil })
+}
+
+// replaceAfter has sync see the new file before it takes the old one's place.
+func replaceAfter(path string, data []byte, sync func(*os.File) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+tempMark+"*")
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(data)
 	if err == nil {
-		err = f.Sync()
+		err = sync(f)
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)
@@ -222,7 +239,7 @@ func WriteFile(path string, data []byte) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
-	return syncDir(dir)
+	return nil
 }
 
 func syncDir(dir string) error {

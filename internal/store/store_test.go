@@ -33,7 +33,7 @@ func TestPutLoadDelete(t *testing.T) {
 		if err := s.Put(id, thing{"old", 0}); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Put(id, r); err != nil {
+		if err := s.PutSoon(id, r); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -8,31 +8,73 @@ type Stats struct {
 	CPU        CPU
 	Memory     Memory
 	Interfaces []Interface
+	// Writable is the file system that the containers' writable layers are on; nil where it is not known.
+	Writable   *FileSystem
 	Containers []ContainerStats
 }
 
 // ContainerStats of one container.
 type ContainerStats struct {
-	ID              string
-	CPU             CPU
-	Memory          Memory
-	Pids, PidsLimit uint64
-	WritableBytes   uint64
-	WritableInodes  uint64
+	ID     string
+	CPU    CPU
+	Memory Memory
+	// IO is nil where it is not measured.
+	IO *IO
+	// Pids counts tasks, which are threads, and processes are what Processes counts; 0 where they are not counted.
+	Pids, PidsLimit, Processes uint64
+	// OpenFiles is the soft limit of the first process; nil where it is not known.
+	OpenFiles      *uint64
+	WritableBytes  uint64
+	WritableInodes uint64
 }
 
 // CPU usage; UsageNS is cumulative nanoseconds.
 type CPU struct {
 	UsageNS uint64
 	PSI     *PSI
+	// Detail is nil where it is not measured, as in every type here.
+	Detail *CPUDetail
 }
+
+// CPUDetail is what UsageNS consists of, and how often a quota held the group back.
+type CPUDetail struct {
+	UserNS, SystemNS uint64
+	Throttling       *Throttling
+}
+
+// Throttling by a quota: periods with tasks that wanted to run, those of them in which the quota was used up, and for how
+// long tasks then waited.
+type Throttling struct{ Periods, Throttled, ThrottledNS uint64 }
 
 // Memory in bytes.
 type Memory struct {
 	Usage, WorkingSet, RSS, Available, Swap uint64
 	PageFaults, MajorPageFaults             uint64
 	PSI                                     *PSI
+	Detail                                  *MemoryDetail
 }
+
+// MemoryDetail is what memory is used for, and how it met its limits.
+type MemoryDetail struct {
+	Cache, MappedFile, Kernel, ActiveFile, InactiveFile uint64
+	// Peak of the usage; LimitHits counts how often the usage met the limit, OOMKills the processes that were killed for it.
+	Peak, LimitHits, OOMKills *uint64
+}
+
+// IO of block devices.
+type IO struct {
+	Devices []DeviceIO
+	PSI     *PSI
+}
+
+// DeviceIO are the counters of one block device.
+type DeviceIO struct {
+	Device                               string // as /dev/sda, or major:minor where it has no name
+	ReadBytes, WriteBytes, Reads, Writes uint64
+}
+
+// FileSystem is what a file system has.
+type FileSystem struct{ Bytes, Inodes, FreeInodes uint64 }
 
 // PSI is pressure stall information.
 type PSI struct{ Full, Some PSIData }
@@ -45,6 +87,9 @@ type PSIData struct {
 
 // Interface counters, as seen by the pod.
 type Interface struct {
-	Name                                 string
-	RxBytes, RxErrors, TxBytes, TxErrors uint64
+	Name   string
+	Rx, Tx Traffic
 }
+
+// Traffic is what went one way.
+type Traffic struct{ Bytes, Packets, Errors, Dropped uint64 }

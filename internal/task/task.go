@@ -123,7 +123,8 @@ type Updater interface {
 	Update(ctx context.Context, container string, resources *specs.LinuxResources) error
 }
 
-// Statter reads statistics of containers; no ids means all.
+// Statter reads statistics of a sandbox and all its containers; with ids only of those containers, and what is the
+// sandbox's own may be missing. An id that is not known is left out.
 type Statter interface {
 	Stats(ctx context.Context, containers ...string) (Stats, error)
 }

@@ -8,7 +8,8 @@
 //
 // Guests use [ListenVSOCK], or [OpenSerialPort] and [NewServer].
 //
-// Every stream of every carrier is a net.Conn and a [HalfCloser].
+// Every stream of every carrier is a net.Conn with a method CloseWrite() error, which ends this side's bytes: the peer reads
+// those that were written and then EOF, and reading goes on.
 //
 // # The multiplexed pipe
 //

@@ -15,12 +15,6 @@ const (
 	KindSerial = "serial"
 )
 
-// HalfCloser is implemented by every stream of this package.
-type HalfCloser interface {
-	// CloseWrite ends this side's bytes: the peer reads those that were written and then EOF. Reading goes on.
-	CloseWrite() error
-}
-
 // retryInterval is the pause between two attempts to reach a guest that does not listen yet. The carriers
 // give no event for that.
 const retryInterval = 20 * time.Millisecond

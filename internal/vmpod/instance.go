@@ -3,10 +3,14 @@ package vmpod
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
+	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/shimclient"
 	"github.com/pistis-run/pistis/internal/task"
 )
@@ -44,6 +48,22 @@ type client interface {
 type instance struct {
 	client client
 	info   map[string]string
+	phases map[string]time.Duration // of its start
+	// vcpus and memory are what it has, size what a pod's VM would get now.
+	vcpus  uint32
+	memory uint64
+	size   func(sandbox.Config) (vcpus uint32, memoryBytes uint64)
+}
+
+// Resize accepts what the VM has room for. It keeps what it has beyond that.
+func (i *instance) Resize(_ context.Context, cfg sandbox.Config) error {
+	vcpus, memory := i.size(cfg)
+	if vcpus <= i.vcpus && memory <= i.memory {
+		return nil
+	}
+	const mib = 1 << 20
+	return fmt.Errorf("the pod's microVM has %d processors and %d MiB of memory, and would need %d and %d MiB; it cannot grow while it runs: make the pod anew with these resources: %w",
+		i.vcpus, i.memory/mib, vcpus, memory/mib, errdefs.ErrFailedPrecondition)
 }
 
 func (i *instance) Tasks() task.Service { return i.client }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -47,7 +48,11 @@ type Options struct {
 	Dir, ScratchDir string
 	// CgroupParent is for pods that name none.
 	CgroupParent string
-	Log          *slog.Logger
+	// Booted is told how long each phase of a start took, Swept what was nobody's and whether it could be removed. Both may
+	// be nil.
+	Booted func(phase string, d time.Duration)
+	Swept  func(kind string, err error)
+	Log    *slog.Logger
 }
 
 // Guest is what VMs boot: files of the host.
@@ -78,6 +83,12 @@ func newLauncher(o Options, s shims) (*Launcher, error) {
 		}
 	}
 	o.Hypervisor = cmp.Or(o.Hypervisor, "qemu")
+	if o.Booted == nil {
+		o.Booted = func(string, time.Duration) {}
+	}
+	if o.Swept == nil {
+		o.Swept = func(string, error) {}
+	}
 	return &Launcher{Options: o, shims: s}, nil
 }
 
@@ -141,7 +152,14 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (sandb
 	if err != nil {
 		return nil, err
 	}
-	return l.instance(ctx, client)
+	i, err := l.instance(ctx, client)
+	if err != nil {
+		return nil, err
+	}
+	for phase, took := range i.phases {
+		l.Booted(phase, took)
+	}
+	return i, nil
 }
 
 // decide finds out all that the VM needs, before anything is made.
@@ -154,14 +172,18 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 	if err != nil {
 		return machine{}, err
 	}
-	resolv, err := podfiles.ResolvConf(req.Config.DNS, req.DNS)
+	network, err := req.Connected(ctx)
+	if err != nil {
+		return machine{}, err
+	}
+	resolv, err := podfiles.ResolvConf(req.Config.DNS, network.DNS)
 	if err != nil {
 		return machine{}, err
 	}
 	return machine{
 		hypervisor: l.Hypervisor, accel: accel, guest: guest,
 		scratch: l.scratch(req.ID), cgroup: cgroup.Path(cmp.Or(req.Config.CgroupParent, l.CgroupParent), "pistis-"+req.ID),
-		hosts: podfiles.Hosts(req.Config.Hostname, req.IPs), resolv: resolv, maxVCPUs: uint32(runtime.NumCPU()),
+		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, maxVCPUs: uint32(runtime.NumCPU()),
 	}, nil
 }
 
@@ -174,7 +196,11 @@ func (l *Launcher) Reconnect(ctx context.Context, req sandbox.LaunchRequest) (sa
 	if err != nil {
 		return nil, err
 	}
-	return l.instance(ctx, client)
+	i, err := l.instance(ctx, client)
+	if err != nil {
+		return nil, err // not a typed nil
+	}
+	return i, nil
 }
 
 // claim marks the uid that the sandbox was given as taken.
@@ -190,12 +216,19 @@ func (l *Launcher) claim(req sandbox.LaunchRequest) error {
 }
 
 // instance asks the shim once what it runs.
-func (l *Launcher) instance(ctx context.Context, client client) (sandbox.Instance, error) {
+func (l *Launcher) instance(ctx context.Context, client client) (*instance, error) {
 	info, err := client.Info(ctx)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("shim: %w", err), client.Close())
 	}
-	return &instance{client: client, info: describe(info)}, nil
+	phases := map[string]time.Duration{}
+	for _, p := range info.GetVm().GetPhases() {
+		phases[p.GetName()] = p.GetDuration().AsDuration()
+	}
+	return &instance{
+		client: client, phases: phases, info: describe(info), vcpus: info.GetVm().GetVcpus(), memory: info.GetVm().GetMemoryBytes(),
+		size: func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, uint32(runtime.NumCPU())) },
+	}, nil
 }
 
 // Cleanup ends the shim and its VM and removes what was made for them.
@@ -237,7 +270,9 @@ func (l *Launcher) Sweep(ctx context.Context, keep map[string]bool) error {
 	var errs []error
 	for id := range lost {
 		l.Log.InfoContext(ctx, "removing a virtual machine that belongs to no sandbox", logfields.Sandbox, id)
-		errs = append(errs, l.remove(ctx, id))
+		err := l.remove(ctx, id)
+		l.Swept("vm", err)
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -31,6 +32,7 @@ type fakeShims struct {
 	last       launchRequest
 	launchErr  error
 	cleanupErr error
+	vm         *shimv1.VM // what shims say of it; nil: something
 }
 
 func (f *fakeShims) launch(_ context.Context, r launchRequest) (client, error) {
@@ -43,14 +45,14 @@ func (f *fakeShims) launch(_ context.Context, r launchRequest) (client, error) {
 	if err := r.prepare(); err != nil {
 		return nil, err
 	}
-	return fakeClient{}, f.launchErr
+	return fakeClient{vm: f.vm}, f.launchErr
 }
 
 func (f *fakeShims) connect(_ context.Context, bundle string) (client, error) {
 	if _, err := os.Stat(bundle); err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	}
-	return fakeClient{}, nil
+	return fakeClient{vm: f.vm}, nil
 }
 
 func (f *fakeShims) cleanup(_ context.Context, bundle string) error {
@@ -60,13 +62,19 @@ func (f *fakeShims) cleanup(_ context.Context, bundle string) error {
 	return os.RemoveAll(bundle)
 }
 
-type fakeClient struct{ task.Service }
+type fakeClient struct {
+	task.Service
+	vm *shimv1.VM
+}
 
 func (fakeClient) WaitSandbox(context.Context) (task.Exit, error) {
 	return task.Exit{Reason: "powered off"}, nil
 }
 
-func (fakeClient) Info(context.Context) (*shimv1.InfoResponse, error) {
+func (c fakeClient) Info(context.Context) (*shimv1.InfoResponse, error) {
+	if c.vm != nil {
+		return &shimv1.InfoResponse{Vm: c.vm}, nil
+	}
 	return &shimv1.InfoResponse{ShimPid: 5, Vm: &shimv1.VM{Hypervisor: "qemu", Phases: []*shimv1.Phase{{Name: "boot"}}}}, nil
 }
 func (fakeClient) Stop(context.Context, time.Duration) error { return nil }
@@ -95,8 +103,11 @@ func newTestLauncher(t *testing.T, uids *UIDs) (*Launcher, *fakeShims, string) {
 func request(id string) (sandbox.LaunchRequest, *json.RawMessage) {
 	var saved json.RawMessage
 	return sandbox.LaunchRequest{
-		ID: id, Config: sandbox.Config{Name: "a", Hostname: "a", Sysctls: map[string]string{"net.core.somaxconn": "9"}},
-		NetNS: "/netns/" + id, IPs: []string{"10.0.0.2"}, DNS: sandbox.DNS{Servers: []string{"10.0.0.1"}},
+		ID: id, Config: sandbox.Config{Identity: sandbox.Identity{Name: "a"}, Hostname: "a", Sysctls: map[string]string{"net.core.somaxconn": "9"}},
+		NetNS: "/netns/" + id,
+		Connected: func(context.Context) (sandbox.Connection, error) {
+			return sandbox.Connection{IPs: []string{"10.0.0.2"}, DNS: sandbox.DNS{Servers: []string{"10.0.0.1"}}}, nil
+		},
 		Save: func(s json.RawMessage) error { saved = s; return nil },
 	}, &saved
 }
@@ -158,6 +169,30 @@ func TestLaunchReconnectCleanup(t *testing.T) {
 	}
 	if _, err := again.Reconnect(t.Context(), req); !errdefs.IsUnavailable(err) {
 		t.Errorf("after the end: %v", err)
+	}
+}
+
+func TestResize(t *testing.T) {
+	l, f, _ := newTestLauncher(t, NewUIDs(1000, 1001))
+	f.vm = &shimv1.VM{Vcpus: 1, MemoryBytes: 384 << 20}
+	req, _ := request("s1")
+	i, err := l.Launch(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resize := i.(interface {
+		Resize(context.Context, sandbox.Config) error
+	}).Resize
+	cfg := sandbox.Config{Resources: sandbox.Resources{MemoryLimit: 100 << 20}, Overhead: sandbox.Resources{MemoryLimit: 28 << 20}}
+	if err := resize(t.Context(), cfg); err != nil {
+		t.Errorf("what it has room for: %v", err)
+	}
+	cfg.Resources.MemoryLimit++
+	if err := resize(t.Context(), cfg); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "would need 1 and 385 MiB") {
+		t.Errorf("more memory: %v", err)
+	}
+	if err := resize(t.Context(), sandbox.Config{Resources: sandbox.Resources{CPUPeriod: 1000, CPUQuota: 1001}}); runtime.NumCPU() > 1 && !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("more processors: %v", err)
 	}
 }
 
@@ -236,8 +271,8 @@ func TestValidate(t *testing.T) {
 	if err := l.Validate(sandbox.Config{}); err != nil {
 		t.Error(err)
 	}
-	for _, cfg := range []sandbox.Config{{HostNetwork: true}, {HostPID: true}, {HostIPC: true}} {
-		if err := l.Validate(cfg); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "RuntimeClass") {
+	for _, cfg := range []sandbox.Namespaces{{HostNetwork: true}, {HostPID: true}, {HostIPC: true}} {
+		if err := l.Validate(sandbox.Config{Namespaces: cfg}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "RuntimeClass") {
 			t.Errorf("%+v: %v", cfg, err)
 		}
 	}

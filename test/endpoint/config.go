@@ -127,6 +127,7 @@ state = %q
 socket = %q
 cgroup_parent = %q
 cgroup_driver = "cgroupfs"
+untrusted_handler = ""
 [network]
 cni_conf_dir = %q
 cni_bin_dirs = [%q]

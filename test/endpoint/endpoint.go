@@ -180,6 +180,15 @@ func (e *Endpoint) end(sig syscall.Signal) error {
 func (e *Endpoint) Poll(ctx context.Context, what string, ask func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	// A call waits for a daemon to connect to, also where that has ended.
+	done := e.done
+	go func() {
+		select {
+		case <-done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	const interval = 2 * time.Millisecond
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
@@ -190,12 +199,26 @@ func (e *Endpoint) Poll(ctx context.Context, what string, ask func(context.Conte
 		}
 		select {
 		case <-tick.C:
-		case <-e.done:
-			return fmt.Errorf("%s ended while waiting for %s: %w; its log is %s", e.Name, what, e.ended, e.log.Name())
 		case <-ctx.Done():
+			select {
+			case <-done:
+				return fmt.Errorf("%s ended while waiting for %s: %w; its log is %s", e.Name, what, e.ended, e.log.Name())
+			default:
+			}
 			return fmt.Errorf("%s: waiting for %s: %w: %w; its log is %s", e.Name, what, ctx.Err(), err, e.log.Name())
 		}
 	}
+}
+
+// wipe has pistisd take away what it keeps for its next start; the others have no such command.
+func (e *Endpoint) wipe() error {
+	if filepath.Base(e.argv[0]) != "pistisd" {
+		return nil
+	}
+	if out, err := exec.Command(e.argv[0], append(e.argv[1:len(e.argv):len(e.argv)], "wipe", "--yes")...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: wipe: %w: %s", e.Name, err, out)
+	}
+	return nil
 }
 
 // Close removes the pods, ends the daemon and removes what is its own. What of the pods is left then, is the error.
@@ -205,7 +228,7 @@ func (e *Endpoint) Close(ctx context.Context) error {
 		err = errors.Join(e.RemoveAll(ctx), e.Stop())
 	}
 	found, findErr := leak.Find(e.Scope)
-	err = errors.Join(err, findErr, RemoveCgroups(e.cgroup()))
+	err = errors.Join(err, findErr, e.wipe(), RemoveCgroups(e.cgroup()))
 	for _, line := range found {
 		err = errors.Join(err, fmt.Errorf("%s left behind: %s", e.Name, line))
 	}

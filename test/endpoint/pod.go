@@ -21,6 +21,9 @@ const logName = "main/0.log"
 // Log is the path of the container's log.
 func (p Pod) Log() string { return filepath.Join(p.Config.LogDirectory, logName) }
 
+// Pod is one that was not started yet.
+func (e *Endpoint) Pod(name string) Pod { return Pod{Config: e.config(name)} }
+
 // config is a pod as the kubelet describes one.
 func (e *Endpoint) config(name string) *runtime.PodSandboxConfig {
 	return &runtime.PodSandboxConfig{
@@ -40,8 +43,8 @@ func isolated() *runtime.NamespaceOption {
 	return &runtime.NamespaceOption{Network: runtime.NamespaceMode_POD, Pid: runtime.NamespaceMode_CONTAINER, Ipc: runtime.NamespaceMode_POD}
 }
 
-// container is a small burstable container as the kubelet describes one.
-func container(image string, command []string) *runtime.ContainerConfig {
+// Container is a small burstable container as the kubelet describes one.
+func Container(image string, command []string) *runtime.ContainerConfig {
 	return &runtime.ContainerConfig{
 		Metadata: &runtime.ContainerMetadata{Name: "main"}, Image: &runtime.ImageSpec{Image: image}, Command: command, LogPath: logName,
 		Labels: map[string]string{"io.kubernetes.container.name": "main"},
@@ -62,13 +65,13 @@ func container(image string, command []string) *runtime.ContainerConfig {
 
 // Run starts a pod: sandbox, container, process. What it made before it failed is in the pod that it returns.
 func (e *Endpoint) Run(ctx context.Context, handler, name, image string, command ...string) (Pod, error) {
-	p := Pod{Config: e.config(name)}
+	p := e.Pod(name)
 	sandbox, err := e.RunPodSandbox(ctx, &runtime.RunPodSandboxRequest{Config: p.Config, RuntimeHandler: handler})
 	if err != nil {
 		return p, fmt.Errorf("%s: RunPodSandbox: %w", e.Name, err)
 	}
 	p.Sandbox = sandbox.PodSandboxId
-	created, err := e.CreateContainer(ctx, &runtime.CreateContainerRequest{PodSandboxId: p.Sandbox, SandboxConfig: p.Config, Config: container(image, command)})
+	created, err := e.CreateContainer(ctx, &runtime.CreateContainerRequest{PodSandboxId: p.Sandbox, SandboxConfig: p.Config, Config: Container(image, command)})
 	if err != nil {
 		return p, fmt.Errorf("%s: CreateContainer: %w", e.Name, err)
 	}

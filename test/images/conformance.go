@@ -89,7 +89,17 @@ func (b *builder) conformance(add func(ref string, r recipe) error) error {
 			layers: base, config: v1.Config{Cmd: []string{"sh"}, Env: []string{defaultPath}, User: user},
 		}
 	}
-	// Images that only have to be different from each other, or the same under several tags.
+	addMarked(images, busybox, shell)
+	for ref, r := range images {
+		if err := add(ref, r); err != nil {
+			return fmt.Errorf("%s: %w", ref, err)
+		}
+	}
+	return nil
+}
+
+// addMarked adds images that only have to be different from each other, or the same under several tags.
+func addMarked(images map[string]recipe, busybox *layer, config v1.Config) {
 	for _, same := range []struct {
 		content string
 		refs    []string
@@ -106,15 +116,9 @@ func (b *builder) conformance(add func(ref string, r recipe) error) error {
 		mark := newLayer()
 		mark.text("/test-image", same.content+"\n")
 		for _, ref := range same.refs {
-			images["k8s-staging-cri-tools/"+ref] = recipe{layers: append([]*layer{busybox}, mark), config: shell}
+			images["k8s-staging-cri-tools/"+ref] = recipe{layers: append([]*layer{busybox}, mark), config: config}
 		}
 	}
-	for ref, r := range images {
-		if err := add(ref, r); err != nil {
-			return fmt.Errorf("%s: %w", ref, err)
-		}
-	}
-	return nil
 }
 
 // nginx is Debian's web server with a site on one port.

@@ -98,6 +98,8 @@ func TestHostPod(t *testing.T) {
 		if s := stats.Stats; s.Cpu.UsageCoreNanoSeconds.Value == 0 || s.Memory.WorkingSetBytes.Value == 0 || s.WritableLayer.UsedBytes.Value == 0 {
 			t.Errorf("statistics: %v", s)
 		}
+		ofPod, ofContainer := d.metricsOf(pod, web)
+		checkMetrics(t, ofPod, ofContainer)
 		missing := shell("missing", "")
 		missing.Command = []string{"/no/such/program"}
 		id := d.create(pod, config, missing)
@@ -255,6 +257,12 @@ func TestHostLimits(t *testing.T) {
 		}
 		if got := d.status(id).Resources.GetLinux(); got.GetMemoryLimitInBytes() != 96<<20 || got.GetCpuQuota() != 20000 {
 			t.Errorf("resources in the status: %v", got)
+		}
+		if err := d.resizePod(pod, 512<<20); err != nil {
+			t.Errorf("the pod as a whole: %v", err)
+		}
+		if info := d.info(pod)["info"]; !strings.Contains(info, fmt.Sprint(`"MemoryLimit":`, 512<<20)) {
+			t.Errorf("what the pod may use is not in its status: %s", info)
 		}
 		greedy := shell("greedy", "x=x; while :; do x=$x$x; done")
 		greedy.Linux.Resources = &runtime.LinuxContainerResources{MemoryLimitInBytes: 24 << 20, MemorySwapLimitInBytes: 24 << 20}

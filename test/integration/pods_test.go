@@ -218,6 +218,14 @@ func (d *daemon) info(pod string) map[string]string {
 	return resp.Info
 }
 
+// resizePod says how much memory the pod may use as a whole.
+func (d *daemon) resizePod(pod string, memory int64) error {
+	_, err := d.UpdatePodSandboxResources(d.call(), &runtime.UpdatePodSandboxResourcesRequest{
+		PodSandboxId: pod, Resources: &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 200000, MemoryLimitInBytes: memory},
+	})
+	return err
+}
+
 func (d *daemon) sandboxState(pod string) runtime.PodSandboxState {
 	d.t.Helper()
 	resp, err := d.PodSandboxStatus(d.call(), &runtime.PodSandboxStatusRequest{PodSandboxId: pod})

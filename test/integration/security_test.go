@@ -84,6 +84,12 @@ func TestResources(t *testing.T) {
 	if net := sandbox.Stats.GetLinux().GetNetwork().GetDefaultInterface(); net.GetName() == "" {
 		t.Errorf("no network statistics: %v", sandbox.Stats)
 	}
+	ofPod, ofContainer := d.metricsOf(pod, id)
+	checkMetrics(t, ofPod, ofContainer)
+	expect(t, "the limit among the metrics", ofContainer["container_spec_memory_limit_bytes"], 96<<20)
+	if ofContainer["container_cpu_cfs_periods_total"] == 0 {
+		t.Errorf("no periods of the CPU quota: %v", ofContainer)
+	}
 
 	hungry := shell("hungry", "tail /dev/zero")
 	hungry.Linux.Resources = &runtime.LinuxContainerResources{MemoryLimitInBytes: 16 << 20}
@@ -156,6 +162,10 @@ func TestUpdatedResources(t *testing.T) {
 		_, err := d.UpdateContainerResources(d.call(), &runtime.UpdateContainerResourcesRequest{ContainerId: id, Linux: &runtime.LinuxContainerResources{OomScoreAdj: 1}})
 		return err
 	}(), codes.Unimplemented, "oom_score_adj")
+	if err := d.resizePod(pod, 256<<20); err != nil {
+		t.Errorf("the pod as a whole, as large as it is: %v", err)
+	}
+	refused(t, "a pod that is larger than its VM", d.resizePod(pod, 1<<30), codes.FailedPrecondition, "cannot grow", "make the pod anew")
 	expect(t, "after what was refused", state(), "134217728\n50000 100000\n1\n")
 	told := d.status(id).Resources.GetLinux()
 	expect(t, "the status", fmt.Sprintf("%d %d %s %d", told.MemoryLimitInBytes, told.CpuQuota, told.CpusetCpus, told.OomScoreAdj), "134217728 50000 0 990")

@@ -10,8 +10,6 @@ import (
 	"os"
 	"sync"
 	"time"
-
-	"github.com/pistis-run/pistis/internal/transport"
 )
 
 // execute runs the command in the lab. ready is called when the lab is up.
@@ -46,7 +44,7 @@ func (m *machine) execute(ctx context.Context, o options, ready func()) (int, er
 	control := conns[0]
 	err = json.NewEncoder(control).Encode(job{Args: o.command, Env: os.Environ(), Dir: dir})
 	if err == nil {
-		err = control.(transport.HalfCloser).CloseWrite()
+		err = control.(interface{ CloseWrite() error }).CloseWrite()
 	}
 	if err != nil {
 		return 0, fmt.Errorf("send the command: %w", err)

@@ -120,8 +120,9 @@ func mounts(s Scope) ([]string, error) {
 		if len(fields) < 5 {
 			continue
 		}
-		// The directory of network namespaces is a mount as long as the daemon's directories are there.
-		if point := fields[4]; within(point, s.Root) || within(point, s.State) && point != filepath.Join(s.State, "netns") {
+		// The directories of pinned namespaces are mounts as long as the daemon's directories are there.
+		pins := []string{filepath.Join(s.State, "netns"), filepath.Join(s.State, "host")}
+		if point := fields[4]; within(point, s.Root) || within(point, s.State) && !slices.Contains(pins, point) {
 			found = append(found, "mount: "+point)
 		}
 	}
@@ -179,11 +180,15 @@ func cgroups(s Scope) ([]string, error) {
 // files looks where the daemon keeps what lives as long as a pod or a container.
 func files(s Scope) ([]string, error) {
 	var found []string
-	for _, dir := range []string{
+	host, err := filepath.Glob(filepath.Join(s.State, "host", "*")) // a directory for each handler
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range append(host,
 		filepath.Join(s.State, "pods"), filepath.Join(s.State, "netns"), filepath.Join(s.State, "bundles"),
 		filepath.Join(s.Root, "sandboxes"), filepath.Join(s.Root, "containers"), filepath.Join(s.Root, "scratch"),
 		filepath.Join(s.Root, "network", "cni", "pods"),
-	} {
+	) {
 		entries, err := os.ReadDir(dir)
 		if os.IsNotExist(err) {
 			continue

@@ -14,7 +14,7 @@ func TestFilesOfPodsAreLeaks(t *testing.T) {
 	if found, err := Find(s); err != nil || len(found) != 0 {
 		t.Fatalf("an empty host: %v, %v", found, err)
 	}
-	for _, name := range []string{"state/pods/p", "state/bundles/c", "state/netns/p", "root/sandboxes/p.json", "root/containers/c.json", "root/scratch/p.img", "root/network/cni/pods/p.json"} {
+	for _, name := range []string{"state/pods/p", "state/bundles/c", "state/netns/p", "state/host/runc/p", "root/sandboxes/p.json", "root/containers/c.json", "root/scratch/p.img", "root/network/cni/pods/p.json"} {
 		side, rest, _ := strings.Cut(name, "/")
 		path := filepath.Join(map[string]string{"root": s.Root, "state": s.State}[side], rest)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {

@@ -68,7 +68,7 @@ func (x StdioStream_FD) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StdioStream_FD.Descriptor instead.
 func (StdioStream_FD) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44, 0}
+	return file_agent_proto_rawDescGZIP(), []int{50, 0}
 }
 
 type ShareChange_Kind int32
@@ -120,7 +120,7 @@ func (x ShareChange_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ShareChange_Kind.Descriptor instead.
 func (ShareChange_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47, 0}
+	return file_agent_proto_rawDescGZIP(), []int{53, 0}
 }
 
 type Empty struct {
@@ -2366,6 +2366,7 @@ type StatsResponse struct {
 	GuestCpu      *CPUStats              `protobuf:"bytes,3,opt,name=guest_cpu,json=guestCpu,proto3" json:"guest_cpu,omitempty"`
 	GuestMemory   *MemoryStats           `protobuf:"bytes,4,opt,name=guest_memory,json=guestMemory,proto3" json:"guest_memory,omitempty"`
 	At            *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
+	Writable      *FileSystem            `protobuf:"bytes,6,opt,name=writable,proto3" json:"writable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2435,6 +2436,13 @@ func (x *StatsResponse) GetAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *StatsResponse) GetWritable() *FileSystem {
+	if x != nil {
+		return x.Writable
+	}
+	return nil
+}
+
 type ContainerStats struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2444,8 +2452,14 @@ type ContainerStats struct {
 	// writable_bytes and writable_inodes are what the container's writable layer uses.
 	WritableBytes  uint64 `protobuf:"varint,5,opt,name=writable_bytes,json=writableBytes,proto3" json:"writable_bytes,omitempty"`
 	WritableInodes uint64 `protobuf:"varint,6,opt,name=writable_inodes,json=writableInodes,proto3" json:"writable_inodes,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// io is absent where it is not measured.
+	Io *IOStats `protobuf:"bytes,7,opt,name=io,proto3" json:"io,omitempty"`
+	// processes counts processes, and pids their threads.
+	Processes uint64 `protobuf:"varint,8,opt,name=processes,proto3" json:"processes,omitempty"`
+	// open_files is the soft limit of the first process.
+	OpenFiles     *uint64 `protobuf:"varint,9,opt,name=open_files,json=openFiles,proto3,oneof" json:"open_files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ContainerStats) Reset() {
@@ -2520,10 +2534,32 @@ func (x *ContainerStats) GetWritableInodes() uint64 {
 	return 0
 }
 
+func (x *ContainerStats) GetIo() *IOStats {
+	if x != nil {
+		return x.Io
+	}
+	return nil
+}
+
+func (x *ContainerStats) GetProcesses() uint64 {
+	if x != nil {
+		return x.Processes
+	}
+	return 0
+}
+
+func (x *ContainerStats) GetOpenFiles() uint64 {
+	if x != nil && x.OpenFiles != nil {
+		return *x.OpenFiles
+	}
+	return 0
+}
+
 type CPUStats struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	UsageNs       uint64                 `protobuf:"varint,1,opt,name=usage_ns,json=usageNs,proto3" json:"usage_ns,omitempty"`
 	Psi           *PSI                   `protobuf:"bytes,2,opt,name=psi,proto3" json:"psi,omitempty"`
+	Detail        *CPUDetail             `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2572,6 +2608,134 @@ func (x *CPUStats) GetPsi() *PSI {
 	return nil
 }
 
+func (x *CPUStats) GetDetail() *CPUDetail {
+	if x != nil {
+		return x.Detail
+	}
+	return nil
+}
+
+// CPUDetail is what usage consists of; absent where it is not measured, as are the messages in it.
+type CPUDetail struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	UserNs        uint64                 `protobuf:"varint,1,opt,name=user_ns,json=userNs,proto3" json:"user_ns,omitempty"`
+	SystemNs      uint64                 `protobuf:"varint,2,opt,name=system_ns,json=systemNs,proto3" json:"system_ns,omitempty"`
+	Throttling    *Throttling            `protobuf:"bytes,3,opt,name=throttling,proto3" json:"throttling,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CPUDetail) Reset() {
+	*x = CPUDetail{}
+	mi := &file_agent_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CPUDetail) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CPUDetail) ProtoMessage() {}
+
+func (x *CPUDetail) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CPUDetail.ProtoReflect.Descriptor instead.
+func (*CPUDetail) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *CPUDetail) GetUserNs() uint64 {
+	if x != nil {
+		return x.UserNs
+	}
+	return 0
+}
+
+func (x *CPUDetail) GetSystemNs() uint64 {
+	if x != nil {
+		return x.SystemNs
+	}
+	return 0
+}
+
+func (x *CPUDetail) GetThrottling() *Throttling {
+	if x != nil {
+		return x.Throttling
+	}
+	return nil
+}
+
+type Throttling struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Periods       uint64                 `protobuf:"varint,1,opt,name=periods,proto3" json:"periods,omitempty"`
+	Throttled     uint64                 `protobuf:"varint,2,opt,name=throttled,proto3" json:"throttled,omitempty"`
+	ThrottledNs   uint64                 `protobuf:"varint,3,opt,name=throttled_ns,json=throttledNs,proto3" json:"throttled_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Throttling) Reset() {
+	*x = Throttling{}
+	mi := &file_agent_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Throttling) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Throttling) ProtoMessage() {}
+
+func (x *Throttling) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Throttling.ProtoReflect.Descriptor instead.
+func (*Throttling) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *Throttling) GetPeriods() uint64 {
+	if x != nil {
+		return x.Periods
+	}
+	return 0
+}
+
+func (x *Throttling) GetThrottled() uint64 {
+	if x != nil {
+		return x.Throttled
+	}
+	return 0
+}
+
+func (x *Throttling) GetThrottledNs() uint64 {
+	if x != nil {
+		return x.ThrottledNs
+	}
+	return 0
+}
+
 type MemoryStats struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	UsageBytes      uint64                 `protobuf:"varint,1,opt,name=usage_bytes,json=usageBytes,proto3" json:"usage_bytes,omitempty"`
@@ -2580,16 +2744,17 @@ type MemoryStats struct {
 	PageFaults      uint64                 `protobuf:"varint,4,opt,name=page_faults,json=pageFaults,proto3" json:"page_faults,omitempty"`
 	MajorPageFaults uint64                 `protobuf:"varint,5,opt,name=major_page_faults,json=majorPageFaults,proto3" json:"major_page_faults,omitempty"`
 	// available_bytes is limit minus working set; 0 where there is no limit.
-	AvailableBytes uint64 `protobuf:"varint,6,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
-	SwapBytes      uint64 `protobuf:"varint,7,opt,name=swap_bytes,json=swapBytes,proto3" json:"swap_bytes,omitempty"`
-	Psi            *PSI   `protobuf:"bytes,8,opt,name=psi,proto3" json:"psi,omitempty"`
+	AvailableBytes uint64        `protobuf:"varint,6,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
+	SwapBytes      uint64        `protobuf:"varint,7,opt,name=swap_bytes,json=swapBytes,proto3" json:"swap_bytes,omitempty"`
+	Psi            *PSI          `protobuf:"bytes,8,opt,name=psi,proto3" json:"psi,omitempty"`
+	Detail         *MemoryDetail `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2601,7 +2766,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2614,7 +2779,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *MemoryStats) GetUsageBytes() uint64 {
@@ -2673,6 +2838,304 @@ func (x *MemoryStats) GetPsi() *PSI {
 	return nil
 }
 
+func (x *MemoryStats) GetDetail() *MemoryDetail {
+	if x != nil {
+		return x.Detail
+	}
+	return nil
+}
+
+// MemoryDetail is what memory is used for, and how it met its limits.
+type MemoryDetail struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	CacheBytes        uint64                 `protobuf:"varint,1,opt,name=cache_bytes,json=cacheBytes,proto3" json:"cache_bytes,omitempty"`
+	MappedFileBytes   uint64                 `protobuf:"varint,2,opt,name=mapped_file_bytes,json=mappedFileBytes,proto3" json:"mapped_file_bytes,omitempty"`
+	KernelBytes       uint64                 `protobuf:"varint,3,opt,name=kernel_bytes,json=kernelBytes,proto3" json:"kernel_bytes,omitempty"`
+	ActiveFileBytes   uint64                 `protobuf:"varint,4,opt,name=active_file_bytes,json=activeFileBytes,proto3" json:"active_file_bytes,omitempty"`
+	InactiveFileBytes uint64                 `protobuf:"varint,5,opt,name=inactive_file_bytes,json=inactiveFileBytes,proto3" json:"inactive_file_bytes,omitempty"`
+	PeakBytes         *uint64                `protobuf:"varint,6,opt,name=peak_bytes,json=peakBytes,proto3,oneof" json:"peak_bytes,omitempty"`
+	LimitHits         *uint64                `protobuf:"varint,7,opt,name=limit_hits,json=limitHits,proto3,oneof" json:"limit_hits,omitempty"`
+	OomKills          *uint64                `protobuf:"varint,8,opt,name=oom_kills,json=oomKills,proto3,oneof" json:"oom_kills,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *MemoryDetail) Reset() {
+	*x = MemoryDetail{}
+	mi := &file_agent_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemoryDetail) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemoryDetail) ProtoMessage() {}
+
+func (x *MemoryDetail) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemoryDetail.ProtoReflect.Descriptor instead.
+func (*MemoryDetail) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *MemoryDetail) GetCacheBytes() uint64 {
+	if x != nil {
+		return x.CacheBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetMappedFileBytes() uint64 {
+	if x != nil {
+		return x.MappedFileBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetKernelBytes() uint64 {
+	if x != nil {
+		return x.KernelBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetActiveFileBytes() uint64 {
+	if x != nil {
+		return x.ActiveFileBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetInactiveFileBytes() uint64 {
+	if x != nil {
+		return x.InactiveFileBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetPeakBytes() uint64 {
+	if x != nil && x.PeakBytes != nil {
+		return *x.PeakBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetLimitHits() uint64 {
+	if x != nil && x.LimitHits != nil {
+		return *x.LimitHits
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetOomKills() uint64 {
+	if x != nil && x.OomKills != nil {
+		return *x.OomKills
+	}
+	return 0
+}
+
+// IOStats of block devices.
+type IOStats struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Devices       []*DeviceIO            `protobuf:"bytes,1,rep,name=devices,proto3" json:"devices,omitempty"`
+	Psi           *PSI                   `protobuf:"bytes,2,opt,name=psi,proto3" json:"psi,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IOStats) Reset() {
+	*x = IOStats{}
+	mi := &file_agent_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IOStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IOStats) ProtoMessage() {}
+
+func (x *IOStats) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
+func (*IOStats) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *IOStats) GetDevices() []*DeviceIO {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *IOStats) GetPsi() *PSI {
+	if x != nil {
+		return x.Psi
+	}
+	return nil
+}
+
+type DeviceIO struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	ReadBytes     uint64                 `protobuf:"varint,2,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
+	WriteBytes    uint64                 `protobuf:"varint,3,opt,name=write_bytes,json=writeBytes,proto3" json:"write_bytes,omitempty"`
+	Reads         uint64                 `protobuf:"varint,4,opt,name=reads,proto3" json:"reads,omitempty"`
+	Writes        uint64                 `protobuf:"varint,5,opt,name=writes,proto3" json:"writes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceIO) Reset() {
+	*x = DeviceIO{}
+	mi := &file_agent_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceIO) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceIO) ProtoMessage() {}
+
+func (x *DeviceIO) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceIO.ProtoReflect.Descriptor instead.
+func (*DeviceIO) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *DeviceIO) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *DeviceIO) GetReadBytes() uint64 {
+	if x != nil {
+		return x.ReadBytes
+	}
+	return 0
+}
+
+func (x *DeviceIO) GetWriteBytes() uint64 {
+	if x != nil {
+		return x.WriteBytes
+	}
+	return 0
+}
+
+func (x *DeviceIO) GetReads() uint64 {
+	if x != nil {
+		return x.Reads
+	}
+	return 0
+}
+
+func (x *DeviceIO) GetWrites() uint64 {
+	if x != nil {
+		return x.Writes
+	}
+	return 0
+}
+
+// FileSystem is the one that writable layers are on.
+type FileSystem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         uint64                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Inodes        uint64                 `protobuf:"varint,2,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	FreeInodes    uint64                 `protobuf:"varint,3,opt,name=free_inodes,json=freeInodes,proto3" json:"free_inodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FileSystem) Reset() {
+	*x = FileSystem{}
+	mi := &file_agent_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FileSystem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FileSystem) ProtoMessage() {}
+
+func (x *FileSystem) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FileSystem.ProtoReflect.Descriptor instead.
+func (*FileSystem) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *FileSystem) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *FileSystem) GetInodes() uint64 {
+	if x != nil {
+		return x.Inodes
+	}
+	return 0
+}
+
+func (x *FileSystem) GetFreeInodes() uint64 {
+	if x != nil {
+		return x.FreeInodes
+	}
+	return 0
+}
+
 type PSI struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Full          *PSIData               `protobuf:"bytes,1,opt,name=full,proto3" json:"full,omitempty"`
@@ -2683,7 +3146,7 @@ type PSI struct {
 
 func (x *PSI) Reset() {
 	*x = PSI{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2695,7 +3158,7 @@ func (x *PSI) String() string {
 func (*PSI) ProtoMessage() {}
 
 func (x *PSI) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2708,7 +3171,7 @@ func (x *PSI) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PSI.ProtoReflect.Descriptor instead.
 func (*PSI) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PSI) GetFull() *PSIData {
@@ -2737,7 +3200,7 @@ type PSIData struct {
 
 func (x *PSIData) Reset() {
 	*x = PSIData{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2749,7 +3212,7 @@ func (x *PSIData) String() string {
 func (*PSIData) ProtoMessage() {}
 
 func (x *PSIData) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2762,7 +3225,7 @@ func (x *PSIData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PSIData.ProtoReflect.Descriptor instead.
 func (*PSIData) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PSIData) GetTotalUs() uint64 {
@@ -2803,7 +3266,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2815,7 +3278,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2828,7 +3291,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -2862,7 +3325,7 @@ type InterfaceStats struct {
 
 func (x *InterfaceStats) Reset() {
 	*x = InterfaceStats{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2874,7 +3337,7 @@ func (x *InterfaceStats) String() string {
 func (*InterfaceStats) ProtoMessage() {}
 
 func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2887,7 +3350,7 @@ func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterfaceStats.ProtoReflect.Descriptor instead.
 func (*InterfaceStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *InterfaceStats) GetName() string {
@@ -2968,7 +3431,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2980,7 +3443,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2993,7 +3456,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *StreamHeader) GetKind() isStreamHeader_Kind {
@@ -3066,7 +3529,7 @@ type StdioStream struct {
 
 func (x *StdioStream) Reset() {
 	*x = StdioStream{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3078,7 +3541,7 @@ func (x *StdioStream) String() string {
 func (*StdioStream) ProtoMessage() {}
 
 func (x *StdioStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3091,7 +3554,7 @@ func (x *StdioStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdioStream.ProtoReflect.Descriptor instead.
 func (*StdioStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *StdioStream) GetContainer() string {
@@ -3128,7 +3591,7 @@ type DialStream struct {
 
 func (x *DialStream) Reset() {
 	*x = DialStream{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3140,7 +3603,7 @@ func (x *DialStream) String() string {
 func (*DialStream) ProtoMessage() {}
 
 func (x *DialStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3153,7 +3616,7 @@ func (x *DialStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialStream.ProtoReflect.Descriptor instead.
 func (*DialStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *DialStream) GetNetwork() string {
@@ -3184,7 +3647,7 @@ type ShareStream struct {
 
 func (x *ShareStream) Reset() {
 	*x = ShareStream{}
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3196,7 +3659,7 @@ func (x *ShareStream) String() string {
 func (*ShareStream) ProtoMessage() {}
 
 func (x *ShareStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3209,7 +3672,7 @@ func (x *ShareStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareStream.ProtoReflect.Descriptor instead.
 func (*ShareStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ShareStream) GetId() string {
@@ -3245,7 +3708,7 @@ type ShareChange struct {
 
 func (x *ShareChange) Reset() {
 	*x = ShareChange{}
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3257,7 +3720,7 @@ func (x *ShareChange) String() string {
 func (*ShareChange) ProtoMessage() {}
 
 func (x *ShareChange) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3270,7 +3733,7 @@ func (x *ShareChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareChange.ProtoReflect.Descriptor instead.
 func (*ShareChange) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ShareChange) GetKind() ShareChange_Kind {
@@ -3313,7 +3776,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3325,7 +3788,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3338,7 +3801,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *StreamReply) GetError() string {
@@ -3517,7 +3980,7 @@ const file_agent_proto_rawDesc = "" +
 	"\fStatsRequest\x12\x1e\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\tR\n" +
-	"containers\"\xb6\x02\n" +
+	"containers\"\xef\x02\n" +
 	"\rStatsResponse\x12?\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\v2\x1f.pistis.agent.v1.ContainerStatsR\n" +
@@ -3527,17 +3990,35 @@ const file_agent_proto_rawDesc = "" +
 	"interfaces\x126\n" +
 	"\tguest_cpu\x18\x03 \x01(\v2\x19.pistis.agent.v1.CPUStatsR\bguestCpu\x12?\n" +
 	"\fguest_memory\x18\x04 \x01(\v2\x1c.pistis.agent.v1.MemoryStatsR\vguestMemory\x12*\n" +
-	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\x83\x02\n" +
+	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x127\n" +
+	"\bwritable\x18\x06 \x01(\v2\x1b.pistis.agent.v1.FileSystemR\bwritable\"\xfe\x02\n" +
 	"\x0eContainerStats\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x03cpu\x18\x02 \x01(\v2\x19.pistis.agent.v1.CPUStatsR\x03cpu\x124\n" +
 	"\x06memory\x18\x03 \x01(\v2\x1c.pistis.agent.v1.MemoryStatsR\x06memory\x12.\n" +
 	"\x04pids\x18\x04 \x01(\v2\x1a.pistis.agent.v1.PidsStatsR\x04pids\x12%\n" +
 	"\x0ewritable_bytes\x18\x05 \x01(\x04R\rwritableBytes\x12'\n" +
-	"\x0fwritable_inodes\x18\x06 \x01(\x04R\x0ewritableInodes\"M\n" +
+	"\x0fwritable_inodes\x18\x06 \x01(\x04R\x0ewritableInodes\x12(\n" +
+	"\x02io\x18\a \x01(\v2\x18.pistis.agent.v1.IOStatsR\x02io\x12\x1c\n" +
+	"\tprocesses\x18\b \x01(\x04R\tprocesses\x12\"\n" +
+	"\n" +
+	"open_files\x18\t \x01(\x04H\x00R\topenFiles\x88\x01\x01B\r\n" +
+	"\v_open_files\"\x81\x01\n" +
 	"\bCPUStats\x12\x19\n" +
 	"\busage_ns\x18\x01 \x01(\x04R\ausageNs\x12&\n" +
-	"\x03psi\x18\x02 \x01(\v2\x14.pistis.agent.v1.PSIR\x03psi\"\xb4\x02\n" +
+	"\x03psi\x18\x02 \x01(\v2\x14.pistis.agent.v1.PSIR\x03psi\x122\n" +
+	"\x06detail\x18\x03 \x01(\v2\x1a.pistis.agent.v1.CPUDetailR\x06detail\"~\n" +
+	"\tCPUDetail\x12\x17\n" +
+	"\auser_ns\x18\x01 \x01(\x04R\x06userNs\x12\x1b\n" +
+	"\tsystem_ns\x18\x02 \x01(\x04R\bsystemNs\x12;\n" +
+	"\n" +
+	"throttling\x18\x03 \x01(\v2\x1b.pistis.agent.v1.ThrottlingR\n" +
+	"throttling\"g\n" +
+	"\n" +
+	"Throttling\x12\x18\n" +
+	"\aperiods\x18\x01 \x01(\x04R\aperiods\x12\x1c\n" +
+	"\tthrottled\x18\x02 \x01(\x04R\tthrottled\x12!\n" +
+	"\fthrottled_ns\x18\x03 \x01(\x04R\vthrottledNs\"\xeb\x02\n" +
 	"\vMemoryStats\x12\x1f\n" +
 	"\vusage_bytes\x18\x01 \x01(\x04R\n" +
 	"usageBytes\x12*\n" +
@@ -3549,7 +4030,41 @@ const file_agent_proto_rawDesc = "" +
 	"\x0favailable_bytes\x18\x06 \x01(\x04R\x0eavailableBytes\x12\x1d\n" +
 	"\n" +
 	"swap_bytes\x18\a \x01(\x04R\tswapBytes\x12&\n" +
-	"\x03psi\x18\b \x01(\v2\x14.pistis.agent.v1.PSIR\x03psi\"a\n" +
+	"\x03psi\x18\b \x01(\v2\x14.pistis.agent.v1.PSIR\x03psi\x125\n" +
+	"\x06detail\x18\t \x01(\v2\x1d.pistis.agent.v1.MemoryDetailR\x06detail\"\xf0\x02\n" +
+	"\fMemoryDetail\x12\x1f\n" +
+	"\vcache_bytes\x18\x01 \x01(\x04R\n" +
+	"cacheBytes\x12*\n" +
+	"\x11mapped_file_bytes\x18\x02 \x01(\x04R\x0fmappedFileBytes\x12!\n" +
+	"\fkernel_bytes\x18\x03 \x01(\x04R\vkernelBytes\x12*\n" +
+	"\x11active_file_bytes\x18\x04 \x01(\x04R\x0factiveFileBytes\x12.\n" +
+	"\x13inactive_file_bytes\x18\x05 \x01(\x04R\x11inactiveFileBytes\x12\"\n" +
+	"\n" +
+	"peak_bytes\x18\x06 \x01(\x04H\x00R\tpeakBytes\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"limit_hits\x18\a \x01(\x04H\x01R\tlimitHits\x88\x01\x01\x12 \n" +
+	"\toom_kills\x18\b \x01(\x04H\x02R\boomKills\x88\x01\x01B\r\n" +
+	"\v_peak_bytesB\r\n" +
+	"\v_limit_hitsB\f\n" +
+	"\n" +
+	"_oom_kills\"f\n" +
+	"\aIOStats\x123\n" +
+	"\adevices\x18\x01 \x03(\v2\x19.pistis.agent.v1.DeviceIOR\adevices\x12&\n" +
+	"\x03psi\x18\x02 \x01(\v2\x14.pistis.agent.v1.PSIR\x03psi\"\x90\x01\n" +
+	"\bDeviceIO\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12\x1d\n" +
+	"\n" +
+	"read_bytes\x18\x02 \x01(\x04R\treadBytes\x12\x1f\n" +
+	"\vwrite_bytes\x18\x03 \x01(\x04R\n" +
+	"writeBytes\x12\x14\n" +
+	"\x05reads\x18\x04 \x01(\x04R\x05reads\x12\x16\n" +
+	"\x06writes\x18\x05 \x01(\x04R\x06writes\"[\n" +
+	"\n" +
+	"FileSystem\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06inodes\x18\x02 \x01(\x04R\x06inodes\x12\x1f\n" +
+	"\vfree_inodes\x18\x03 \x01(\x04R\n" +
+	"freeInodes\"a\n" +
 	"\x03PSI\x12,\n" +
 	"\x04full\x18\x01 \x01(\v2\x18.pistis.agent.v1.PSIDataR\x04full\x12,\n" +
 	"\x04some\x18\x02 \x01(\v2\x18.pistis.agent.v1.PSIDataR\x04some\"h\n" +
@@ -3645,7 +4160,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_agent_proto_goTypes = []any{
 	(StdioStream_FD)(0),              // 0: pistis.agent.v1.StdioStream.FD
 	(ShareChange_Kind)(0),            // 1: pistis.agent.v1.ShareChange.Kind
@@ -3687,31 +4202,37 @@ var file_agent_proto_goTypes = []any{
 	(*StatsResponse)(nil),            // 37: pistis.agent.v1.StatsResponse
 	(*ContainerStats)(nil),           // 38: pistis.agent.v1.ContainerStats
 	(*CPUStats)(nil),                 // 39: pistis.agent.v1.CPUStats
-	(*MemoryStats)(nil),              // 40: pistis.agent.v1.MemoryStats
-	(*PSI)(nil),                      // 41: pistis.agent.v1.PSI
-	(*PSIData)(nil),                  // 42: pistis.agent.v1.PSIData
-	(*PidsStats)(nil),                // 43: pistis.agent.v1.PidsStats
-	(*InterfaceStats)(nil),           // 44: pistis.agent.v1.InterfaceStats
-	(*StreamHeader)(nil),             // 45: pistis.agent.v1.StreamHeader
-	(*StdioStream)(nil),              // 46: pistis.agent.v1.StdioStream
-	(*DialStream)(nil),               // 47: pistis.agent.v1.DialStream
-	(*ShareStream)(nil),              // 48: pistis.agent.v1.ShareStream
-	(*ShareChange)(nil),              // 49: pistis.agent.v1.ShareChange
-	(*StreamReply)(nil),              // 50: pistis.agent.v1.StreamReply
-	nil,                              // 51: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	(*timestamppb.Timestamp)(nil),    // 52: google.protobuf.Timestamp
+	(*CPUDetail)(nil),                // 40: pistis.agent.v1.CPUDetail
+	(*Throttling)(nil),               // 41: pistis.agent.v1.Throttling
+	(*MemoryStats)(nil),              // 42: pistis.agent.v1.MemoryStats
+	(*MemoryDetail)(nil),             // 43: pistis.agent.v1.MemoryDetail
+	(*IOStats)(nil),                  // 44: pistis.agent.v1.IOStats
+	(*DeviceIO)(nil),                 // 45: pistis.agent.v1.DeviceIO
+	(*FileSystem)(nil),               // 46: pistis.agent.v1.FileSystem
+	(*PSI)(nil),                      // 47: pistis.agent.v1.PSI
+	(*PSIData)(nil),                  // 48: pistis.agent.v1.PSIData
+	(*PidsStats)(nil),                // 49: pistis.agent.v1.PidsStats
+	(*InterfaceStats)(nil),           // 50: pistis.agent.v1.InterfaceStats
+	(*StreamHeader)(nil),             // 51: pistis.agent.v1.StreamHeader
+	(*StdioStream)(nil),              // 52: pistis.agent.v1.StdioStream
+	(*DialStream)(nil),               // 53: pistis.agent.v1.DialStream
+	(*ShareStream)(nil),              // 54: pistis.agent.v1.ShareStream
+	(*ShareChange)(nil),              // 55: pistis.agent.v1.ShareChange
+	(*StreamReply)(nil),              // 56: pistis.agent.v1.StreamReply
+	nil,                              // 57: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	(*timestamppb.Timestamp)(nil),    // 58: google.protobuf.Timestamp
 }
 var file_agent_proto_depIdxs = []int32{
 	7,  // 0: pistis.agent.v1.Network.interfaces:type_name -> pistis.agent.v1.Interface
 	8,  // 1: pistis.agent.v1.Network.routes:type_name -> pistis.agent.v1.Route
 	9,  // 2: pistis.agent.v1.Network.neighbors:type_name -> pistis.agent.v1.Neighbor
 	6,  // 3: pistis.agent.v1.ConfigureSandboxRequest.network:type_name -> pistis.agent.v1.Network
-	51, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	52, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
+	57, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	58, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
 	5,  // 6: pistis.agent.v1.ConfigureSandboxRequest.scratch:type_name -> pistis.agent.v1.DiskAddress
 	5,  // 7: pistis.agent.v1.ConfigureSandboxRequest.modules:type_name -> pistis.agent.v1.DiskAddress
 	6,  // 8: pistis.agent.v1.UpdateNetworkRequest.network:type_name -> pistis.agent.v1.Network
-	52, // 9: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
+	58, // 9: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
 	5,  // 10: pistis.agent.v1.CreateContainerRequest.layers:type_name -> pistis.agent.v1.DiskAddress
 	14, // 11: pistis.agent.v1.CreateContainerRequest.user:type_name -> pistis.agent.v1.User
 	19, // 12: pistis.agent.v1.CreateContainerRequest.pid_namespace:type_name -> pistis.agent.v1.PIDNamespace
@@ -3720,67 +4241,74 @@ var file_agent_proto_depIdxs = []int32{
 	5,  // 15: pistis.agent.v1.BlockDevice.disk:type_name -> pistis.agent.v1.DiskAddress
 	15, // 16: pistis.agent.v1.CreateContainerResponse.user:type_name -> pistis.agent.v1.ResolvedUser
 	14, // 17: pistis.agent.v1.ExecRequest.user:type_name -> pistis.agent.v1.User
-	52, // 18: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
+	58, // 18: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
 	5,  // 19: pistis.agent.v1.DeleteResponse.disks:type_name -> pistis.agent.v1.DiskAddress
 	33, // 20: pistis.agent.v1.PidsResponse.pids:type_name -> pistis.agent.v1.Pid
 	38, // 21: pistis.agent.v1.StatsResponse.containers:type_name -> pistis.agent.v1.ContainerStats
-	44, // 22: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.agent.v1.InterfaceStats
+	50, // 22: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.agent.v1.InterfaceStats
 	39, // 23: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.agent.v1.CPUStats
-	40, // 24: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.agent.v1.MemoryStats
-	52, // 25: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
-	39, // 26: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.agent.v1.CPUStats
-	40, // 27: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.agent.v1.MemoryStats
-	43, // 28: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
-	41, // 29: pistis.agent.v1.CPUStats.psi:type_name -> pistis.agent.v1.PSI
-	41, // 30: pistis.agent.v1.MemoryStats.psi:type_name -> pistis.agent.v1.PSI
-	42, // 31: pistis.agent.v1.PSI.full:type_name -> pistis.agent.v1.PSIData
-	42, // 32: pistis.agent.v1.PSI.some:type_name -> pistis.agent.v1.PSIData
-	46, // 33: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
-	47, // 34: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
-	48, // 35: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
-	0,  // 36: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
-	1,  // 37: pistis.agent.v1.ShareChange.kind:type_name -> pistis.agent.v1.ShareChange.Kind
-	3,  // 38: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
-	10, // 39: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
-	12, // 40: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
-	13, // 41: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
-	16, // 42: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
-	21, // 43: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
-	22, // 44: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
-	24, // 45: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
-	25, // 46: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
-	27, // 47: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
-	29, // 48: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
-	31, // 49: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
-	30, // 50: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
-	30, // 51: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
-	34, // 52: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
-	36, // 53: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
-	35, // 54: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
-	2,  // 55: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
-	4,  // 56: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
-	11, // 57: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
-	2,  // 58: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
-	2,  // 59: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
-	20, // 60: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
-	2,  // 61: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
-	23, // 62: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
-	2,  // 63: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
-	26, // 64: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
-	28, // 65: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
-	2,  // 66: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
-	32, // 67: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
-	2,  // 68: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
-	2,  // 69: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
-	2,  // 70: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
-	37, // 71: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
-	2,  // 72: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
-	2,  // 73: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
-	56, // [56:74] is the sub-list for method output_type
-	38, // [38:56] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	42, // 24: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.agent.v1.MemoryStats
+	58, // 25: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
+	46, // 26: pistis.agent.v1.StatsResponse.writable:type_name -> pistis.agent.v1.FileSystem
+	39, // 27: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.agent.v1.CPUStats
+	42, // 28: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.agent.v1.MemoryStats
+	49, // 29: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
+	44, // 30: pistis.agent.v1.ContainerStats.io:type_name -> pistis.agent.v1.IOStats
+	47, // 31: pistis.agent.v1.CPUStats.psi:type_name -> pistis.agent.v1.PSI
+	40, // 32: pistis.agent.v1.CPUStats.detail:type_name -> pistis.agent.v1.CPUDetail
+	41, // 33: pistis.agent.v1.CPUDetail.throttling:type_name -> pistis.agent.v1.Throttling
+	47, // 34: pistis.agent.v1.MemoryStats.psi:type_name -> pistis.agent.v1.PSI
+	43, // 35: pistis.agent.v1.MemoryStats.detail:type_name -> pistis.agent.v1.MemoryDetail
+	45, // 36: pistis.agent.v1.IOStats.devices:type_name -> pistis.agent.v1.DeviceIO
+	47, // 37: pistis.agent.v1.IOStats.psi:type_name -> pistis.agent.v1.PSI
+	48, // 38: pistis.agent.v1.PSI.full:type_name -> pistis.agent.v1.PSIData
+	48, // 39: pistis.agent.v1.PSI.some:type_name -> pistis.agent.v1.PSIData
+	52, // 40: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
+	53, // 41: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
+	54, // 42: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
+	0,  // 43: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
+	1,  // 44: pistis.agent.v1.ShareChange.kind:type_name -> pistis.agent.v1.ShareChange.Kind
+	3,  // 45: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
+	10, // 46: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
+	12, // 47: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
+	13, // 48: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
+	16, // 49: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
+	21, // 50: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
+	22, // 51: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
+	24, // 52: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
+	25, // 53: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
+	27, // 54: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
+	29, // 55: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
+	31, // 56: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
+	30, // 57: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
+	30, // 58: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
+	34, // 59: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
+	36, // 60: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
+	35, // 61: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
+	2,  // 62: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
+	4,  // 63: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
+	11, // 64: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
+	2,  // 65: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
+	2,  // 66: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
+	20, // 67: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
+	2,  // 68: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
+	23, // 69: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
+	2,  // 70: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
+	26, // 71: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
+	28, // 72: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
+	2,  // 73: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
+	32, // 74: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
+	2,  // 75: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
+	2,  // 76: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
+	2,  // 77: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
+	37, // 78: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
+	2,  // 79: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
+	2,  // 80: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
+	63, // [63:81] is the sub-list for method output_type
+	45, // [45:63] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3798,7 +4326,9 @@ func file_agent_proto_init() {
 		(*PIDNamespace_Own)(nil),
 		(*PIDNamespace_Container)(nil),
 	}
-	file_agent_proto_msgTypes[43].OneofWrappers = []any{
+	file_agent_proto_msgTypes[36].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[41].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[49].OneofWrappers = []any{
 		(*StreamHeader_Stdio)(nil),
 		(*StreamHeader_Dial)(nil),
 		(*StreamHeader_Share)(nil),
@@ -3809,7 +4339,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   50,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

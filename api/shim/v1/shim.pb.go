@@ -692,6 +692,7 @@ type StatsResponse struct {
 	Cpu           *CPUStats              `protobuf:"bytes,3,opt,name=cpu,proto3" json:"cpu,omitempty"`
 	Memory        *MemoryStats           `protobuf:"bytes,4,opt,name=memory,proto3" json:"memory,omitempty"`
 	At            *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
+	Writable      *FileSystem            `protobuf:"bytes,6,opt,name=writable,proto3" json:"writable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -761,6 +762,13 @@ func (x *StatsResponse) GetAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *StatsResponse) GetWritable() *FileSystem {
+	if x != nil {
+		return x.Writable
+	}
+	return nil
+}
+
 type ContainerStats struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Id             string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -770,8 +778,14 @@ type ContainerStats struct {
 	PidsLimit      uint64                 `protobuf:"varint,5,opt,name=pids_limit,json=pidsLimit,proto3" json:"pids_limit,omitempty"`
 	WritableBytes  uint64                 `protobuf:"varint,6,opt,name=writable_bytes,json=writableBytes,proto3" json:"writable_bytes,omitempty"`
 	WritableInodes uint64                 `protobuf:"varint,7,opt,name=writable_inodes,json=writableInodes,proto3" json:"writable_inodes,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// io is absent where it is not measured.
+	Io *IOStats `protobuf:"bytes,8,opt,name=io,proto3" json:"io,omitempty"`
+	// processes counts processes, and pids their threads.
+	Processes uint64 `protobuf:"varint,9,opt,name=processes,proto3" json:"processes,omitempty"`
+	// open_files is the soft limit of the first process.
+	OpenFiles     *uint64 `protobuf:"varint,10,opt,name=open_files,json=openFiles,proto3,oneof" json:"open_files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ContainerStats) Reset() {
@@ -853,10 +867,32 @@ func (x *ContainerStats) GetWritableInodes() uint64 {
 	return 0
 }
 
+func (x *ContainerStats) GetIo() *IOStats {
+	if x != nil {
+		return x.Io
+	}
+	return nil
+}
+
+func (x *ContainerStats) GetProcesses() uint64 {
+	if x != nil {
+		return x.Processes
+	}
+	return 0
+}
+
+func (x *ContainerStats) GetOpenFiles() uint64 {
+	if x != nil && x.OpenFiles != nil {
+		return *x.OpenFiles
+	}
+	return 0
+}
+
 type CPUStats struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	UsageNs       uint64                 `protobuf:"varint,1,opt,name=usage_ns,json=usageNs,proto3" json:"usage_ns,omitempty"`
 	Psi           *PSI                   `protobuf:"bytes,2,opt,name=psi,proto3" json:"psi,omitempty"`
+	Detail        *CPUDetail             `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -905,6 +941,134 @@ func (x *CPUStats) GetPsi() *PSI {
 	return nil
 }
 
+func (x *CPUStats) GetDetail() *CPUDetail {
+	if x != nil {
+		return x.Detail
+	}
+	return nil
+}
+
+// CPUDetail is what usage consists of; absent where it is not measured, as are the messages in it.
+type CPUDetail struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	UserNs        uint64                 `protobuf:"varint,1,opt,name=user_ns,json=userNs,proto3" json:"user_ns,omitempty"`
+	SystemNs      uint64                 `protobuf:"varint,2,opt,name=system_ns,json=systemNs,proto3" json:"system_ns,omitempty"`
+	Throttling    *Throttling            `protobuf:"bytes,3,opt,name=throttling,proto3" json:"throttling,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CPUDetail) Reset() {
+	*x = CPUDetail{}
+	mi := &file_shim_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CPUDetail) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CPUDetail) ProtoMessage() {}
+
+func (x *CPUDetail) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CPUDetail.ProtoReflect.Descriptor instead.
+func (*CPUDetail) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *CPUDetail) GetUserNs() uint64 {
+	if x != nil {
+		return x.UserNs
+	}
+	return 0
+}
+
+func (x *CPUDetail) GetSystemNs() uint64 {
+	if x != nil {
+		return x.SystemNs
+	}
+	return 0
+}
+
+func (x *CPUDetail) GetThrottling() *Throttling {
+	if x != nil {
+		return x.Throttling
+	}
+	return nil
+}
+
+type Throttling struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Periods       uint64                 `protobuf:"varint,1,opt,name=periods,proto3" json:"periods,omitempty"`
+	Throttled     uint64                 `protobuf:"varint,2,opt,name=throttled,proto3" json:"throttled,omitempty"`
+	ThrottledNs   uint64                 `protobuf:"varint,3,opt,name=throttled_ns,json=throttledNs,proto3" json:"throttled_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Throttling) Reset() {
+	*x = Throttling{}
+	mi := &file_shim_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Throttling) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Throttling) ProtoMessage() {}
+
+func (x *Throttling) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Throttling.ProtoReflect.Descriptor instead.
+func (*Throttling) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Throttling) GetPeriods() uint64 {
+	if x != nil {
+		return x.Periods
+	}
+	return 0
+}
+
+func (x *Throttling) GetThrottled() uint64 {
+	if x != nil {
+		return x.Throttled
+	}
+	return 0
+}
+
+func (x *Throttling) GetThrottledNs() uint64 {
+	if x != nil {
+		return x.ThrottledNs
+	}
+	return 0
+}
+
 type MemoryStats struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	UsageBytes      uint64                 `protobuf:"varint,1,opt,name=usage_bytes,json=usageBytes,proto3" json:"usage_bytes,omitempty"`
@@ -915,13 +1079,14 @@ type MemoryStats struct {
 	AvailableBytes  uint64                 `protobuf:"varint,6,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
 	SwapBytes       uint64                 `protobuf:"varint,7,opt,name=swap_bytes,json=swapBytes,proto3" json:"swap_bytes,omitempty"`
 	Psi             *PSI                   `protobuf:"bytes,8,opt,name=psi,proto3" json:"psi,omitempty"`
+	Detail          *MemoryDetail          `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_shim_proto_msgTypes[13]
+	mi := &file_shim_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -933,7 +1098,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[13]
+	mi := &file_shim_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -946,7 +1111,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{13}
+	return file_shim_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *MemoryStats) GetUsageBytes() uint64 {
@@ -1005,6 +1170,304 @@ func (x *MemoryStats) GetPsi() *PSI {
 	return nil
 }
 
+func (x *MemoryStats) GetDetail() *MemoryDetail {
+	if x != nil {
+		return x.Detail
+	}
+	return nil
+}
+
+// MemoryDetail is what memory is used for, and how it met its limits.
+type MemoryDetail struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	CacheBytes        uint64                 `protobuf:"varint,1,opt,name=cache_bytes,json=cacheBytes,proto3" json:"cache_bytes,omitempty"`
+	MappedFileBytes   uint64                 `protobuf:"varint,2,opt,name=mapped_file_bytes,json=mappedFileBytes,proto3" json:"mapped_file_bytes,omitempty"`
+	KernelBytes       uint64                 `protobuf:"varint,3,opt,name=kernel_bytes,json=kernelBytes,proto3" json:"kernel_bytes,omitempty"`
+	ActiveFileBytes   uint64                 `protobuf:"varint,4,opt,name=active_file_bytes,json=activeFileBytes,proto3" json:"active_file_bytes,omitempty"`
+	InactiveFileBytes uint64                 `protobuf:"varint,5,opt,name=inactive_file_bytes,json=inactiveFileBytes,proto3" json:"inactive_file_bytes,omitempty"`
+	PeakBytes         *uint64                `protobuf:"varint,6,opt,name=peak_bytes,json=peakBytes,proto3,oneof" json:"peak_bytes,omitempty"`
+	LimitHits         *uint64                `protobuf:"varint,7,opt,name=limit_hits,json=limitHits,proto3,oneof" json:"limit_hits,omitempty"`
+	OomKills          *uint64                `protobuf:"varint,8,opt,name=oom_kills,json=oomKills,proto3,oneof" json:"oom_kills,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *MemoryDetail) Reset() {
+	*x = MemoryDetail{}
+	mi := &file_shim_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemoryDetail) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemoryDetail) ProtoMessage() {}
+
+func (x *MemoryDetail) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemoryDetail.ProtoReflect.Descriptor instead.
+func (*MemoryDetail) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *MemoryDetail) GetCacheBytes() uint64 {
+	if x != nil {
+		return x.CacheBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetMappedFileBytes() uint64 {
+	if x != nil {
+		return x.MappedFileBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetKernelBytes() uint64 {
+	if x != nil {
+		return x.KernelBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetActiveFileBytes() uint64 {
+	if x != nil {
+		return x.ActiveFileBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetInactiveFileBytes() uint64 {
+	if x != nil {
+		return x.InactiveFileBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetPeakBytes() uint64 {
+	if x != nil && x.PeakBytes != nil {
+		return *x.PeakBytes
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetLimitHits() uint64 {
+	if x != nil && x.LimitHits != nil {
+		return *x.LimitHits
+	}
+	return 0
+}
+
+func (x *MemoryDetail) GetOomKills() uint64 {
+	if x != nil && x.OomKills != nil {
+		return *x.OomKills
+	}
+	return 0
+}
+
+// IOStats of block devices.
+type IOStats struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Devices       []*DeviceIO            `protobuf:"bytes,1,rep,name=devices,proto3" json:"devices,omitempty"`
+	Psi           *PSI                   `protobuf:"bytes,2,opt,name=psi,proto3" json:"psi,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IOStats) Reset() {
+	*x = IOStats{}
+	mi := &file_shim_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IOStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IOStats) ProtoMessage() {}
+
+func (x *IOStats) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
+func (*IOStats) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *IOStats) GetDevices() []*DeviceIO {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *IOStats) GetPsi() *PSI {
+	if x != nil {
+		return x.Psi
+	}
+	return nil
+}
+
+type DeviceIO struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	ReadBytes     uint64                 `protobuf:"varint,2,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
+	WriteBytes    uint64                 `protobuf:"varint,3,opt,name=write_bytes,json=writeBytes,proto3" json:"write_bytes,omitempty"`
+	Reads         uint64                 `protobuf:"varint,4,opt,name=reads,proto3" json:"reads,omitempty"`
+	Writes        uint64                 `protobuf:"varint,5,opt,name=writes,proto3" json:"writes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceIO) Reset() {
+	*x = DeviceIO{}
+	mi := &file_shim_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceIO) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceIO) ProtoMessage() {}
+
+func (x *DeviceIO) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceIO.ProtoReflect.Descriptor instead.
+func (*DeviceIO) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *DeviceIO) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *DeviceIO) GetReadBytes() uint64 {
+	if x != nil {
+		return x.ReadBytes
+	}
+	return 0
+}
+
+func (x *DeviceIO) GetWriteBytes() uint64 {
+	if x != nil {
+		return x.WriteBytes
+	}
+	return 0
+}
+
+func (x *DeviceIO) GetReads() uint64 {
+	if x != nil {
+		return x.Reads
+	}
+	return 0
+}
+
+func (x *DeviceIO) GetWrites() uint64 {
+	if x != nil {
+		return x.Writes
+	}
+	return 0
+}
+
+// FileSystem is the one that writable layers are on.
+type FileSystem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         uint64                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Inodes        uint64                 `protobuf:"varint,2,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	FreeInodes    uint64                 `protobuf:"varint,3,opt,name=free_inodes,json=freeInodes,proto3" json:"free_inodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FileSystem) Reset() {
+	*x = FileSystem{}
+	mi := &file_shim_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FileSystem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FileSystem) ProtoMessage() {}
+
+func (x *FileSystem) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FileSystem.ProtoReflect.Descriptor instead.
+func (*FileSystem) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *FileSystem) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *FileSystem) GetInodes() uint64 {
+	if x != nil {
+		return x.Inodes
+	}
+	return 0
+}
+
+func (x *FileSystem) GetFreeInodes() uint64 {
+	if x != nil {
+		return x.FreeInodes
+	}
+	return 0
+}
+
 type PSI struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Full          *PSIData               `protobuf:"bytes,1,opt,name=full,proto3" json:"full,omitempty"`
@@ -1015,7 +1478,7 @@ type PSI struct {
 
 func (x *PSI) Reset() {
 	*x = PSI{}
-	mi := &file_shim_proto_msgTypes[14]
+	mi := &file_shim_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1027,7 +1490,7 @@ func (x *PSI) String() string {
 func (*PSI) ProtoMessage() {}
 
 func (x *PSI) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[14]
+	mi := &file_shim_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1040,7 +1503,7 @@ func (x *PSI) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PSI.ProtoReflect.Descriptor instead.
 func (*PSI) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{14}
+	return file_shim_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PSI) GetFull() *PSIData {
@@ -1069,7 +1532,7 @@ type PSIData struct {
 
 func (x *PSIData) Reset() {
 	*x = PSIData{}
-	mi := &file_shim_proto_msgTypes[15]
+	mi := &file_shim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1544,7 @@ func (x *PSIData) String() string {
 func (*PSIData) ProtoMessage() {}
 
 func (x *PSIData) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[15]
+	mi := &file_shim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1557,7 @@ func (x *PSIData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PSIData.ProtoReflect.Descriptor instead.
 func (*PSIData) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{15}
+	return file_shim_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PSIData) GetTotalUs() uint64 {
@@ -1132,13 +1595,17 @@ type InterfaceStats struct {
 	RxErrors      uint64                 `protobuf:"varint,3,opt,name=rx_errors,json=rxErrors,proto3" json:"rx_errors,omitempty"`
 	TxBytes       uint64                 `protobuf:"varint,4,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
 	TxErrors      uint64                 `protobuf:"varint,5,opt,name=tx_errors,json=txErrors,proto3" json:"tx_errors,omitempty"`
+	RxPackets     uint64                 `protobuf:"varint,6,opt,name=rx_packets,json=rxPackets,proto3" json:"rx_packets,omitempty"`
+	TxPackets     uint64                 `protobuf:"varint,7,opt,name=tx_packets,json=txPackets,proto3" json:"tx_packets,omitempty"`
+	RxDropped     uint64                 `protobuf:"varint,8,opt,name=rx_dropped,json=rxDropped,proto3" json:"rx_dropped,omitempty"`
+	TxDropped     uint64                 `protobuf:"varint,9,opt,name=tx_dropped,json=txDropped,proto3" json:"tx_dropped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InterfaceStats) Reset() {
 	*x = InterfaceStats{}
-	mi := &file_shim_proto_msgTypes[16]
+	mi := &file_shim_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1150,7 +1617,7 @@ func (x *InterfaceStats) String() string {
 func (*InterfaceStats) ProtoMessage() {}
 
 func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[16]
+	mi := &file_shim_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1163,7 +1630,7 @@ func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterfaceStats.ProtoReflect.Descriptor instead.
 func (*InterfaceStats) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{16}
+	return file_shim_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *InterfaceStats) GetName() string {
@@ -1201,6 +1668,34 @@ func (x *InterfaceStats) GetTxErrors() uint64 {
 	return 0
 }
 
+func (x *InterfaceStats) GetRxPackets() uint64 {
+	if x != nil {
+		return x.RxPackets
+	}
+	return 0
+}
+
+func (x *InterfaceStats) GetTxPackets() uint64 {
+	if x != nil {
+		return x.TxPackets
+	}
+	return 0
+}
+
+func (x *InterfaceStats) GetRxDropped() uint64 {
+	if x != nil {
+		return x.RxDropped
+	}
+	return 0
+}
+
+func (x *InterfaceStats) GetTxDropped() uint64 {
+	if x != nil {
+		return x.TxDropped
+	}
+	return 0
+}
+
 // SandboxOptions is the Any in sandbox/v1 CreateSandboxRequest.options: a complete description of the VM, so
 // that the shim reads no configuration of its own. netns_path and bundle_path are in the request itself.
 type SandboxOptions struct {
@@ -1226,7 +1721,7 @@ type SandboxOptions struct {
 
 func (x *SandboxOptions) Reset() {
 	*x = SandboxOptions{}
-	mi := &file_shim_proto_msgTypes[17]
+	mi := &file_shim_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1238,7 +1733,7 @@ func (x *SandboxOptions) String() string {
 func (*SandboxOptions) ProtoMessage() {}
 
 func (x *SandboxOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[17]
+	mi := &file_shim_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1251,7 +1746,7 @@ func (x *SandboxOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxOptions.ProtoReflect.Descriptor instead.
 func (*SandboxOptions) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{17}
+	return file_shim_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SandboxOptions) GetVm() *VMOptions {
@@ -1357,7 +1852,7 @@ type VMOptions struct {
 
 func (x *VMOptions) Reset() {
 	*x = VMOptions{}
-	mi := &file_shim_proto_msgTypes[18]
+	mi := &file_shim_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1369,7 +1864,7 @@ func (x *VMOptions) String() string {
 func (*VMOptions) ProtoMessage() {}
 
 func (x *VMOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[18]
+	mi := &file_shim_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1382,7 +1877,7 @@ func (x *VMOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMOptions.ProtoReflect.Descriptor instead.
 func (*VMOptions) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{18}
+	return file_shim_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *VMOptions) GetHypervisor() string {
@@ -1493,7 +1988,7 @@ type CreateOptions struct {
 
 func (x *CreateOptions) Reset() {
 	*x = CreateOptions{}
-	mi := &file_shim_proto_msgTypes[19]
+	mi := &file_shim_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1505,7 +2000,7 @@ func (x *CreateOptions) String() string {
 func (*CreateOptions) ProtoMessage() {}
 
 func (x *CreateOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[19]
+	mi := &file_shim_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1518,7 +2013,7 @@ func (x *CreateOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOptions.ProtoReflect.Descriptor instead.
 func (*CreateOptions) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{19}
+	return file_shim_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CreateOptions) GetUser() *UserRequest {
@@ -1571,7 +2066,7 @@ type PIDNamespace struct {
 
 func (x *PIDNamespace) Reset() {
 	*x = PIDNamespace{}
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +2078,7 @@ func (x *PIDNamespace) String() string {
 func (*PIDNamespace) ProtoMessage() {}
 
 func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +2091,7 @@ func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PIDNamespace.ProtoReflect.Descriptor instead.
 func (*PIDNamespace) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{20}
+	return file_shim_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PIDNamespace) GetOf() isPIDNamespace_Of {
@@ -1655,7 +2150,7 @@ type UserRequest struct {
 
 func (x *UserRequest) Reset() {
 	*x = UserRequest{}
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +2162,7 @@ func (x *UserRequest) String() string {
 func (*UserRequest) ProtoMessage() {}
 
 func (x *UserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +2175,7 @@ func (x *UserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRequest.ProtoReflect.Descriptor instead.
 func (*UserRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{21}
+	return file_shim_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UserRequest) GetUser() string {
@@ -1725,7 +2220,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1737,7 +2232,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1750,7 +2245,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{22}
+	return file_shim_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StreamHeader) GetKind() isStreamHeader_Kind {
@@ -1811,7 +2306,7 @@ type AttachStream struct {
 
 func (x *AttachStream) Reset() {
 	*x = AttachStream{}
-	mi := &file_shim_proto_msgTypes[23]
+	mi := &file_shim_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1823,7 +2318,7 @@ func (x *AttachStream) String() string {
 func (*AttachStream) ProtoMessage() {}
 
 func (x *AttachStream) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[23]
+	mi := &file_shim_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1836,7 +2331,7 @@ func (x *AttachStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachStream.ProtoReflect.Descriptor instead.
 func (*AttachStream) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{23}
+	return file_shim_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AttachStream) GetContainer() string {
@@ -1885,7 +2380,7 @@ type DialStream struct {
 
 func (x *DialStream) Reset() {
 	*x = DialStream{}
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1897,7 +2392,7 @@ func (x *DialStream) String() string {
 func (*DialStream) ProtoMessage() {}
 
 func (x *DialStream) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1910,7 +2405,7 @@ func (x *DialStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialStream.ProtoReflect.Descriptor instead.
 func (*DialStream) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{24}
+	return file_shim_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DialStream) GetNetwork() string {
@@ -1937,7 +2432,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_shim_proto_msgTypes[25]
+	mi := &file_shim_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2444,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[25]
+	mi := &file_shim_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2457,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{25}
+	return file_shim_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StreamReply) GetError() string {
@@ -2030,7 +2525,7 @@ const file_shim_proto_rawDesc = "" +
 	"\fStatsRequest\x12\x1e\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\tR\n" +
-	"containers\"\x9c\x02\n" +
+	"containers\"\xd4\x02\n" +
 	"\rStatsResponse\x12>\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\v2\x1e.pistis.shim.v1.ContainerStatsR\n" +
@@ -2040,7 +2535,8 @@ const file_shim_proto_rawDesc = "" +
 	"interfaces\x12*\n" +
 	"\x03cpu\x18\x03 \x01(\v2\x18.pistis.shim.v1.CPUStatsR\x03cpu\x123\n" +
 	"\x06memory\x18\x04 \x01(\v2\x1b.pistis.shim.v1.MemoryStatsR\x06memory\x12*\n" +
-	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\x84\x02\n" +
+	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x126\n" +
+	"\bwritable\x18\x06 \x01(\v2\x1a.pistis.shim.v1.FileSystemR\bwritable\"\xfe\x02\n" +
 	"\x0eContainerStats\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12*\n" +
 	"\x03cpu\x18\x02 \x01(\v2\x18.pistis.shim.v1.CPUStatsR\x03cpu\x123\n" +
@@ -2049,10 +2545,28 @@ const file_shim_proto_rawDesc = "" +
 	"\n" +
 	"pids_limit\x18\x05 \x01(\x04R\tpidsLimit\x12%\n" +
 	"\x0ewritable_bytes\x18\x06 \x01(\x04R\rwritableBytes\x12'\n" +
-	"\x0fwritable_inodes\x18\a \x01(\x04R\x0ewritableInodes\"L\n" +
+	"\x0fwritable_inodes\x18\a \x01(\x04R\x0ewritableInodes\x12'\n" +
+	"\x02io\x18\b \x01(\v2\x17.pistis.shim.v1.IOStatsR\x02io\x12\x1c\n" +
+	"\tprocesses\x18\t \x01(\x04R\tprocesses\x12\"\n" +
+	"\n" +
+	"open_files\x18\n" +
+	" \x01(\x04H\x00R\topenFiles\x88\x01\x01B\r\n" +
+	"\v_open_files\"\x7f\n" +
 	"\bCPUStats\x12\x19\n" +
 	"\busage_ns\x18\x01 \x01(\x04R\ausageNs\x12%\n" +
-	"\x03psi\x18\x02 \x01(\v2\x13.pistis.shim.v1.PSIR\x03psi\"\xb3\x02\n" +
+	"\x03psi\x18\x02 \x01(\v2\x13.pistis.shim.v1.PSIR\x03psi\x121\n" +
+	"\x06detail\x18\x03 \x01(\v2\x19.pistis.shim.v1.CPUDetailR\x06detail\"}\n" +
+	"\tCPUDetail\x12\x17\n" +
+	"\auser_ns\x18\x01 \x01(\x04R\x06userNs\x12\x1b\n" +
+	"\tsystem_ns\x18\x02 \x01(\x04R\bsystemNs\x12:\n" +
+	"\n" +
+	"throttling\x18\x03 \x01(\v2\x1a.pistis.shim.v1.ThrottlingR\n" +
+	"throttling\"g\n" +
+	"\n" +
+	"Throttling\x12\x18\n" +
+	"\aperiods\x18\x01 \x01(\x04R\aperiods\x12\x1c\n" +
+	"\tthrottled\x18\x02 \x01(\x04R\tthrottled\x12!\n" +
+	"\fthrottled_ns\x18\x03 \x01(\x04R\vthrottledNs\"\xe9\x02\n" +
 	"\vMemoryStats\x12\x1f\n" +
 	"\vusage_bytes\x18\x01 \x01(\x04R\n" +
 	"usageBytes\x12*\n" +
@@ -2064,7 +2578,41 @@ const file_shim_proto_rawDesc = "" +
 	"\x0favailable_bytes\x18\x06 \x01(\x04R\x0eavailableBytes\x12\x1d\n" +
 	"\n" +
 	"swap_bytes\x18\a \x01(\x04R\tswapBytes\x12%\n" +
-	"\x03psi\x18\b \x01(\v2\x13.pistis.shim.v1.PSIR\x03psi\"_\n" +
+	"\x03psi\x18\b \x01(\v2\x13.pistis.shim.v1.PSIR\x03psi\x124\n" +
+	"\x06detail\x18\t \x01(\v2\x1c.pistis.shim.v1.MemoryDetailR\x06detail\"\xf0\x02\n" +
+	"\fMemoryDetail\x12\x1f\n" +
+	"\vcache_bytes\x18\x01 \x01(\x04R\n" +
+	"cacheBytes\x12*\n" +
+	"\x11mapped_file_bytes\x18\x02 \x01(\x04R\x0fmappedFileBytes\x12!\n" +
+	"\fkernel_bytes\x18\x03 \x01(\x04R\vkernelBytes\x12*\n" +
+	"\x11active_file_bytes\x18\x04 \x01(\x04R\x0factiveFileBytes\x12.\n" +
+	"\x13inactive_file_bytes\x18\x05 \x01(\x04R\x11inactiveFileBytes\x12\"\n" +
+	"\n" +
+	"peak_bytes\x18\x06 \x01(\x04H\x00R\tpeakBytes\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"limit_hits\x18\a \x01(\x04H\x01R\tlimitHits\x88\x01\x01\x12 \n" +
+	"\toom_kills\x18\b \x01(\x04H\x02R\boomKills\x88\x01\x01B\r\n" +
+	"\v_peak_bytesB\r\n" +
+	"\v_limit_hitsB\f\n" +
+	"\n" +
+	"_oom_kills\"d\n" +
+	"\aIOStats\x122\n" +
+	"\adevices\x18\x01 \x03(\v2\x18.pistis.shim.v1.DeviceIOR\adevices\x12%\n" +
+	"\x03psi\x18\x02 \x01(\v2\x13.pistis.shim.v1.PSIR\x03psi\"\x90\x01\n" +
+	"\bDeviceIO\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12\x1d\n" +
+	"\n" +
+	"read_bytes\x18\x02 \x01(\x04R\treadBytes\x12\x1f\n" +
+	"\vwrite_bytes\x18\x03 \x01(\x04R\n" +
+	"writeBytes\x12\x14\n" +
+	"\x05reads\x18\x04 \x01(\x04R\x05reads\x12\x16\n" +
+	"\x06writes\x18\x05 \x01(\x04R\x06writes\"[\n" +
+	"\n" +
+	"FileSystem\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06inodes\x18\x02 \x01(\x04R\x06inodes\x12\x1f\n" +
+	"\vfree_inodes\x18\x03 \x01(\x04R\n" +
+	"freeInodes\"_\n" +
 	"\x03PSI\x12+\n" +
 	"\x04full\x18\x01 \x01(\v2\x17.pistis.shim.v1.PSIDataR\x04full\x12+\n" +
 	"\x04some\x18\x02 \x01(\v2\x17.pistis.shim.v1.PSIDataR\x04some\"h\n" +
@@ -2072,13 +2620,21 @@ const file_shim_proto_rawDesc = "" +
 	"\btotal_us\x18\x01 \x01(\x04R\atotalUs\x12\x14\n" +
 	"\x05avg10\x18\x02 \x01(\x01R\x05avg10\x12\x14\n" +
 	"\x05avg60\x18\x03 \x01(\x01R\x05avg60\x12\x16\n" +
-	"\x06avg300\x18\x04 \x01(\x01R\x06avg300\"\x94\x01\n" +
+	"\x06avg300\x18\x04 \x01(\x01R\x06avg300\"\x90\x02\n" +
 	"\x0eInterfaceStats\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\brx_bytes\x18\x02 \x01(\x04R\arxBytes\x12\x1b\n" +
 	"\trx_errors\x18\x03 \x01(\x04R\brxErrors\x12\x19\n" +
 	"\btx_bytes\x18\x04 \x01(\x04R\atxBytes\x12\x1b\n" +
-	"\ttx_errors\x18\x05 \x01(\x04R\btxErrors\"\xb7\x03\n" +
+	"\ttx_errors\x18\x05 \x01(\x04R\btxErrors\x12\x1d\n" +
+	"\n" +
+	"rx_packets\x18\x06 \x01(\x04R\trxPackets\x12\x1d\n" +
+	"\n" +
+	"tx_packets\x18\a \x01(\x04R\ttxPackets\x12\x1d\n" +
+	"\n" +
+	"rx_dropped\x18\b \x01(\x04R\trxDropped\x12\x1d\n" +
+	"\n" +
+	"tx_dropped\x18\t \x01(\x04R\ttxDropped\"\xb7\x03\n" +
 	"\x0eSandboxOptions\x12)\n" +
 	"\x02vm\x18\x01 \x01(\v2\x19.pistis.shim.v1.VMOptionsR\x02vm\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x1e\n" +
@@ -2178,7 +2734,7 @@ func file_shim_proto_rawDescGZIP() []byte {
 }
 
 var file_shim_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_shim_proto_goTypes = []any{
 	(FrameKind)(0),                // 0: pistis.shim.v1.FrameKind
 	(*Empty)(nil),                 // 1: pistis.shim.v1.Empty
@@ -2194,60 +2750,73 @@ var file_shim_proto_goTypes = []any{
 	(*StatsResponse)(nil),         // 11: pistis.shim.v1.StatsResponse
 	(*ContainerStats)(nil),        // 12: pistis.shim.v1.ContainerStats
 	(*CPUStats)(nil),              // 13: pistis.shim.v1.CPUStats
-	(*MemoryStats)(nil),           // 14: pistis.shim.v1.MemoryStats
-	(*PSI)(nil),                   // 15: pistis.shim.v1.PSI
-	(*PSIData)(nil),               // 16: pistis.shim.v1.PSIData
-	(*InterfaceStats)(nil),        // 17: pistis.shim.v1.InterfaceStats
-	(*SandboxOptions)(nil),        // 18: pistis.shim.v1.SandboxOptions
-	(*VMOptions)(nil),             // 19: pistis.shim.v1.VMOptions
-	(*CreateOptions)(nil),         // 20: pistis.shim.v1.CreateOptions
-	(*PIDNamespace)(nil),          // 21: pistis.shim.v1.PIDNamespace
-	(*UserRequest)(nil),           // 22: pistis.shim.v1.UserRequest
-	(*StreamHeader)(nil),          // 23: pistis.shim.v1.StreamHeader
-	(*AttachStream)(nil),          // 24: pistis.shim.v1.AttachStream
-	(*DialStream)(nil),            // 25: pistis.shim.v1.DialStream
-	(*StreamReply)(nil),           // 26: pistis.shim.v1.StreamReply
-	nil,                           // 27: pistis.shim.v1.SandboxOptions.SysctlsEntry
-	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
+	(*CPUDetail)(nil),             // 14: pistis.shim.v1.CPUDetail
+	(*Throttling)(nil),            // 15: pistis.shim.v1.Throttling
+	(*MemoryStats)(nil),           // 16: pistis.shim.v1.MemoryStats
+	(*MemoryDetail)(nil),          // 17: pistis.shim.v1.MemoryDetail
+	(*IOStats)(nil),               // 18: pistis.shim.v1.IOStats
+	(*DeviceIO)(nil),              // 19: pistis.shim.v1.DeviceIO
+	(*FileSystem)(nil),            // 20: pistis.shim.v1.FileSystem
+	(*PSI)(nil),                   // 21: pistis.shim.v1.PSI
+	(*PSIData)(nil),               // 22: pistis.shim.v1.PSIData
+	(*InterfaceStats)(nil),        // 23: pistis.shim.v1.InterfaceStats
+	(*SandboxOptions)(nil),        // 24: pistis.shim.v1.SandboxOptions
+	(*VMOptions)(nil),             // 25: pistis.shim.v1.VMOptions
+	(*CreateOptions)(nil),         // 26: pistis.shim.v1.CreateOptions
+	(*PIDNamespace)(nil),          // 27: pistis.shim.v1.PIDNamespace
+	(*UserRequest)(nil),           // 28: pistis.shim.v1.UserRequest
+	(*StreamHeader)(nil),          // 29: pistis.shim.v1.StreamHeader
+	(*AttachStream)(nil),          // 30: pistis.shim.v1.AttachStream
+	(*DialStream)(nil),            // 31: pistis.shim.v1.DialStream
+	(*StreamReply)(nil),           // 32: pistis.shim.v1.StreamReply
+	nil,                           // 33: pistis.shim.v1.SandboxOptions.SysctlsEntry
+	(*durationpb.Duration)(nil),   // 34: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
 }
 var file_shim_proto_depIdxs = []int32{
 	4,  // 0: pistis.shim.v1.InfoResponse.vm:type_name -> pistis.shim.v1.VM
 	5,  // 1: pistis.shim.v1.VM.phases:type_name -> pistis.shim.v1.Phase
-	28, // 2: pistis.shim.v1.Phase.duration:type_name -> google.protobuf.Duration
+	34, // 2: pistis.shim.v1.Phase.duration:type_name -> google.protobuf.Duration
 	8,  // 3: pistis.shim.v1.InspectResponse.user:type_name -> pistis.shim.v1.User
 	12, // 4: pistis.shim.v1.StatsResponse.containers:type_name -> pistis.shim.v1.ContainerStats
-	17, // 5: pistis.shim.v1.StatsResponse.interfaces:type_name -> pistis.shim.v1.InterfaceStats
+	23, // 5: pistis.shim.v1.StatsResponse.interfaces:type_name -> pistis.shim.v1.InterfaceStats
 	13, // 6: pistis.shim.v1.StatsResponse.cpu:type_name -> pistis.shim.v1.CPUStats
-	14, // 7: pistis.shim.v1.StatsResponse.memory:type_name -> pistis.shim.v1.MemoryStats
-	29, // 8: pistis.shim.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
-	13, // 9: pistis.shim.v1.ContainerStats.cpu:type_name -> pistis.shim.v1.CPUStats
-	14, // 10: pistis.shim.v1.ContainerStats.memory:type_name -> pistis.shim.v1.MemoryStats
-	15, // 11: pistis.shim.v1.CPUStats.psi:type_name -> pistis.shim.v1.PSI
-	15, // 12: pistis.shim.v1.MemoryStats.psi:type_name -> pistis.shim.v1.PSI
-	16, // 13: pistis.shim.v1.PSI.full:type_name -> pistis.shim.v1.PSIData
-	16, // 14: pistis.shim.v1.PSI.some:type_name -> pistis.shim.v1.PSIData
-	19, // 15: pistis.shim.v1.SandboxOptions.vm:type_name -> pistis.shim.v1.VMOptions
-	27, // 16: pistis.shim.v1.SandboxOptions.sysctls:type_name -> pistis.shim.v1.SandboxOptions.SysctlsEntry
-	28, // 17: pistis.shim.v1.VMOptions.boot_timeout:type_name -> google.protobuf.Duration
-	28, // 18: pistis.shim.v1.VMOptions.agent_timeout:type_name -> google.protobuf.Duration
-	22, // 19: pistis.shim.v1.CreateOptions.user:type_name -> pistis.shim.v1.UserRequest
-	21, // 20: pistis.shim.v1.CreateOptions.pid_namespace:type_name -> pistis.shim.v1.PIDNamespace
-	24, // 21: pistis.shim.v1.StreamHeader.attach:type_name -> pistis.shim.v1.AttachStream
-	25, // 22: pistis.shim.v1.StreamHeader.dial:type_name -> pistis.shim.v1.DialStream
-	2,  // 23: pistis.shim.v1.Shim.Info:input_type -> pistis.shim.v1.InfoRequest
-	6,  // 24: pistis.shim.v1.Shim.Inspect:input_type -> pistis.shim.v1.InspectRequest
-	9,  // 25: pistis.shim.v1.Shim.ReopenLog:input_type -> pistis.shim.v1.ReopenLogRequest
-	10, // 26: pistis.shim.v1.Shim.Stats:input_type -> pistis.shim.v1.StatsRequest
-	3,  // 27: pistis.shim.v1.Shim.Info:output_type -> pistis.shim.v1.InfoResponse
-	7,  // 28: pistis.shim.v1.Shim.Inspect:output_type -> pistis.shim.v1.InspectResponse
-	1,  // 29: pistis.shim.v1.Shim.ReopenLog:output_type -> pistis.shim.v1.Empty
-	11, // 30: pistis.shim.v1.Shim.Stats:output_type -> pistis.shim.v1.StatsResponse
-	27, // [27:31] is the sub-list for method output_type
-	23, // [23:27] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	16, // 7: pistis.shim.v1.StatsResponse.memory:type_name -> pistis.shim.v1.MemoryStats
+	35, // 8: pistis.shim.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
+	20, // 9: pistis.shim.v1.StatsResponse.writable:type_name -> pistis.shim.v1.FileSystem
+	13, // 10: pistis.shim.v1.ContainerStats.cpu:type_name -> pistis.shim.v1.CPUStats
+	16, // 11: pistis.shim.v1.ContainerStats.memory:type_name -> pistis.shim.v1.MemoryStats
+	18, // 12: pistis.shim.v1.ContainerStats.io:type_name -> pistis.shim.v1.IOStats
+	21, // 13: pistis.shim.v1.CPUStats.psi:type_name -> pistis.shim.v1.PSI
+	14, // 14: pistis.shim.v1.CPUStats.detail:type_name -> pistis.shim.v1.CPUDetail
+	15, // 15: pistis.shim.v1.CPUDetail.throttling:type_name -> pistis.shim.v1.Throttling
+	21, // 16: pistis.shim.v1.MemoryStats.psi:type_name -> pistis.shim.v1.PSI
+	17, // 17: pistis.shim.v1.MemoryStats.detail:type_name -> pistis.shim.v1.MemoryDetail
+	19, // 18: pistis.shim.v1.IOStats.devices:type_name -> pistis.shim.v1.DeviceIO
+	21, // 19: pistis.shim.v1.IOStats.psi:type_name -> pistis.shim.v1.PSI
+	22, // 20: pistis.shim.v1.PSI.full:type_name -> pistis.shim.v1.PSIData
+	22, // 21: pistis.shim.v1.PSI.some:type_name -> pistis.shim.v1.PSIData
+	25, // 22: pistis.shim.v1.SandboxOptions.vm:type_name -> pistis.shim.v1.VMOptions
+	33, // 23: pistis.shim.v1.SandboxOptions.sysctls:type_name -> pistis.shim.v1.SandboxOptions.SysctlsEntry
+	34, // 24: pistis.shim.v1.VMOptions.boot_timeout:type_name -> google.protobuf.Duration
+	34, // 25: pistis.shim.v1.VMOptions.agent_timeout:type_name -> google.protobuf.Duration
+	28, // 26: pistis.shim.v1.CreateOptions.user:type_name -> pistis.shim.v1.UserRequest
+	27, // 27: pistis.shim.v1.CreateOptions.pid_namespace:type_name -> pistis.shim.v1.PIDNamespace
+	30, // 28: pistis.shim.v1.StreamHeader.attach:type_name -> pistis.shim.v1.AttachStream
+	31, // 29: pistis.shim.v1.StreamHeader.dial:type_name -> pistis.shim.v1.DialStream
+	2,  // 30: pistis.shim.v1.Shim.Info:input_type -> pistis.shim.v1.InfoRequest
+	6,  // 31: pistis.shim.v1.Shim.Inspect:input_type -> pistis.shim.v1.InspectRequest
+	9,  // 32: pistis.shim.v1.Shim.ReopenLog:input_type -> pistis.shim.v1.ReopenLogRequest
+	10, // 33: pistis.shim.v1.Shim.Stats:input_type -> pistis.shim.v1.StatsRequest
+	3,  // 34: pistis.shim.v1.Shim.Info:output_type -> pistis.shim.v1.InfoResponse
+	7,  // 35: pistis.shim.v1.Shim.Inspect:output_type -> pistis.shim.v1.InspectResponse
+	1,  // 36: pistis.shim.v1.Shim.ReopenLog:output_type -> pistis.shim.v1.Empty
+	11, // 37: pistis.shim.v1.Shim.Stats:output_type -> pistis.shim.v1.StatsResponse
+	34, // [34:38] is the sub-list for method output_type
+	30, // [30:34] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_shim_proto_init() }
@@ -2255,12 +2824,14 @@ func file_shim_proto_init() {
 	if File_shim_proto != nil {
 		return
 	}
-	file_shim_proto_msgTypes[20].OneofWrappers = []any{
+	file_shim_proto_msgTypes[11].OneofWrappers = []any{}
+	file_shim_proto_msgTypes[16].OneofWrappers = []any{}
+	file_shim_proto_msgTypes[26].OneofWrappers = []any{
 		(*PIDNamespace_Own)(nil),
 		(*PIDNamespace_Container)(nil),
 	}
-	file_shim_proto_msgTypes[21].OneofWrappers = []any{}
-	file_shim_proto_msgTypes[22].OneofWrappers = []any{
+	file_shim_proto_msgTypes[27].OneofWrappers = []any{}
+	file_shim_proto_msgTypes[28].OneofWrappers = []any{
 		(*StreamHeader_Attach)(nil),
 		(*StreamHeader_Dial)(nil),
 	}
@@ -2270,7 +2841,7 @@ func file_shim_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_proto_rawDesc), len(file_shim_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   27,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -134,9 +134,3 @@ func keyed(text []byte) map[string]uint64 {
 	}
 	return values
 }
-
-// single parses a file of one number; "max" is no number.
-func single(text []byte) (uint64, bool) {
-	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
-	return n, err == nil
-}

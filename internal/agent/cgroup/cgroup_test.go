@@ -3,12 +3,11 @@ package cgroup
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"testing"
 
-	"google.golang.org/protobuf/proto"
-
-	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	"github.com/pistis-run/pistis/internal/task"
 )
 
 func group(t *testing.T, files map[string]string) Group {
@@ -26,37 +25,12 @@ func group(t *testing.T, files map[string]string) Group {
 	return Group(dir)
 }
 
-func TestStats(t *testing.T) {
+func TestProcesses(t *testing.T) {
 	g := group(t, map[string]string{
-		"cpu.stat":            "usage_usec 1234567\nuser_usec 1000000\nsystem_usec 234567\n",
-		"cpu.pressure":        "some avg10=1.50 avg60=0.25 avg300=0.10 total=4242\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n",
-		"memory.current":      "1000000\n",
-		"memory.swap.current": "4096\n",
-		"memory.max":          "2000000\n",
-		"memory.stat":         "anon 300000\nfile 600000\ninactive_file 400000\npgfault 99\npgmajfault 3\n",
-		"memory.events":       "low 0\nhigh 0\nmax 5\noom 2\noom_kill 1\n",
-		"pids.current":        "12\n",
-		"pids.max":            "max\n",
-		"cgroup.procs":        "7\n8\n",
-		"inner/cgroup.procs":  "9\n",
+		"memory.events":      "low 0\nhigh 0\nmax 5\noom 2\noom_kill 1\n",
+		"cgroup.procs":       "7\n8\n",
+		"inner/cgroup.procs": "9\n",
 	})
-	want := &agentv1.CPUStats{UsageNs: 1234567000, Psi: &agentv1.PSI{
-		Some: &agentv1.PSIData{TotalUs: 4242, Avg10: 1.5, Avg60: 0.25, Avg300: 0.1},
-		Full: &agentv1.PSIData{TotalUs: 7},
-	}}
-	if got := g.CPU(); !proto.Equal(got, want) {
-		t.Errorf("cpu: got %v, want %v", got, want)
-	}
-	wantMemory := &agentv1.MemoryStats{
-		UsageBytes: 1000000, WorkingSetBytes: 600000, RssBytes: 300000, PageFaults: 99, MajorPageFaults: 3,
-		AvailableBytes: 1400000, SwapBytes: 4096,
-	}
-	if got := g.Memory(); !proto.Equal(got, wantMemory) {
-		t.Errorf("memory: got %v, want %v", got, wantMemory)
-	}
-	if got := g.PidsStats(); got.Current != 12 || got.Limit != 0 {
-		t.Errorf("pids: got %v", got)
-	}
 	if got := g.OOMKills(); got != 1 {
 		t.Errorf("oom kills: got %d", got)
 	}
@@ -74,32 +48,29 @@ func TestMissingGroup(t *testing.T) {
 	if pids, err := g.Pids(); err != nil || len(pids) != 0 {
 		t.Errorf("pids: %v, %v", pids, err)
 	}
-	if got := g.Memory(); got.UsageBytes != 0 {
-		t.Errorf("memory: %v", got)
-	}
 }
 
 func TestGuest(t *testing.T) {
-	if got := guestCPU([]byte("cpu  10 20 30 1000 50 5 6 70 80 0\ncpu0 1 2 3\n")); got != 71*1e7 {
-		t.Errorf("cpu: got %d", got)
+	cpu := guestCPU([]byte("cpu  10 20 30 1000 50 5 6 70 80 0\ncpu0 1 2 3\n"))
+	if want := (task.CPU{UsageNS: 71 * 1e7, Detail: &task.CPUDetail{UserNS: 30 * 1e7, SystemNS: 41 * 1e7}}); !reflect.DeepEqual(cpu, want) {
+		t.Errorf("cpu: got %+v", cpu)
 	}
-	got := guestMemory([]byte("MemTotal:  1000 kB\nMemFree:  400 kB\nInactive(file): 100 kB\nAnonPages: 200 kB\nSwapTotal: 10 kB\nSwapFree: 10 kB\n"), []byte("pgfault 5\npgmajfault 1\n"), nil)
-	want := &agentv1.MemoryStats{UsageBytes: 600 << 10, WorkingSetBytes: 500 << 10, RssBytes: 200 << 10, AvailableBytes: 500 << 10, PageFaults: 5, MajorPageFaults: 1}
-	if !proto.Equal(got, want) {
-		t.Errorf("memory: got %v, want %v", got, want)
+	got := guestMemory([]byte("MemTotal:  1000 kB\nMemFree:  400 kB\nCached: 300 kB\nActive(file): 90 kB\nInactive(file): 100 kB\nAnonPages: 200 kB\nMapped: 7 kB\nSlab: 20 kB\nKernelStack: 3 kB\nPageTables: 2 kB\nSwapTotal: 10 kB\nSwapFree: 10 kB\n"), []byte("pgfault 5\npgmajfault 1\n"))
+	want := task.Memory{
+		Usage: 600 << 10, WorkingSet: 500 << 10, RSS: 200 << 10, Available: 500 << 10, PageFaults: 5, MajorPageFaults: 1,
+		Detail: &task.MemoryDetail{Cache: 300 << 10, MappedFile: 7 << 10, Kernel: 25 << 10, ActiveFile: 90 << 10, InactiveFile: 100 << 10},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("memory: got %+v, want %+v", got, want)
 	}
 }
 
 func FuzzParsers(f *testing.F) {
-	f.Add([]byte("some avg10=1.50 avg60=0.25 avg300=0.10 total=4242\n"))
-	f.Add([]byte("anon 1\ninactive_file 18446744073709551615\n"))
 	f.Add([]byte("cpu 1 2 3 -4\nMemTotal: x kB\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		parsePSI(text)
 		guestCPU(text)
-		guestMemory(text, text, nil)
-		if m := memory(text, text, text, text, nil); m.WorkingSetBytes > m.UsageBytes {
-			t.Errorf("working set %d exceeds usage %d", m.WorkingSetBytes, m.UsageBytes)
+		if m := guestMemory(text, text); m.WorkingSet > m.Usage {
+			t.Errorf("working set %d exceeds usage %d", m.WorkingSet, m.Usage)
 		}
 	})
 }

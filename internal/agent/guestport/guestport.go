@@ -33,7 +33,7 @@ type Carrier struct {
 	done   <-chan struct{}
 }
 
-// Listen accepts streams of the host, and of nobody else, to a port. Every stream is a transport.HalfCloser.
+// Listen accepts streams of the host, and of nobody else, to a port. Every stream has CloseWrite, as those of package transport.
 func (c *Carrier) Listen(port uint32) (net.Listener, error) { return c.listen(port) }
 
 // Done is closed when the host's end has gone for good; a carrier that cannot tell never closes it.

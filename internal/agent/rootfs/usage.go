@@ -6,6 +6,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/pistis-run/pistis/internal/task"
 )
 
 const (
@@ -72,4 +74,16 @@ func measure(dir string) (bytes, inodes uint64) {
 		return nil
 	})
 	return bytes, inodes
+}
+
+// FileSystem is the one that writable layers are on; nil before Setup.
+func (s *Store) FileSystem() *task.FileSystem {
+	s.mu.Lock()
+	scratch := s.scratch
+	s.mu.Unlock()
+	var st syscall.Statfs_t
+	if scratch == "" || syscall.Statfs(scratch, &st) != nil {
+		return nil
+	}
+	return &task.FileSystem{Bytes: st.Blocks * uint64(st.Bsize), Inodes: st.Files, FreeInodes: st.Ffree}
 }

@@ -25,8 +25,8 @@ const (
 	gatherTime   = 5 * time.Millisecond
 )
 
-// Conn is a stream that can be closed for writing alone.
-type Conn interface {
+// duplex is a stream that can be closed for writing alone.
+type duplex interface {
 	net.Conn
 	CloseWrite() error
 }
@@ -72,7 +72,7 @@ func (s *Set) Claim(fd int) error {
 }
 
 // Serve copies between a claimed descriptor and a stream until both have ended, and closes the stream.
-func (s *Set) Serve(fd int, conn Conn) {
+func (s *Set) Serve(fd int, conn duplex) {
 	defer conn.Close()
 	<-s.Ready()
 	switch f := s.Ours(fd); {
@@ -87,14 +87,14 @@ func (s *Set) Serve(fd int, conn Conn) {
 
 // serveInput copies until the host half-closes, which ends the process's input unless that is a terminal, or
 // the process reads no more: then the host learns it as a broken stream.
-func (s *Set) serveInput(f *os.File, conn Conn) {
+func (s *Set) serveInput(f *os.File, conn duplex) {
 	_, _ = copyBytes(f, conn)
 	s.CloseInput()
 }
 
 // serveOutput copies until all writers have closed the descriptor. When the host goes away first the rest is
 // thrown away, so that the process is not blocked for ever.
-func serveOutput(f *os.File, conn Conn) {
+func serveOutput(f *os.File, conn duplex) {
 	if _, err := copyBytes(conn, &gatherer{from: f}); err != nil && !isEnd(err) {
 		_, _ = copyBytes(io.Discard, f)
 	}

@@ -18,7 +18,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
-	"github.com/pistis-run/pistis/internal/transport"
 )
 
 const (
@@ -303,7 +302,7 @@ func (s *suite) halfClose(t *testing.T, v hypervisor.VM) {
 	if _, err := conn.Write(append([]byte("count\n"), make([]byte, size)...)); err != nil {
 		t.Fatal(err)
 	}
-	if err := conn.(transport.HalfCloser).CloseWrite(); err != nil {
+	if err := conn.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
 	got, err := io.ReadAll(conn)

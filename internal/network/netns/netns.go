@@ -17,12 +17,12 @@ import (
 // self names the network namespace of the calling thread, which /proc/self (the main thread) does not.
 const self = "/proc/thread-self/ns/net"
 
-// OpenDir makes the directory of pins, and a mount of its own that is shared with its copies, as that of iproute2: a
+// OpenDir makes a directory for pins, and a mount of its own that is shared with its copies, as that of iproute2: a
 // bind mount of / or /run somewhere else copies the pins with it, and their removal must reach those copies, or the
 // pins cannot be deleted. It is idempotent; its end is [RemoveDir].
 func OpenDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return fmt.Errorf("directory of network namespaces: %w", err)
+		return fmt.Errorf("directory of namespaces: %w", err)
 	}
 	err := unix.Mount("", dir, "", unix.MS_SHARED|unix.MS_REC, "")
 	if errors.Is(err, unix.EINVAL) { // it is no mount yet
@@ -31,18 +31,31 @@ func OpenDir(dir string) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("directory of network namespaces: shared mount at %s: %w", dir, err)
+		return fmt.Errorf("directory of namespaces: shared mount at %s: %w", dir, err)
 	}
 	return nil
 }
 
-// RemoveDir removes the directory with its mount. There must be no pins in it. What is gone already is no error.
+// RemoveDir removes the directory with its mount, and empty directories in it. There must be no pins in it. What is gone
+// already is no error.
 func RemoveDir(dir string) error {
 	if err := unmountAll(dir); err != nil {
-		return fmt.Errorf("directory of network namespaces: %w", err)
+		return fmt.Errorf("directory of namespaces: %w", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("directory of namespaces: %w", err)
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue // a pin, which keeps the directory
+		}
+		if err := remove(filepath.Join(dir, e.Name())); err != nil {
+			return fmt.Errorf("directory of namespaces: %w", err)
+		}
 	}
 	if err := remove(dir); err != nil {
-		return fmt.Errorf("directory of network namespaces: %w", err)
+		return fmt.Errorf("directory of namespaces: %w", err)
 	}
 	return nil
 }

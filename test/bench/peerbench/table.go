@@ -87,11 +87,11 @@ func percentile(values []float64, p int) float64 {
 	return sorted[(len(sorted)-1)*p/100]
 }
 
-// best is the best median of those that are not ours; false when there is none.
-func (t *table) best(r row) (float64, bool) {
+// best is the best median of those that are not ours and have the OCI runtime, if one is named; false when there is none.
+func (t *table) best(r row, runtime string) (float64, bool) {
 	var found []float64
 	for subject, values := range t.values[r.name] {
-		if !ours(subject) {
+		if !ours(subject) && strings.HasSuffix(subject, runtime) {
 			found = append(found, percentile(values, 50))
 		}
 	}
@@ -105,21 +105,22 @@ func (t *table) best(r row) (float64, bool) {
 	}
 }
 
-// print writes the table in Markdown: medians, after a slash the 95th percentile, in brackets the ratio to the best peer.
+// print writes the table in Markdown: medians, after a slash the 95th percentile, in brackets the ratio to the best peer,
+// and to the best one with the same OCI runtime where that is another.
 func (t *table) print(w io.Writer, subjects []string, n amounts) {
-	fmt.Fprintf(w, "%d single pods and %d × %d at once of each; medians / 95th percentiles (ratio to the best peer)\n\n", n.rounds, n.turns, n.pods)
+	fmt.Fprintf(w, "%d single pods and %d × %d at once of each; medians / 95th percentiles (**ratio to the best peer**, to the best one with the same OCI runtime)\n\n", n.rounds, n.turns, n.pods)
 	fmt.Fprintf(w, "| | %s | to reach |\n|---|%s---|\n", strings.Join(subjects, " | "), strings.Repeat("---|", len(subjects)))
 	for _, r := range t.rows {
-		best, compared := t.best(r)
 		cells := []string{r.what + ", " + r.unit}
 		for _, subject := range subjects {
-			cells = append(cells, cell(r, t.values[r.name][subject], best, compared && ours(subject)))
+			cells = append(cells, t.cell(r, subject))
 		}
 		fmt.Fprintf(w, "| %s | %s |\n", strings.Join(cells, " | "), r.target)
 	}
 }
 
-func cell(r row, values []float64, best float64, compared bool) string {
+func (t *table) cell(r row, subject string) string {
+	values := t.values[r.name][subject]
 	if len(values) == 0 {
 		return "–"
 	}
@@ -128,10 +129,15 @@ func cell(r row, values []float64, best float64, compared bool) string {
 	if r.tail {
 		text += " / " + number(percentile(values, 95))
 	}
-	if compared {
-		text += fmt.Sprintf(" (**%.2f×**)", median/best)
+	best, compared := t.best(r, "")
+	if !compared || !ours(subject) {
+		return text
 	}
-	return text
+	text += fmt.Sprintf(" (**%.2f×**", median/best)
+	if same, ok := t.best(r, subject[strings.LastIndex(subject, "/"):]); ok && same != best {
+		text += fmt.Sprintf(", %.2f×", median/same)
+	}
+	return text + ")"
 }
 
 // number writes three significant digits at most behind a point.

@@ -1,0 +1,129 @@
+package firewall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+)
+
+// toolTimeout bounds a call of iptables, lockWait what it waits for others that call it.
+const (
+	toolTimeout = 10 * time.Second
+	lockWait    = "5"
+)
+
+// oldTables are one IP version's tables of the old iptables, which only its own tools can change.
+type oldTables struct {
+	names string   // the kernel's list of its tables
+	tools []string // that may be the old ones, the surest first
+}
+
+func allOldTables() []oldTables {
+	return []oldTables{
+		{"/proc/thread-self/net/ip_tables_names", []string{"iptables-legacy", "iptables"}},
+		{"/proc/thread-self/net/ip6_tables_names", []string{"ip6tables-legacy", "ip6tables"}},
+	}
+}
+
+// filters says whether there is a filter table. Asking a tool would make one.
+func (f oldTables) filters() bool {
+	names, err := os.ReadFile(f.names)
+	return err == nil && slices.Contains(strings.Fields(string(names)), forwardTable)
+}
+
+// tool finds a tool for these tables; empty where there is none.
+func (f oldTables) tool() string {
+	for _, name := range f.tools {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			continue
+		}
+		if out, err := run(path, "--version"); err == nil && !strings.Contains(out, "nf_tables") {
+			return path
+		}
+	}
+	return ""
+}
+
+// legacyRules are those of OpenForwarding in iptables' words.
+func (o *OpenForwarding) legacyRules() [][]string {
+	var rules [][]string
+	for _, direction := range []string{"-i", "-o"} {
+		rules = append(rules, []string{direction, o.Bridge, "-m", "comment", "--comment", o.comment(), "-j", "ACCEPT"})
+	}
+	return rules
+}
+
+// ensureLegacy is Ensure for the old iptables.
+func (o *OpenForwarding) ensureLegacy() error {
+	for _, f := range allOldTables() {
+		if !f.filters() {
+			continue
+		}
+		tool := f.tool()
+		if tool == "" {
+			o.warn(fmt.Sprintf("this host has a filter table of the old iptables, but not the command %s to change it: if its FORWARD chain drops packets, let it accept the interface %s in both directions", f.tools[0], o.Bridge))
+			continue
+		}
+		for _, rule := range o.legacyRules() {
+			if there, err := change(tool, "-C", rule); err != nil || there {
+				if err != nil {
+					return err
+				}
+				continue
+			}
+			if done, err := change(tool, "-I", rule); err != nil || !done {
+				return errors.Join(fmt.Errorf("%s: accept packets of %s in the FORWARD chain", tool, o.Bridge), err)
+			}
+		}
+	}
+	return nil
+}
+
+// removeLegacy is Remove for the old iptables.
+func (o *OpenForwarding) removeLegacy() error {
+	for _, f := range allOldTables() {
+		tool := ""
+		if f.filters() {
+			tool = f.tool()
+		}
+		if tool == "" {
+			continue
+		}
+		for _, rule := range o.legacyRules() {
+			for there := true; there; {
+				var err error
+				if there, err = change(tool, "-D", rule); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// change calls a tool for one rule of the FORWARD chain; false says that there is no such rule.
+func change(tool, operation string, rule []string) (bool, error) {
+	args := slices.Concat([]string{"-w", lockWait, "-t", forwardTable, operation, forwardChain}, rule)
+	_, err := run(tool, args...)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == 1 {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func run(tool string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), toolTimeout)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, tool, args...).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w: %s", tool, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return string(out), err
+}

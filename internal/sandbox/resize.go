@@ -1,0 +1,49 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+)
+
+// resizer is an instance whose size follows from the pod's resources. One that does not implement it has no size.
+type resizer interface {
+	// Resize makes the running instance hold what cfg says, or refuses. FailedPrecondition where it cannot be done while
+	// it runs.
+	Resize(ctx context.Context, cfg Config) error
+}
+
+// UpdateResources changes what a Ready sandbox's containers, and the runtime beside them, may use together; nil leaves it as
+// it is. Limits are the containers', and the pod's cgroup is its maker's: only the size of an instance depends on it.
+func (m *Manager) UpdateResources(ctx context.Context, id string, overhead, resources *Resources) error {
+	sb, err := m.find(id)
+	if err != nil {
+		return err
+	}
+	release, err := sb.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	rec, instance := sb.snapshot()
+	if rec.State != Ready {
+		return fmt.Errorf("sandbox %s is %s: %w", rec.ID, rec.State, errdefs.ErrFailedPrecondition)
+	}
+	set := func(cfg *Config) {
+		if overhead != nil {
+			cfg.Overhead = *overhead
+		}
+		if resources != nil {
+			cfg.Resources = *resources
+		}
+	}
+	if sized, ok := instance.(resizer); ok {
+		cfg := rec.Config
+		set(&cfg)
+		if err := sized.Resize(ctx, cfg); err != nil {
+			return err
+		}
+	}
+	return m.update(sb, func(r *record) { set(&r.Config) })
+}
