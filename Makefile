@@ -17,7 +17,7 @@ LDFLAGS := -s -w -X github.com/pistis-run/pistis/internal/version.Version=$(VERS
 
 COMMANDS := pistisd pistis pistis-monitor containerd-shim-pistis-v2
 
-.PHONY: all build guest tools run test fuzz bench soak conformance lab lab-test generate install setup clean
+.PHONY: all build guest tools run test fuzz bench soak conformance lab lab-test lab-host-test generate install setup clean
 all: build
 
 setup:
@@ -73,6 +73,11 @@ lab: setup
 lab-test: tools
 	@go build -o $(BIN)/ ./test/lab
 	@PISTIS_BIN=$(BIN) PISTIS_GUEST=$(GUEST) hack/lab-test.sh
+
+# The suites about cgroups and critest's named specs for runc on an emulated host with cgroup v2, without systemd and with it:
+# make lab-host-test [DRIVER=systemd [SUITE=groups]]
+lab-host-test: tools
+	@PISTIS_BIN=$(BIN) PISTIS_GUEST=$(GUEST) hack/lab-host.sh $(DRIVER) $(SUITE)
 
 # Needs protoc and its Go plugins; their output is committed.
 generate: setup

@@ -89,19 +89,19 @@ func TestForbiddenDependencies(t *testing.T) {
 			why:        "the guest side stays small",
 			packages:   []string{"internal/agent/...", "cmd/pistis-agent"},
 			transitive: true,
-			forbidden:  []string{"google.golang.org/grpc", "k8s.io/...", "github.com/containerd/containerd/v2/core/...", "net/http"},
+			forbidden:  []string{"google.golang.org/grpc", "k8s.io/...", "github.com/containerd/containerd/v2/core/...", "net/http", "github.com/godbus/..."},
 		},
 		{
 			why:        "the shim stays small",
 			packages:   []string{"internal/shim/...", "internal/vm", "cmd/containerd-shim-pistis-v2"},
 			transitive: true,
-			forbidden:  []string{"google.golang.org/grpc", "k8s.io/...", "github.com/containerd/containerd/v2/core/metadata", module + "internal/sandbox", module + "internal/container"},
+			forbidden:  []string{"google.golang.org/grpc", "k8s.io/...", "github.com/containerd/containerd/v2/core/metadata", module + "internal/sandbox", module + "internal/container", "github.com/godbus/..."},
 		},
 		{
 			why:        "a node runs a monitor per pod: it stays small",
 			packages:   []string{"internal/monitor/...", "cmd/pistis-monitor"},
 			transitive: true,
-			forbidden:  []string{"google.golang.org/protobuf/...", "google.golang.org/grpc/...", "github.com/containerd/ttrpc", "github.com/containerd/containerd/...", "net/http", "k8s.io/..."},
+			forbidden:  []string{"google.golang.org/protobuf/...", "google.golang.org/grpc/...", "github.com/containerd/ttrpc", "github.com/containerd/containerd/...", "net/http", "k8s.io/...", "github.com/godbus/..."},
 		},
 		{
 			why:       "the CRI API is the business of the CRI server and of its clients",
@@ -116,7 +116,7 @@ func TestForbiddenDependencies(t *testing.T) {
 		},
 		{
 			why:       "vocabulary and leaves import nothing of ours",
-			packages:  []string{"internal/task", "internal/lifecycle", "internal/store", "internal/cleanup", "internal/logfields", "internal/rtnl", "api/..."},
+			packages:  []string{"internal/task", "internal/lifecycle", "internal/store", "internal/cleanup", "internal/logfields", "internal/rtnl", "internal/systemd", "api/..."},
 			forbidden: []string{module + "internal/..."},
 		},
 	}
@@ -154,7 +154,7 @@ func layers() [][]string {
 			"internal/cgroup", "internal/guestimage", "internal/hypervisor/cloudhypervisor",
 			"internal/hypervisor/firecracker", "internal/hypervisor/qemu/...", "internal/hypervisor/vmm", "internal/image/...", "internal/network/...",
 			"internal/rootfs", "internal/runc", "internal/share", "internal/shim/limits", "internal/signature", "internal/snapshot",
-			"internal/telemetry", "internal/userdb",
+			"internal/systemd", "internal/telemetry", "internal/userdb",
 		},
 		{ // one pod, and how the daemon reaches it
 			"internal/monitor", "internal/shimclient", "internal/vm",

@@ -39,7 +39,7 @@ type Runtimes struct {
 type Cgroups struct {
 	// CgroupDriver is cgroupfs or systemd; empty finds out.
 	CgroupDriver string `toml:"cgroup_driver" json:"cgroup_driver"`
-	// CgroupParent is the cgroup, below each hierarchy's root, of pods that name none.
+	// CgroupParent is the cgroup, below each hierarchy's root, of pods that name none; with systemd the slice of that name.
 	CgroupParent string `toml:"cgroup_parent" json:"cgroup_parent"`
 }
 
@@ -101,6 +101,12 @@ type Stream struct {
 	Address     string   `toml:"address" json:"address"` // host:port, port 0 picks one
 	IdleTimeout Duration `toml:"idle_timeout" json:"idle_timeout"`
 }
+
+// The values of CgroupDriver.
+const (
+	CgroupFS      = "cgroupfs"
+	CgroupSystemd = "systemd"
+)
 
 // The types of handlers.
 const (

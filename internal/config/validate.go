@@ -43,7 +43,7 @@ func (c Config) Validate() error {
 	}
 	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf("log.format", c.Log.Format, "text", "json")
-	oneOf("cgroup_driver", c.CgroupDriver, "", "cgroupfs", "systemd")
+	oneOf("cgroup_driver", c.CgroupDriver, "", CgroupFS, CgroupSystemd)
 	if n := c.Image.MaxConcurrentDownloads; n < 1 || n > 64 {
 		bad("image.max_concurrent_downloads: %d is not between 1 and 64", n)
 	}

@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -114,7 +115,11 @@ func mergeResources(old, change *specs.LinuxResources) *specs.LinuxResources {
 		merged.HugepageLimits = change.HugepageLimits
 	}
 	if len(change.Unified) > 0 {
-		merged.Unified = change.Unified
+		merged.Unified = maps.Clone(old.Unified)
+		if merged.Unified == nil {
+			merged.Unified = map[string]string{}
+		}
+		maps.Copy(merged.Unified, change.Unified)
 	}
 	return &merged
 }

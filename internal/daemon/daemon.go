@@ -133,17 +133,8 @@ func criOptions(cfg config.Config, e *engine, streams *streaming.Server, drainin
 	return cri.Options{
 		Sandboxes: e.sandboxes, Containers: e.containers, Images: e.images, Events: e.events, Streams: streams,
 		ContainerFS: containerFS, NetworkReady: e.network.Status, SetPodCIDR: podCIDR(cfg.Network),
-		Handlers: e.handlers.forCRI(), SystemdCgroups: systemdCgroups(cfg.CgroupDriver),
+		Handlers: e.handlers.forCRI(), SystemdCgroups: e.handlers.groups.systemd(),
 		Version: version.Version, Info: map[string]any{"config": cfg, "version": version.Version, "pid": os.Getpid()},
 		Log: log, Done: draining,
 	}
-}
-
-// systemdCgroups says which cgroup driver the kubelet is told to use.
-func systemdCgroups(driver string) bool {
-	if driver != "" {
-		return driver == "systemd"
-	}
-	_, err := os.Stat("/run/systemd/system") // as sd_booted(3)
-	return err == nil
 }

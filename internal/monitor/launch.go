@@ -55,6 +55,8 @@ type Config struct {
 	// Cgroup is a group for this monitor alone, relative to the root of each hierarchy. Launch makes it, Cleanup kills
 	// what is in it and removes it. Empty leaves the monitor in the caller's.
 	Cgroup string
+	// Adopt, where set, makes the group that Cgroup is in, with the process in it, where that is not for just anybody to do.
+	Adopt func(pid int) error `json:"-"`
 	// Debug makes the monitor log more.
 	Debug bool
 }
@@ -95,7 +97,7 @@ func Launch(ctx context.Context, cfg Config) (_ *Client, err error) {
 	// The kernel may take longer to let it into its cgroup than the program to start.
 	var placing sync.WaitGroup
 	var placed error
-	placing.Go(func() { placed = place(cfg.Cgroup, child.Pid) })
+	placing.Go(func() { placed = place(cfg, child.Pid) })
 	err = c.call(ctx, Request{Verb: VerbHello}, nil, nil)
 	placing.Wait()
 	if err = errors.Join(err, placed); err != nil {
@@ -161,12 +163,17 @@ func record(cfg Config, dir bundle.Dir, pid int) error {
 	return nil
 }
 
-// place makes a group, if there is to be one, and puts a process there.
-func place(path string, pid int) error {
-	if path == "" {
+// place makes the monitor's group, if there is to be one, and puts the process there.
+func place(cfg Config, pid int) error {
+	if cfg.Cgroup == "" {
 		return nil
 	}
-	group, err := cgroup.Open(path)
+	if cfg.Adopt != nil {
+		if err := cfg.Adopt(pid); err != nil {
+			return fmt.Errorf("cgroup of the monitor: %w", err)
+		}
+	}
+	group, err := cgroup.Open(cfg.Cgroup)
 	if err != nil {
 		return err
 	}
