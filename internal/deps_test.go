@@ -160,7 +160,7 @@ func layers() [][]string {
 			"internal/monitor", "internal/shimclient", "internal/vm",
 		},
 		{ // all pods
-			"internal/container", "internal/hostpod", "internal/podfiles", "internal/sandbox", "internal/vmpod",
+			"internal/container", "internal/hostpod", "internal/nri", "internal/podfiles", "internal/sandbox", "internal/vmpod",
 		},
 		{ // what answers calls, each in a process of its own
 			"internal/agent", "internal/agent/boot", "internal/cri/...", "internal/doctor", "internal/monitor/server",

@@ -32,6 +32,7 @@ type Runtimes struct {
 	DefaultHandler   string             `toml:"default_handler" json:"default_handler"`
 	UntrustedHandler string             `toml:"untrusted_handler" json:"untrusted_handler"`
 	Handlers         map[string]Handler `toml:"handlers" json:"handlers"`
+	NRI              NRI                `toml:"nri" json:"nri"`
 }
 
 // Cgroups of the pods.
@@ -85,6 +86,14 @@ type Bridge struct {
 	Name string `toml:"name" json:"name"`
 	IPv4 string `toml:"ipv4" json:"ipv4"`
 	IPv6 string `toml:"ipv6" json:"ipv6"` // empty: IPv4 only
+}
+
+// NRI are plugins that take part in the life of pods and containers.
+type NRI struct {
+	Enabled   bool   `toml:"enabled" json:"enabled"`
+	Socket    string `toml:"socket" json:"socket"`
+	PluginDir string `toml:"plugin_dir" json:"plugin_dir"`
+	ConfigDir string `toml:"config_dir" json:"config_dir"`
 }
 
 // Stream is the server for exec, attach and port-forward.

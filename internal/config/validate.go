@@ -87,6 +87,11 @@ func (c Config) validatePaths(bad func(string, ...any)) {
 			bad("%s: %q is not an absolute path", key, path)
 		}
 	}
+	for key, path := range map[string]string{"nri.socket": c.NRI.Socket, "nri.plugin_dir": c.NRI.PluginDir, "nri.config_dir": c.NRI.ConfigDir} {
+		if c.NRI.Enabled && !filepath.IsAbs(path) {
+			bad("%s: %q is not an absolute path", key, path)
+		}
+	}
 	if len(c.Socket) > maxSocketPath {
 		bad("socket: %q is longer than the %d bytes that a Unix socket can have", c.Socket, maxSocketPath)
 	}

@@ -20,6 +20,28 @@ func (m *Manager) Update(ctx context.Context, id string, resources *specs.LinuxR
 	if err != nil {
 		return err
 	}
+	rec := c.snapshot()
+	pod, err := m.sandboxes.Status(ctx, rec.Config.SandboxID)
+	if err != nil {
+		return err
+	}
+	// Before the container is claimed: plugins may change others in return.
+	if resources, err = m.plugins.Update(ctx, pod, rec.status(), resources); err != nil {
+		return err
+	}
+	if err := m.SetLimits(ctx, rec.ID, resources); err != nil {
+		return err
+	}
+	m.tell(ctx, MomentUpdated, c.snapshot())
+	return nil
+}
+
+// SetLimits is Update without asking plugins.
+func (m *Manager) SetLimits(ctx context.Context, id string, resources *specs.LinuxResources) error {
+	c, err := m.find(id)
+	if err != nil {
+		return err
+	}
 	release, err := c.acquire(ctx)
 	if err != nil {
 		return err

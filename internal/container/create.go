@@ -46,10 +46,12 @@ func (m *Manager) Create(ctx context.Context, cfg Config) (id string, err error)
 	defer release()
 	ctx, end := span.Start(ctx, "container create", span.Container.String(id), span.Sandbox.String(pod.ID), span.Image.String(cfg.Image))
 	defer func() { end(err) }()
+	defer m.plugins.Hold()()
 	if err := m.create(ctx, c, pod, tasks); err != nil {
 		return "", err
 	}
 	m.publish(event.Created, c.snapshot())
+	m.tell(ctx, MomentCreated, c.snapshot())
 	return id, nil
 }
 
@@ -88,6 +90,9 @@ func (m *Manager) create(ctx context.Context, c *container, pod sandbox.Status, 
 	}
 	undo.Add("unmount images", func(ctx context.Context) error { return m.removeVolumes(ctx, rec) })
 	if err := m.mountVolumes(ctx, vols, pod, spec); err != nil {
+		return err
+	}
+	if err := m.adjust(ctx, c, pod, spec); err != nil {
 		return err
 	}
 	undo.Add("remove bundle", func(context.Context) error { return os.RemoveAll(m.bundle(rec.ID)) })

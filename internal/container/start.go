@@ -47,6 +47,9 @@ func (m *Manager) start(ctx context.Context, c *container) (err error) {
 		err = failpoint.Hit(ctx, "container.starting")
 	}
 	if err == nil {
+		err = m.tellStarting(ctx, rec)
+	}
+	if err == nil {
 		starting, started := span.Start(ctx, "task start")
 		pid, err = tasks.Start(starting, task.ID{Container: rec.ID})
 		span.Set(starting, span.PID.Int64(int64(pid)))
@@ -60,8 +63,18 @@ func (m *Manager) start(ctx context.Context, c *container) (err error) {
 		return m.startFailed(ctx, c, tasks, err)
 	}
 	m.publish(event.Started, rec)
+	m.tell(ctx, MomentStarted, c.snapshot())
 	m.watch(c)
 	return nil
+}
+
+// tellStarting asks plugins whether a container may start.
+func (m *Manager) tellStarting(ctx context.Context, rec record) error {
+	pod, err := m.sandboxes.Status(ctx, rec.Config.SandboxID)
+	if err != nil {
+		return err
+	}
+	return m.plugins.Tell(ctx, MomentStarting, pod, rec.status())
 }
 
 // startFailed makes sure that nothing runs and records why.
@@ -168,6 +181,7 @@ func (m *Manager) finish(c *container, exit task.Exit) {
 
 // record makes a container Exited.
 func (m *Manager) record(c *container, code int32, reason, message string, at time.Time) {
+	m.tell(m.ctx, MomentStopped, c.snapshot()) // before whoever waits for the exit goes on and removes it
 	err := m.move(c, opExit, func(r *record) {
 		r.Finished, r.PID = at, 0
 		r.ExitCode, r.Reason, r.Message = code, reason, message

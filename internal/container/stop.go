@@ -141,6 +141,7 @@ func (m *Manager) remove(ctx context.Context, c *container) error {
 		return err
 	}
 	rec := c.snapshot()
+	m.tell(ctx, MomentRemoved, rec)
 	if err := m.release(ctx, rec); err != nil {
 		return err
 	}

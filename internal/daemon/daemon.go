@@ -40,6 +40,9 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	if err := engine.recover(ctx, log); err != nil {
 		return err
 	}
+	if err := engine.startPlugins(&down); err != nil {
+		return err
+	}
 	down.Add("stop tending networks", background(ctx, func(ctx context.Context) { engine.tendNetworks(ctx, log) }))
 	down.Add("stop trying out KVM", background(ctx, func(ctx context.Context) { engine.handlers.warmUp(ctx, log) }))
 	counts.Census(engine.census)

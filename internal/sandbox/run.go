@@ -43,7 +43,13 @@ func (m *Manager) Run(ctx context.Context, cfg Config) (id string, err error) {
 	ctx, end := span.Start(ctx, "sandbox run", span.Sandbox.String(id), span.Handler.String(cfg.Handler))
 	defer func() { end(err) }()
 	m.add(sb)
-	if err := m.start(ctx, sb, launcher); err != nil {
+	defer m.plugins.Hold()()
+	err = m.start(ctx, sb, launcher)
+	if err == nil {
+		status, _ := m.status(sb)
+		err = m.plugins.TellPod(ctx, Started, status)
+	}
+	if err != nil {
 		return "", errors.Join(err, m.undo(ctx, sb, err))
 	}
 	m.publish(event.Created, id)
