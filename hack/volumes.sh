@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measures a volume of a VM pod against the host and against virtio-fs, in one run: VOLUMES=1 make bench
-#   LOAD  flags of test/bench/fsload, as "-mib 256 -files 2000"
+#   ROUNDS  how often each is measured
+#   LOAD    flags of test/bench/fsload, as "-mib 256 -files 2000"
 set -euo pipefail
 here=$(dirname "$(realpath "$0")")
 BIN=${BIN:?} GUEST=${GUEST:?}
@@ -18,4 +19,4 @@ start_registry "$cache/bench" -cache "$cache/images" -storage
 start_daemon pistis-volumes "$cache/bench"
 read -ra load <<<"${LOAD:-}"
 "$BIN/bench-volumes/volumes" -image "$registry_address/pistis/fio:latest" -load "$BIN/bench-volumes/fsload" -dir "$cache/bench" \
-	-kernel "$GUEST/vmlinuz" -initrd "$GUEST/initrd" -virtiofs "$virtiofs" "${load[@]}"
+	-kernel "$GUEST/vmlinuz" -initrd "$GUEST/initrd" -virtiofs "$virtiofs" -rounds "${ROUNDS:-3}" -- "${load[@]}"

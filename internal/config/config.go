@@ -19,7 +19,8 @@ type Config struct {
 	// Monitor is the path of pistis-monitor; empty: beside pistisd, then PATH.
 	Monitor string `toml:"monitor" json:"monitor"`
 	// Metrics is a listen address; empty: off.
-	Metrics string `toml:"metrics" json:"metrics"`
+	Metrics string  `toml:"metrics" json:"metrics"`
+	Tracing Tracing `toml:"tracing" json:"tracing"`
 	// DrainTimeout bounds what SIGTERM waits for calls that run.
 	DrainTimeout Duration `toml:"drain_timeout" json:"drain_timeout"`
 }
@@ -40,6 +41,14 @@ type Cgroups struct {
 	CgroupDriver string `toml:"cgroup_driver" json:"cgroup_driver"`
 	// CgroupParent is the cgroup, below each hierarchy's root, of pods that name none.
 	CgroupParent string `toml:"cgroup_parent" json:"cgroup_parent"`
+}
+
+// Tracing is where traces of calls go.
+type Tracing struct {
+	// Endpoint is the URL of an OpenTelemetry collector that takes OTLP over gRPC; empty: off.
+	Endpoint string `toml:"endpoint" json:"endpoint"`
+	// Ratio of the calls that are traced, from 0 to 1, where the client has not decided.
+	Ratio float64 `toml:"ratio" json:"ratio"`
 }
 
 // Log is how the daemon logs, to standard error.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -53,6 +54,9 @@ func (c Config) Validate() error {
 		if err := listenAddress(c.Metrics); err != nil {
 			bad("metrics: %w", err)
 		}
+	}
+	if err := c.Tracing.validate(); err != nil {
+		bad("tracing.%w", err)
 	}
 	for key, d := range map[string]Duration{
 		"drain_timeout": c.DrainTimeout, "image.pull_timeout": c.Image.PullTimeout,
@@ -219,6 +223,20 @@ func listenAddress(address string) error {
 	}
 	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return fmt.Errorf("%q: the port is not a number from 0 to 65535", address)
+	}
+	return nil
+}
+
+func (t Tracing) validate() error {
+	if t.Ratio < 0 || t.Ratio > 1 || t.Ratio != t.Ratio {
+		return fmt.Errorf("ratio: %v is not between 0 and 1", t.Ratio)
+	}
+	if t.Endpoint == "" {
+		return nil
+	}
+	u, err := url.Parse(t.Endpoint)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
+		return fmt.Errorf("endpoint: %q is not a URL such as http://127.0.0.1:4317", t.Endpoint)
 	}
 	return nil
 }

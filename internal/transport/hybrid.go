@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Hybrid dials the guest's vsock ports through a Unix socket of the VMM, as Firecracker and Cloud Hypervisor
@@ -27,8 +30,7 @@ func (h Hybrid) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 }
 
 func (h Hybrid) connect(ctx context.Context, port uint32) (net.Conn, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", h.Path)
+	conn, err := dialSocket(ctx, h.Path)
 	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT) {
 		return nil, fmt.Errorf("%w: %w", errRefused, err)
 	}
@@ -51,6 +53,17 @@ func (h Hybrid) connect(ctx context.Context, port uint32) (net.Conn, error) {
 		return nil, fmt.Errorf("%w: the VMM closed the connection", errRefused)
 	}
 	return nil, err
+}
+
+// dialSocket connects to a socket in a directory that belongs to a VMM, and follows no link that it may have put there.
+func dialSocket(ctx context.Context, path string) (net.Conn, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
 // readHybridReply reads "OK n\n" and nothing after it: what follows belongs to the stream.

@@ -452,6 +452,36 @@ func TestHybridPipeClosed(t *testing.T) {
 	}
 }
 
+// TestHybridFollowsNoLink: the directory is the VMM's, which may be hostile by now.
+func TestHybridFollowsNoLink(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, "precious"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := os.Symlink("precious", filepath.Join(dir, "vsock")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	accepted := make(chan struct{})
+	go func() {
+		if conn, err := l.Accept(); err == nil {
+			conn.Close()
+			close(accepted)
+		}
+	}()
+	if _, err := (Hybrid{Path: filepath.Join(dir, "vsock")}).Dial(ctx, 1); err == nil {
+		t.Error("a link was followed")
+	}
+	select {
+	case <-accepted:
+		t.Error("somebody connected")
+	default:
+	}
+}
+
 func TestHybridWithoutSocket(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/podfiles"
 	"github.com/pistis-run/pistis/internal/sandbox"
+	"github.com/pistis-run/pistis/internal/span"
 )
 
 // scratchSuffix ends the names of writable disks, which begin with the sandbox's id.
@@ -150,8 +152,12 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (sandb
 	if err != nil {
 		return nil, err
 	}
-	for phase, took := range i.phases {
-		l.Booted(phase, took)
+	// The shim tells how long each phase took, one after the other; the last has ended just now.
+	at := time.Now()
+	for _, phase := range slices.Backward(i.phases) {
+		l.Booted(phase.name, phase.took)
+		span.Past(ctx, "vm "+phase.name, at.Add(-phase.took), at)
+		at = at.Add(-phase.took)
 	}
 	return i, nil
 }
@@ -211,9 +217,9 @@ func (l *Launcher) instance(ctx context.Context, client client) (*instance, erro
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("shim: %w", err), client.Close())
 	}
-	phases := map[string]time.Duration{}
+	var phases []phase
 	for _, p := range info.GetVm().GetPhases() {
-		phases[p.GetName()] = p.GetDuration().AsDuration()
+		phases = append(phases, phase{p.GetName(), p.GetDuration().AsDuration()})
 	}
 	return &instance{
 		client: client, phases: phases, info: describe(info), vcpus: info.GetVm().GetVcpus(), memory: info.GetVm().GetMemoryBytes(),

@@ -35,6 +35,7 @@ type options struct {
 	fio                                 string
 	loadArgs                            []string
 	machine, cpu, params                string
+	rounds                              int
 }
 
 func main() {
@@ -51,6 +52,7 @@ func main() {
 	flag.StringVar(&o.machine, "machine", "q35,accel=tcg", "QEMU's machine for virtio-fs")
 	flag.StringVar(&o.cpu, "cpu", "EPYC,-cx16,-svm", "QEMU's processor for virtio-fs")
 	flag.StringVar(&o.params, "params", "no_timer_check tsc=reliable mitigations=off noreplace-smp", "kernel parameters")
+	flag.IntVar(&o.rounds, "rounds", 3, "how often each is measured, by turns")
 	flag.Parse()
 	o.loadArgs = flag.Args()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -67,33 +69,51 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	results := map[string]map[string]float64{}
-	for _, subject := range []struct {
-		name    string
-		measure func(ctx context.Context, o options, dir string) (string, error)
-	}{{"host", onHost}, {"virtio-fs", onVirtioFS}, {"pistis", onPistis}} {
-		dir := filepath.Join(work, subject.name)
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			return err
+	results := map[string]map[string][]float64{"host": {}, "virtio-fs": {}, "pistis": {}}
+	for round := range o.rounds {
+		for _, subject := range []struct {
+			name    string
+			measure func(ctx context.Context, o options, dir string) (string, error)
+		}{{"host", onHost}, {"virtio-fs", onVirtioFS}, {"pistis", onPistis}} {
+			dir := filepath.Join(work, fmt.Sprint(subject.name, round))
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				return err
+			}
+			out, err := subject.measure(ctx, o, dir)
+			if err != nil {
+				return fmt.Errorf("%s: %w", subject.name, err)
+			}
+			_, line, found := strings.Cut(out, marker)
+			line, _, _ = strings.Cut(line, "\n")
+			var values map[string]float64
+			if err := json.Unmarshal([]byte(line), &values); !found || err != nil {
+				return fmt.Errorf("%s: no results: %w: %.2000s", subject.name, err, out)
+			}
+			for name, v := range values {
+				results[subject.name][name] = append(results[subject.name][name], v)
+			}
 		}
-		out, err := subject.measure(ctx, o, dir)
-		if err != nil {
-			return fmt.Errorf("%s: %w", subject.name, err)
-		}
-		_, line, found := strings.Cut(out, marker)
-		line, _, _ = strings.Cut(line, "\n")
-		var values map[string]float64
-		if err := json.Unmarshal([]byte(line), &values); !found || err != nil {
-			return fmt.Errorf("%s: no results: %w: %.2000s", subject.name, err, out)
-		}
-		results[subject.name] = values
 	}
+	report(results)
+	return nil
+}
+
+// report prints medians, and the median of the rounds' ratios: the machine may do other things in one round and not in another.
+func report(results map[string]map[string][]float64) {
 	fmt.Printf("%-32s %10s %10s %10s %16s\n", "", "host", "virtio-fs", "pistis", "pistis/virtio-fs")
 	for _, name := range slices.Sorted(maps.Keys(results["host"])) {
-		host, peer, ours := results["host"][name], results["virtio-fs"][name], results["pistis"][name]
-		fmt.Printf("%-32s %10.1f %10.1f %10.1f %16.2f\n", name, host, peer, ours, ours/peer)
+		peer, ours := results["virtio-fs"][name], results["pistis"][name]
+		var ratios []float64
+		for i := range ours {
+			ratios = append(ratios, ours[i]/peer[i])
+		}
+		fmt.Printf("%-32s %10.1f %10.1f %10.1f %16.2f\n", name, median(results["host"][name]), median(peer), median(ours), median(ratios))
 	}
-	return nil
+}
+
+func median(values []float64) float64 {
+	values = slices.Sorted(slices.Values(values))
+	return values[len(values)/2]
 }
 
 func onHost(ctx context.Context, o options, dir string) (string, error) {
@@ -185,7 +205,7 @@ func onVirtioFS(ctx context.Context, o options, dir string) (string, error) {
 	command := strings.Join(append([]string{o.load, "-dir", dir, "-fio", "/usr/bin/fio"}, o.loadArgs...), " ")
 	qemu := exec.CommandContext(ctx, "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", o.machine, "-cpu", o.cpu,
 		"-smp", "1", "-m", "512M", "-object", "memory-backend-memfd,id=memory,share=on,size=512M", "-numa", "node,memdev=memory",
-		"-kernel", o.kernel, "-initrd", initrd, "-append", "console=ttyS0 quiet panic=-1 reboot=t "+o.params+" -- "+command, "-serial", "stdio",
+		"-kernel", o.kernel, "-initrd", initrd, "-append", "rdinit=/fsload console=ttyS0 quiet panic=-1 reboot=t "+o.params+" -- "+command, "-serial", "stdio",
 		"-chardev", "socket,id=root,path="+socket, "-device", "vhost-user-fs-pci,chardev=root,tag=root,queue-size=1024", "-device", "virtio-rng-pci")
 	out, err := qemu.CombinedOutput()
 	if err != nil {
@@ -194,8 +214,8 @@ func onVirtioFS(ctx context.Context, o options, dir string) (string, error) {
 	return strings.ReplaceAll(string(out), "\r", ""), nil
 }
 
-// peerInitrd is the guest's initrd with another first process and one module more: the kernel unpacks archives one after
-// the other, and the last has its way.
+// peerInitrd is the guest's initrd with another first process and one module more, in an archive before it: the kernel
+// unpacks one after the other.
 func peerInitrd(path string, o options) (err error) {
 	f, err := os.Create(path)
 	if err != nil {
@@ -203,13 +223,7 @@ func peerInitrd(path string, o options) (err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	w := bufio.NewWriter(f)
-	base, err := os.ReadFile(o.initrd)
-	if err != nil {
-		return err
-	}
-	w.Write(base)
-	w.Write(make([]byte, -len(base)&3))
-	for _, file := range []struct{ name, from string }{{"init", o.load}, {"virtiofs.ko", o.virtiofs}, {"TRAILER!!!", ""}} {
+	for _, file := range []struct{ name, from string }{{"fsload", o.load}, {"virtiofs.ko", o.virtiofs}, {"TRAILER!!!", ""}} {
 		var data []byte
 		if file.from != "" {
 			if data, err = os.ReadFile(file.from); err != nil {
@@ -224,5 +238,10 @@ func peerInitrd(path string, o options) (err error) {
 		w.Write(data)
 		w.Write(make([]byte, -len(data)&3))
 	}
+	base, err := os.ReadFile(o.initrd)
+	if err != nil {
+		return err
+	}
+	w.Write(base)
 	return w.Flush()
 }
