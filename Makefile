@@ -17,7 +17,7 @@ LDFLAGS := -s -w -X github.com/pistis-run/pistis/internal/version.Version=$(VERS
 
 COMMANDS := pistisd pistis pistis-monitor containerd-shim-pistis-v2
 
-.PHONY: all build guest tools run test fuzz bench soak conformance lab generate install setup clean
+.PHONY: all build guest tools run test fuzz bench soak conformance lab lab-test generate install setup clean
 all: build
 
 setup:
@@ -68,6 +68,11 @@ conformance: tools
 lab: setup
 	@go build -o $(BIN)/ ./test/lab
 	@PATH=$(BIN):$$PATH $(BIN)/lab -cache $(CURDIR)/.cache/kernels sh -c '$(or $(CMD),uname -a; ls -l /dev/kvm)'
+
+# The suites that need KVM, in the lab: HANDLERS='fc clh' TESTS=TestVolumes make lab-test
+lab-test: tools
+	@go build -o $(BIN)/ ./test/lab
+	@PISTIS_BIN=$(BIN) PISTIS_GUEST=$(GUEST) hack/lab-test.sh
 
 # Needs protoc and its Go plugins; their output is committed.
 generate: setup

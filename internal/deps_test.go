@@ -3,11 +3,13 @@ package internal_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os/exec"
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -24,30 +26,39 @@ type pkg struct {
 	XTestGoFiles []string
 }
 
-// listPackages asks the go command for the packages of this module and what they import.
+// listPackages are the packages of this module.
 func listPackages(t *testing.T) []pkg {
 	t.Helper()
+	pkgs, err := listed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pkgs
+}
+
+// listed asks the go command for the packages of this module and what they import, once for all tests.
+var listed = sync.OnceValues(func() ([]pkg, error) {
 	cmd := exec.Command("go", "list", "-json=ImportPath,Name,Doc,Deps,Imports,GoFiles,TestGoFiles,XTestGoFiles", "./...")
 	cmd.Dir = ".."
 	out, err := cmd.Output()
 	if err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {
-			t.Fatalf("go list: %s", exit.Stderr)
+			err = fmt.Errorf("go list: %s", exit.Stderr)
 		}
-		t.Fatal(err)
+		return nil, err
 	}
 	var pkgs []pkg
 	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
 		var p pkg
 		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
-			return pkgs
+			return pkgs, nil
 		} else if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		pkgs = append(pkgs, p)
 	}
-}
+})
 
 func matches(name string, patterns []string) bool {
 	return slices.ContainsFunc(patterns, func(p string) bool {
@@ -136,11 +147,12 @@ func layers() [][]string {
 		{ // contracts, vocabulary and leaves
 			"api/...", "internal/cleanup", "internal/config", "internal/debian", "internal/event", "internal/failpoint",
 			"internal/hypervisor", "internal/lifecycle", "internal/logfields", "internal/oci", "internal/reaper",
-			"internal/rtnl", "internal/stdio", "internal/store", "internal/task", "internal/transport", "internal/version",
+			"internal/rtnl", "internal/span", "internal/stdio", "internal/store", "internal/task", "internal/transport", "internal/version",
 		},
 		{ // mechanisms: each does one thing, and knows no pods
 			"internal/agent/...", "internal/agentclient", "internal/bundle",
-			"internal/cgroup", "internal/guestimage", "internal/hypervisor/qemu/...", "internal/image/...", "internal/network/...",
+			"internal/cgroup", "internal/guestimage", "internal/hypervisor/cloudhypervisor",
+			"internal/hypervisor/firecracker", "internal/hypervisor/qemu/...", "internal/hypervisor/vmm", "internal/image/...", "internal/network/...",
 			"internal/rootfs", "internal/runc", "internal/share", "internal/shim/limits", "internal/signature", "internal/snapshot",
 			"internal/telemetry", "internal/userdb",
 		},

@@ -5,6 +5,8 @@ import (
 	"os"
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/hypervisor/cloudhypervisor"
+	"github.com/pistis-run/pistis/internal/hypervisor/firecracker"
 	"github.com/pistis-run/pistis/internal/hypervisor/qemu"
 	"github.com/pistis-run/pistis/internal/network/tap"
 	"github.com/pistis-run/pistis/internal/oci"
@@ -14,7 +16,9 @@ import (
 
 func main() {
 	os.Exit(bootstrap.Main(shim.Options{
-		Drivers:        map[string]hypervisor.Driver{"qemu": qemu.Driver{}},
+		Drivers: map[string]hypervisor.Driver{
+			"qemu": qemu.Driver{}, "firecracker": firecracker.Driver{}, "cloud-hypervisor": cloudhypervisor.Driver{},
+		},
 		AttachNetwork:  tap.Attach,
 		InspectNetwork: tap.Inspect,
 		GuestSpec:      oci.ForGuest,

@@ -1,6 +1,6 @@
 // Command pistis-agent is the first process of a guest: it makes the guest a pod and serves api/agent/v1.
 //
-// It takes its parameters from the kernel command line (pistis.transport, pistis.loglevel, pistis.probe).
+// It takes its parameters from the kernel command line (pistis.transport, pistis.loglevel, pistis.poweroff, pistis.probe).
 package main
 
 import (
@@ -46,7 +46,7 @@ func main() {
 	if err != nil && !errors.Is(err, boot.ErrProbed) {
 		log.Error("the guest ends", logfields.Error, err)
 	}
-	boot.PowerOff(log)
+	boot.PowerOff(params, log)
 }
 
 // run serves the host until it says to shut down, or has gone.

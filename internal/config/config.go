@@ -19,7 +19,8 @@ type Config struct {
 	// Monitor is the path of pistis-monitor; empty: beside pistisd, then PATH.
 	Monitor string `toml:"monitor" json:"monitor"`
 	// Metrics is a listen address; empty: off.
-	Metrics string `toml:"metrics" json:"metrics"`
+	Metrics string  `toml:"metrics" json:"metrics"`
+	Tracing Tracing `toml:"tracing" json:"tracing"`
 	// DrainTimeout bounds what SIGTERM waits for calls that run.
 	DrainTimeout Duration `toml:"drain_timeout" json:"drain_timeout"`
 }
@@ -39,6 +40,14 @@ type Cgroups struct {
 	CgroupDriver string `toml:"cgroup_driver" json:"cgroup_driver"`
 	// CgroupParent is the cgroup, below each hierarchy's root, of pods that name none.
 	CgroupParent string `toml:"cgroup_parent" json:"cgroup_parent"`
+}
+
+// Tracing is where traces of calls go.
+type Tracing struct {
+	// Endpoint is the URL of an OpenTelemetry collector that takes OTLP over gRPC; empty: off.
+	Endpoint string `toml:"endpoint" json:"endpoint"`
+	// Ratio of the calls that are traced, from 0 to 1, where the client has not decided.
+	Ratio float64 `toml:"ratio" json:"ratio"`
 }
 
 // Log is how the daemon logs, to standard error.
@@ -102,15 +111,25 @@ type Handler struct {
 	CNIConfDir string `toml:"cni_conf_dir" json:"cni_conf_dir"`
 }
 
+// The hypervisors, by the names of their drivers.
+const (
+	DriverQEMU            = "qemu"
+	DriverFirecracker     = "firecracker"
+	DriverCloudHypervisor = "cloud-hypervisor"
+)
+
 // VM settings for all VM handlers.
 type VM struct {
-	Shim         string   `toml:"shim" json:"shim"` // path of containerd-shim-pistis-v2; empty: beside pistisd, then PATH
-	QEMU         string   `toml:"qemu" json:"qemu"` // path; empty: PATH
-	Kernel       string   `toml:"kernel" json:"kernel"`
-	Initrd       string   `toml:"initrd" json:"initrd"`
-	Modules      string   `toml:"modules" json:"modules"` // image of modules to load on demand, for kernel; empty: none
-	Machine      string   `toml:"machine" json:"machine"`
-	KernelParams []string `toml:"kernel_params" json:"kernel_params"`
+	Shim string `toml:"shim" json:"shim"` // path of containerd-shim-pistis-v2; empty: beside pistisd, then PATH
+	QEMU string `toml:"qemu" json:"qemu"` // path; empty: PATH
+	// Firecracker and CloudHypervisor are paths; empty: PATH.
+	Firecracker     string   `toml:"firecracker" json:"firecracker"`
+	CloudHypervisor string   `toml:"cloud_hypervisor" json:"cloud_hypervisor"`
+	Kernel          string   `toml:"kernel" json:"kernel"`
+	Initrd          string   `toml:"initrd" json:"initrd"`
+	Modules         string   `toml:"modules" json:"modules"` // image of modules to load on demand, for kernel; empty: none
+	Machine         string   `toml:"machine" json:"machine"`
+	KernelParams    []string `toml:"kernel_params" json:"kernel_params"`
 	// Acceleration is auto, kvm or tcg.
 	Acceleration string   `toml:"acceleration" json:"acceleration"`
 	VCPUs        uint32   `toml:"vcpus" json:"vcpus"`             // default of a pod without limits

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -105,16 +106,19 @@ func (h Handler) FindRuntime(name string) (string, error) {
 		name, name, name, errdefs.ErrFailedPrecondition)
 }
 
-// FindQEMU returns the path of QEMU. FailedPrecondition when there is none.
-func (v VM) FindQEMU() (string, error) {
-	name, pkg := QEMU()
-	if v.QEMU != "" {
-		name = v.QEMU
+// FindVMM returns the path of a hypervisor's program. FailedPrecondition when there is none.
+func (v VM) FindVMM(name string) (string, error) {
+	program, pkg := QEMU()
+	key, set, install := "vm.qemu", v.QEMU, "Debian: apt install "+pkg
+	switch name {
+	case DriverFirecracker:
+		program, key, set, install = name, "vm.firecracker", v.Firecracker, "a release of the Firecracker project has it"
+	case DriverCloudHypervisor:
+		program, key, set, install = name, "vm.cloud_hypervisor", v.CloudHypervisor, "a release of the Cloud Hypervisor project has it"
 	}
-	path, err := exec.LookPath(name)
+	path, err := exec.LookPath(cmp.Or(set, program))
 	if err != nil && !errors.Is(err, exec.ErrDot) {
-		return "", fmt.Errorf("qemu: %w; install it (Debian: apt install %s), or set vm.qemu in the configuration: %w",
-			err, pkg, errdefs.ErrFailedPrecondition)
+		return "", fmt.Errorf("%s: %w; install it (%s), or set %s in the configuration: %w", name, err, install, key, errdefs.ErrFailedPrecondition)
 	}
 	return path, nil
 }

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -24,7 +25,8 @@ var (
 )
 
 // Hypervisors that a VM handler can name.
-func Hypervisors() []string { return []string{"qemu"} }
+// one without a name takes the first of them that works: the first does most.
+func Hypervisors() []string { return []string{DriverQEMU, DriverCloudHypervisor, DriverFirecracker} }
 
 // Validate reports everything that can never work, as one InvalidArgument.
 func (c Config) Validate() error {
@@ -53,6 +55,9 @@ func (c Config) Validate() error {
 			bad("metrics: %w", err)
 		}
 	}
+	if err := c.Tracing.validate(); err != nil {
+		bad("tracing.%w", err)
+	}
 	for key, d := range map[string]Duration{
 		"drain_timeout": c.DrainTimeout, "image.pull_timeout": c.Image.PullTimeout,
 		"stream.idle_timeout": c.Stream.IdleTimeout, "vm.boot_timeout": c.VM.BootTimeout,
@@ -76,7 +81,7 @@ func (c Config) validatePaths(bad func(string, ...any)) {
 	}
 	for key, path := range map[string]string{
 		"image.hosts_dir": c.Image.HostsDir, "image.signature_policy": c.Image.SignaturePolicy, "network.cni_conf_dir": c.Network.CNIConfDir,
-		"vm.kernel": c.VM.Kernel, "vm.initrd": c.VM.Initrd, "vm.modules": c.VM.Modules, "vm.shim": c.VM.Shim, "vm.qemu": c.VM.QEMU, "monitor": c.Monitor,
+		"vm.kernel": c.VM.Kernel, "vm.initrd": c.VM.Initrd, "vm.modules": c.VM.Modules, "vm.shim": c.VM.Shim, "vm.qemu": c.VM.QEMU, "vm.firecracker": c.VM.Firecracker, "vm.cloud_hypervisor": c.VM.CloudHypervisor, "monitor": c.Monitor,
 	} {
 		if path != "" && !filepath.IsAbs(path) {
 			bad("%s: %q is not an absolute path", key, path)
@@ -213,6 +218,20 @@ func listenAddress(address string) error {
 	}
 	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return fmt.Errorf("%q: the port is not a number from 0 to 65535", address)
+	}
+	return nil
+}
+
+func (t Tracing) validate() error {
+	if t.Ratio < 0 || t.Ratio > 1 || t.Ratio != t.Ratio {
+		return fmt.Errorf("ratio: %v is not between 0 and 1", t.Ratio)
+	}
+	if t.Endpoint == "" {
+		return nil
+	}
+	u, err := url.Parse(t.Endpoint)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
+		return fmt.Errorf("endpoint: %q is not a URL such as http://127.0.0.1:4317", t.Endpoint)
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/pistis-run/pistis/internal/event"
 	"github.com/pistis-run/pistis/internal/failpoint"
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/span"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -36,15 +37,20 @@ func (m *Manager) Start(ctx context.Context, id string) error {
 	return m.start(ctx, c)
 }
 
-func (m *Manager) start(ctx context.Context, c *container) error {
+func (m *Manager) start(ctx context.Context, c *container) (err error) {
 	rec := c.snapshot()
+	ctx, end := span.Start(ctx, "container start", span.Container.String(rec.ID), span.Sandbox.String(rec.Config.SandboxID))
+	defer func() { end(err) }()
 	tasks, err := m.sandboxes.Tasks(ctx, rec.Config.SandboxID)
 	var pid uint32
 	if err == nil {
 		err = failpoint.Hit(ctx, "container.starting")
 	}
 	if err == nil {
-		pid, err = tasks.Start(ctx, task.ID{Container: rec.ID})
+		starting, started := span.Start(ctx, "task start")
+		pid, err = tasks.Start(starting, task.ID{Container: rec.ID})
+		span.Set(starting, span.PID.Int64(int64(pid)))
+		started(err)
 	}
 	if err != nil {
 		return m.startFailed(ctx, c, tasks, err)

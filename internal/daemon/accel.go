@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/hypervisor"
@@ -22,11 +23,22 @@ type accelerator struct {
 	// turn holds one token: whoever has it may look at decided and probe.
 	turn    chan struct{}
 	decided hypervisor.Acceleration
+	// known is decided for those who do not wait, with the reason.
+	known atomic.Pointer[acceleration]
+}
+
+// acceleration is how guests run and how that was found out.
+type acceleration struct {
+	kind   hypervisor.Acceleration
+	reason string
 }
 
 func newAccelerator(vm config.VM, guest guestFiles, cacheDir string, log *slog.Logger) *accelerator {
 	a := &accelerator{vm: vm, guest: guest, cacheDir: cacheDir, log: log, turn: make(chan struct{}, 1)}
 	a.turn <- struct{}{}
+	if vm.Acceleration != "auto" {
+		a.known.Store(&acceleration{hypervisor.Acceleration(vm.Acceleration), "the configuration says so"})
+	}
 	return a
 }
 
@@ -58,6 +70,7 @@ func (a *accelerator) get(ctx context.Context) (hypervisor.Acceleration, error) 
 	if usable {
 		a.decided = hypervisor.KVM
 	}
+	a.known.Store(&acceleration{a.decided, reason})
 	a.log.Info("decided how guests run", logfields.Acceleration, a.decided, logfields.Reason, reason)
 	return a.decided, nil
 }

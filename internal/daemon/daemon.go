@@ -58,8 +58,15 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	down.Add("close streams", streams.Close)
 
 	draining := make(chan struct{})
+	tracing, stopTracing, err := telemetry.Tracing(ctx, telemetry.TracingOptions{
+		Endpoint: cfg.Tracing.Endpoint, Ratio: cfg.Tracing.Ratio, Version: version.Version, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	down.Add("stop tracing", stopTracing)
 	runtime := cri.New(criOptions(cfg, engine, streams, draining, log))
-	server := grpc.NewServer(cri.Interceptors(log, observeCalls(counts, runtime.HandlerOf))...)
+	server := grpc.NewServer(append(cri.Interceptors(log, observeCalls(counts, runtime.HandlerOf)), tracing...)...)
 	runtime.Register(server)
 	cri.NewOperator(engine.images).Register(server)
 	listener, err := listen(ctx, cfg.Socket)

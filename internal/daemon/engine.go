@@ -40,6 +40,7 @@ func (p paths) containerRecords() string {
 func (p paths) network() string { return filepath.Join(p.root, "network") }
 func (p paths) scratch() string { return filepath.Join(p.root, "scratch") }
 func (p paths) guest() string   { return filepath.Join(p.root, "guest") }
+func (p paths) vmlinux() string { return filepath.Join(p.root, "vmlinux") }
 func (p paths) dirs() string    { return filepath.Join(p.root, "dirs") }
 func (p paths) roots() string   { return filepath.Join(p.root, "roots") }
 func (p paths) volumes() string { return filepath.Join(p.root, "volumes") }

@@ -28,9 +28,10 @@ import (
 
 // handlers are the runtime handlers of the configuration with what runs their pods.
 type handlers struct {
-	cfg   config.Config
-	guest guestFiles
-	accel *accelerator
+	cfg      config.Config
+	guest    guestFiles
+	accel    *accelerator
+	machines *machines
 	// network says whether pods of a handler could be connected now.
 	network func(handler string) error
 	// userNamespaces tells, from a trial, whether this host can map the owners of pods' files.
@@ -84,7 +85,7 @@ func (h *handlers) ready(name string, handler config.Handler) error {
 	if _, err := h.cfg.VM.FindShim(handler); err != nil {
 		return err
 	}
-	if _, err := h.cfg.VM.FindQEMU(); err != nil {
+	if err := h.machines.ready(handler.Hypervisor); err != nil {
 		return err
 	}
 	return snapshot.Ready()
@@ -123,6 +124,7 @@ func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *root
 		guest: guestFiles{Guest: vmpod.Guest{Kernel: cfg.VM.Kernel, Initrd: cfg.VM.Initrd, Modules: cfg.VM.Modules}, built: p.guest()},
 	}
 	h.accel = newAccelerator(cfg.VM, h.guest, cfg.Root, log)
+	h.machines = &machines{vm: cfg.VM, guest: h.guest, accel: h.accel, kernels: &vmlinuxes{dir: p.vmlinux()}, log: log}
 	h.userNamespaces = sync.OnceValue(func() bool {
 		err := tryUserNamespace(p, roots)
 		if err != nil {
@@ -154,7 +156,7 @@ func (h *handlers) openVM(handler config.Handler, p paths, disks *snapshot.Disks
 		shim = config.ShimName
 	}
 	return vmpod.New(vmpod.Options{
-		Config: h.cfg.VM, Hypervisor: handler.Hypervisor, Shim: shim, Guest: h.guest.find, Accel: h.accel.get,
+		Config: h.cfg.VM, Shim: shim, Host: func(ctx context.Context) (vmpod.Machine, error) { return h.machines.choose(ctx, handler.Hypervisor) },
 		NewScratch: disks.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: h.cfg.CgroupParent,
 		Booted: h.counts.Boot, Swept: h.counts.Leak, Log: log,
 	})

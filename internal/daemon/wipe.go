@@ -115,9 +115,10 @@ func wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) 
 	return nil
 }
 
-// removeCgroup removes the parent of the pods' cgroups. EBUSY where somebody else has something in it.
+// removeCgroup removes the parent of the pods' cgroups, from all hierarchies: runtimes make groups on more of them than
+// VMs need. EBUSY where somebody else has something in it.
 func removeCgroup(ctx context.Context, path string) error {
-	group, err := cgroup.Open(path)
+	group, err := cgroup.OfSpec(filepath.Join("/", path), false)
 	if err != nil {
 		return err
 	}

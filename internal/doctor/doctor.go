@@ -61,7 +61,7 @@ func fail(advice, format string, args ...any) finding {
 // Run does all checks, one after another.
 func Run(ctx context.Context, o Options) []Check {
 	h := host{Options: o, proc: "/proc", dev: "/dev"}
-	h.probe = h.probeKVM
+	h.probe = once(h.probeKVM)
 	checks := []struct {
 		name string
 		run  func(context.Context) finding
@@ -73,6 +73,8 @@ func Run(ctx context.Context, o Options) []Check {
 		{"shim", h.shim},
 		{"qemu", h.qemu},
 		{"kvm", h.kvm},
+		{"firecracker", h.firecracker},
+		{"cloud-hypervisor", h.cloudHypervisor},
 		{"guest", h.guest},
 		{"transport", h.transport},
 		{"tun", h.tun},
@@ -89,6 +91,21 @@ func Run(ctx context.Context, o Options) []Check {
 		results = append(results, Check{Name: c.name, OK: f.level != LevelFail, Level: f.level, Detail: f.detail, Advice: f.advice})
 	}
 	return results
+}
+
+// once remembers the first answer: more than one check asks.
+func once(probe func(context.Context) (bool, string, error)) func(context.Context) (bool, string, error) {
+	asked := false
+	var usable bool
+	var reason string
+	var err error
+	return func(ctx context.Context) (bool, string, error) {
+		if !asked {
+			usable, reason, err = probe(ctx)
+			asked = true
+		}
+		return usable, reason, err
+	}
 }
 
 func bounded(ctx context.Context, run func(context.Context) finding) finding {

@@ -75,6 +75,36 @@ func TestKVM(t *testing.T) {
 	}
 }
 
+// TestNeedsKVM: a hypervisor that nobody has to have.
+func TestNeedsKVM(t *testing.T) {
+	h := testHost(t)
+	program := filepath.Join(t.TempDir(), "firecracker")
+	h.Config.VM.Firecracker = program
+	want := func(what string, level Level, detail string) {
+		t.Helper()
+		if f := h.firecracker(t.Context()); f.level != level || !strings.Contains(f.detail, detail) {
+			t.Errorf("%s: %+v", what, f)
+		}
+	}
+	want("missing", LevelWarn, "vm.firecracker")
+	write(t, program, "#!/bin/sh\necho Firecracker v1.15.0\n")
+	if err := os.Chmod(program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	want("too old", LevelWarn, "1.16 or later")
+	write(t, program, "#!/bin/sh\necho Firecracker v1.16.1\n")
+	h.probe = func(context.Context) (bool, string, error) { return false, "the guest hung", nil }
+	want("no KVM", LevelWarn, "the guest hung")
+	h.probe = func(context.Context) (bool, string, error) { return false, "", errors.New("no guest") }
+	want("unknown", LevelWarn, "no guest")
+	h.probe = func(context.Context) (bool, string, error) { return true, "", nil }
+	want("good", LevelOK, "version 1.16.1")
+	h.Config.VM.Acceleration = "tcg"
+	want("emulation asked for", LevelWarn, "vm.acceleration is tcg")
+	delete(h.Config.Handlers, "fc")
+	want("not configured", LevelOK, "not needed")
+}
+
 func TestGuest(t *testing.T) {
 	h := testHost(t)
 	if f := h.guest(t.Context()); f.level != LevelFail || !strings.Contains(f.advice, "pistis guest build") {

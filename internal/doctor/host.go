@@ -23,6 +23,8 @@ import (
 	"github.com/pistis-run/pistis/internal/guestimage"
 	"github.com/pistis-run/pistis/internal/hostpod"
 	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/hypervisor/cloudhypervisor"
+	"github.com/pistis-run/pistis/internal/hypervisor/firecracker"
 	"github.com/pistis-run/pistis/internal/hypervisor/qemu"
 )
 
@@ -133,7 +135,7 @@ func (h host) monitor(context.Context) finding {
 }
 
 func (h host) qemu(ctx context.Context) finding {
-	path, err := h.Config.VM.FindQEMU()
+	path, err := h.Config.VM.FindVMM(config.DriverQEMU)
 	if err != nil {
 		_, pkg := config.QEMU()
 		return fail("Debian: apt install "+pkg, "%v", err)
@@ -141,6 +143,48 @@ func (h host) qemu(ctx context.Context) finding {
 	version, err := qemu.Driver{}.Version(ctx, path)
 	if err != nil {
 		return fail("install a newer QEMU", "%v", err)
+	}
+	return ok("%s, version %s", path, version)
+}
+
+func (h host) firecracker(ctx context.Context) finding {
+	return h.needsKVM(ctx, config.DriverFirecracker, firecracker.Driver{})
+}
+
+func (h host) cloudHypervisor(ctx context.Context) finding {
+	return h.needsKVM(ctx, config.DriverCloudHypervisor, cloudhypervisor.Driver{})
+}
+
+// needsKVM is for hypervisors that nobody has to have and that run under KVM alone.
+func (h host) needsKVM(ctx context.Context, name string, driver hypervisor.Driver) finding {
+	var wanted []string
+	for handler, c := range h.Config.Handlers {
+		if c.Type == config.HandlerVM && c.Hypervisor == name {
+			wanted = append(wanted, handler)
+		}
+	}
+	if len(wanted) == 0 {
+		return ok("not needed: no handler names it")
+	}
+	slices.Sort(wanted)
+	unless := "nothing must be done where no pod asks for handler " + strings.Join(wanted, " or ")
+	path, err := h.Config.VM.FindVMM(name)
+	if err != nil {
+		return warn(unless, "%v", err)
+	}
+	version, err := driver.Version(ctx, path)
+	if err != nil {
+		return warn(unless, "%v", err)
+	}
+	if h.Config.VM.Acceleration == "tcg" {
+		return warn(unless, "%s, version %s, needs KVM, and vm.acceleration is tcg", path, version)
+	}
+	usable, reason, err := h.probe(ctx)
+	switch {
+	case err != nil:
+		return warn("see the other findings, then ask again", "%s, version %s; whether guests run under KVM was not found out: %v", path, version, err)
+	case !usable:
+		return warn(unless, "%s, version %s, needs KVM: %s", path, version, reason)
 	}
 	return ok("%s, version %s", path, version)
 }

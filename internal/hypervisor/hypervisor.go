@@ -62,7 +62,15 @@ type Capabilities struct {
 	MaxDisks int
 	// MinMemory is the least guest memory in bytes with which a guest boots.
 	MinMemory uint64
+	// NeedsKVM: guests are not emulated.
+	NeedsKVM bool
+	// ELFKernel: the kernel must be an uncompressed vmlinux.
+	ELFKernel bool
 }
+
+// PowerOffByReset on the kernel command line tells the guest's first process that the machine cannot be switched off and
+// ends when it is reset.
+const PowerOffByReset = "pistis.poweroff=reset"
 
 // Acceleration is how guest code runs.
 type Acceleration string
@@ -139,7 +147,7 @@ const (
 type NIC struct {
 	ID string
 	// Tap is an open tap queue without packet information and with a virtio-net header (IFF_VNET_HDR).
-	// It stays the caller's.
+	// It stays the caller's; a driver whose VMM opens taps by name makes the device persistent and closes it.
 	Tap *os.File
 	MAC net.HardwareAddr
 	MTU int
@@ -157,6 +165,8 @@ func (c Config) Validate(caps Capabilities) error {
 		return fmt.Errorf("vm config: no kernel: %w", ErrInvalidConfig)
 	case c.Accel != KVM && c.Accel != TCG:
 		return fmt.Errorf("vm config: acceleration %q is neither kvm nor tcg: %w", c.Accel, ErrInvalidConfig)
+	case caps.NeedsKVM && c.Accel != KVM:
+		return fmt.Errorf("vm config: this hypervisor runs under KVM alone, and acceleration %q is asked for: %w", c.Accel, ErrInvalidConfig)
 	case c.VCPUs < 1:
 		return fmt.Errorf("vm config: %d vcpus, at least 1 is needed: %w", c.VCPUs, ErrInvalidConfig)
 	case c.Memory < caps.MinMemory:

@@ -31,6 +31,7 @@ const (
 	Stack        = "stack"
 	Status       = "status"
 	Acceleration = "acceleration"
+	Hypervisor   = "hypervisor"
 	Score        = "score" // of the OOM killer
 	Asked        = "asked" // what a caller wanted in place of what there is
 	Bytes        = "bytes"

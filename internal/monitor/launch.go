@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -91,7 +92,13 @@ func Launch(ctx context.Context, cfg Config) (_ *Client, err error) {
 		return nil, errors.Join(fmt.Errorf("launch monitor: %w", explain(err, dir)), child.Kill(), wait(child))
 	}
 	undo.Add("close client", func(context.Context) error { return c.Close() })
-	if err := c.call(ctx, Request{Verb: VerbHello}, nil, nil); err != nil {
+	// The kernel may take longer to let it into its cgroup than the program to start.
+	var placing sync.WaitGroup
+	var placed error
+	placing.Go(func() { placed = place(cfg.Cgroup, child.Pid) })
+	err = c.call(ctx, Request{Verb: VerbHello}, nil, nil)
+	placing.Wait()
+	if err = errors.Join(err, placed); err != nil {
 		return nil, fmt.Errorf("launch monitor: %w", explain(err, dir))
 	}
 	undo.Release()
@@ -142,7 +149,7 @@ func spawn(cfg Config, dir bundle.Dir) (_ *os.Process, err error) {
 	return cmd.Process, nil
 }
 
-// record says who the monitor is, and puts it where it belongs.
+// record says who the monitor is, and where it belongs.
 func record(cfg Config, dir bundle.Dir, pid int) error {
 	process, err := bundle.Identify(pid)
 	if err != nil {
@@ -151,10 +158,15 @@ func record(cfg Config, dir bundle.Dir, pid int) error {
 	if err := dir.WriteShim(bundle.Shim{Process: process, Cgroup: cfg.Cgroup}); err != nil {
 		return fmt.Errorf("record monitor: %w", err)
 	}
-	if cfg.Cgroup == "" {
+	return nil
+}
+
+// place makes a group, if there is to be one, and puts a process there.
+func place(path string, pid int) error {
+	if path == "" {
 		return nil
 	}
-	group, err := cgroup.Open(cfg.Cgroup)
+	group, err := cgroup.Open(path)
 	if err != nil {
 		return err
 	}

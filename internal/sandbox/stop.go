@@ -12,6 +12,7 @@ import (
 	"github.com/pistis-run/pistis/internal/event"
 	"github.com/pistis-run/pistis/internal/failpoint"
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/span"
 )
 
 // Stop ends the sandbox with its containers and frees its network. It is idempotent, goes on where an earlier
@@ -53,8 +54,10 @@ func (m *Manager) claimed(ctx context.Context, id string, fn func(*sandbox) erro
 	return fn(sb)
 }
 
-func (m *Manager) stop(ctx context.Context, sb *sandbox) error {
+func (m *Manager) stop(ctx context.Context, sb *sandbox) (err error) {
 	rec, _ := sb.snapshot()
+	ctx, end := span.Start(ctx, "sandbox stop", span.Sandbox.String(rec.ID), span.Handler.String(rec.Config.Handler))
+	defer func() { end(err) }()
 	if rec.State == Ready {
 		// While they can still be reached. If the guest does not answer any more they end with the sandbox.
 		if err := m.containers.StopAll(ctx, rec.ID); err != nil {

@@ -70,6 +70,11 @@ func writeDisk(ctx context.Context, path string, open opener, inherit inheriter)
 		return false, err
 	}
 	defer func() { err = errors.Join(err, disk.Close()) }()
+	// VMMs are users of their own, and some open the disks that they are shown. Nobody else gets as far as here: the
+	// directory is root's alone.
+	if err := disk.Chmod(0o644); err != nil {
+		return false, err
+	}
 	implied, err := convert(ctx, open, disk, nil)
 	if err != nil {
 		return false, err

@@ -167,7 +167,7 @@ func testEnsure(t *testing.T, open openForm) {
 		}
 		for _, p := range paths {
 			info, err := os.Stat(p)
-			if err != nil || (!info.IsDir() && (info.Mode() != 0o600 || info.Size()%blockSize != 0)) {
+			if err != nil || (!info.IsDir() && (info.Mode() != 0o644 || info.Size()%blockSize != 0)) {
 				t.Errorf("%s: %v, %v", p, info, err)
 			}
 		}

@@ -1,12 +1,12 @@
 // Package transport carries streams between the host and a guest.
 //
-// The host dials a port of the guest, over whichever of three carriers the VMM offers:
+// The host dials a port of the guest, over whichever of two carriers the VMM offers:
 //
 //   - [VSOCK]: AF_VSOCK, one kernel socket per stream.
-//   - [Hybrid]: vsock behind a Unix socket of the VMM, where "CONNECT port\n" is answered with "OK n\n".
-//   - [Client]: one byte pipe (a virtio-serial port) that carries all streams, multiplexed with yamux.
+//   - [Client]: one byte pipe that carries all streams, multiplexed with yamux: a virtio-serial port, or a vsock stream
+//     through [Hybrid], vsock behind a Unix socket of the VMM, where "CONNECT port\n" is answered with "OK n\n".
 //
-// Guests use [ListenVSOCK], or [OpenSerialPort] and [NewServer].
+// Guests use [ListenVSOCK], or [OpenSerialPort] or [AcceptPipe], and [NewServer].
 //
 // Every stream of every carrier is a net.Conn with a method CloseWrite() error, which ends this side's bytes: the peer reads
 // those that were written and then EOF, and reading goes on.

@@ -8,12 +8,14 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
 
 // Hybrid dials the guest's vsock ports through a Unix socket of the VMM, as Firecracker and Cloud Hypervisor
 // offer it.
+// These end the stream when the host half-closes it, so that they are good for one pipe and not for many streams.
 type Hybrid struct{ Path string }
 
 // maxHybridReply bounds the VMM's answer: "OK ", a 32-bit number and a line feed.
@@ -69,4 +71,45 @@ func readHybridReply(r io.Reader) (hostPort uint32, err error) {
 		return uint32(v), nil
 	}
 	return 0, fmt.Errorf("vsock handshake: answer %q is not a line of at most %d bytes", line[:], maxHybridReply)
+}
+
+// Pipe is a pipe to the guest's PipePort, which is dialled in the background of what is first read.
+func (h Hybrid) Pipe() io.ReadWriteCloser {
+	p := &hybridPipe{}
+	p.life, p.end = context.WithCancel(context.Background())
+	p.dial = sync.OnceValues(func() (net.Conn, error) { return h.Dial(p.life, PipePort) })
+	return p
+}
+
+// hybridPipe is a connection that is made when it is first used.
+type hybridPipe struct {
+	life context.Context
+	end  context.CancelFunc
+	dial func() (net.Conn, error)
+}
+
+func (p *hybridPipe) Read(b []byte) (int, error) {
+	conn, err := p.dial()
+	if err != nil {
+		return 0, err
+	}
+	return conn.Read(b)
+}
+
+func (p *hybridPipe) Write(b []byte) (int, error) {
+	conn, err := p.dial()
+	if err != nil {
+		return 0, err
+	}
+	return conn.Write(b)
+}
+
+// Close ends a dial that is under way.
+func (p *hybridPipe) Close() error {
+	p.end()
+	conn, err := p.dial()
+	if err != nil {
+		return nil // there is nothing to close
+	}
+	return conn.Close()
 }

@@ -13,7 +13,12 @@ const (
 	Param      = "pistis.transport="
 	KindVSOCK  = "vsock"
 	KindSerial = "serial"
+	// KindPipe is one vsock stream, to PipePort, that carries all.
+	KindPipe = "vsock-pipe"
 )
+
+// PipePort is where a guest that was told KindPipe waits for its host.
+const PipePort = 1023
 
 // retryInterval is the pause between two attempts to reach a guest that does not listen yet. The carriers
 // give no event for that.

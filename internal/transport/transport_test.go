@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -383,6 +384,71 @@ func TestHybrid(t *testing.T) {
 				t.Errorf("the stream starts with %q, %v", got, err)
 			}
 		})
+	}
+}
+
+// TestHybridPipe: streams over one connection that is made when it is needed.
+func TestHybridPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "vsock")
+	client := NewClient(Hybrid{Path: path}.Pipe())
+	defer client.Close()
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	guest := make(chan error, 1)
+	go func() {
+		conn, err := l.Accept()
+		if err == nil {
+			_, err = io.ReadFull(conn, make([]byte, len(fmt.Sprintf("CONNECT %d\n", PipePort))))
+		}
+		if err == nil {
+			_, err = io.WriteString(conn, "OK 5\n")
+		}
+		var s *Server
+		if err == nil {
+			s, err = NewServer(context.Background(), conn)
+		}
+		if err != nil {
+			guest <- err
+			return
+		}
+		defer s.Close()
+		streams, err := s.Listen(7)
+		if err != nil {
+			guest <- err
+			return
+		}
+		stream, err := streams.Accept()
+		if err == nil {
+			_, err = io.Copy(stream, stream)
+			stream.Close()
+		}
+		guest <- err
+		<-s.Done()
+	}()
+	conn, err := client.Dial(t.Context(), 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	io.WriteString(conn, "hello")
+	conn.(interface{ CloseWrite() error }).CloseWrite()
+	if got, err := io.ReadAll(conn); err != nil || string(got) != "hello" {
+		t.Errorf("echo %q, %v", got, err)
+	}
+	if err := <-guest; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHybridPipeClosed: a pipe that never found anybody ends.
+func TestHybridPipeClosed(t *testing.T) {
+	client := NewClient(Hybrid{Path: filepath.Join(t.TempDir(), "none")}.Pipe())
+	client.Close()
+	if _, err := client.Dial(t.Context(), 7); !errdefs.IsUnavailable(err) {
+		t.Errorf("dial: %v", err)
 	}
 }
 

@@ -56,3 +56,24 @@ func ListenVSOCK(port uint32) (net.Listener, error) {
 	}
 	return l, nil
 }
+
+// AcceptPipe waits in the guest until the host opens the pipe.
+func AcceptPipe(ctx context.Context) (net.Conn, error) {
+	l, err := ListenVSOCK(PipePort)
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return nil, fmt.Errorf("wait for the host's pipe: %w", errors.Join(context.Cause(ctx), err))
+		}
+		if addr, ok := conn.RemoteAddr().(*vsock.Addr); ok && addr.ContextID == vsock.Host {
+			return conn, nil
+		}
+		conn.Close() // processes of the guest can dial as well
+	}
+}

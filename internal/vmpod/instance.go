@@ -44,11 +44,17 @@ type client interface {
 	Close() error
 }
 
+// phase of a VM's start.
+type phase struct {
+	name string
+	took time.Duration
+}
+
 // instance is one running VM.
 type instance struct {
 	client client
 	info   map[string]string
-	phases map[string]time.Duration // of its start
+	phases []phase // of its start
 	// vcpus and memory are what it has, size what a pod's VM would get now.
 	vcpus  uint32
 	memory uint64

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,26 +21,22 @@ import (
 	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/failpoint"
-	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/podfiles"
 	"github.com/pistis-run/pistis/internal/sandbox"
+	"github.com/pistis-run/pistis/internal/span"
 )
 
 // scratchSuffix ends the names of writable disks, which begin with the sandbox's id.
 const scratchSuffix = ".img"
 
-// Options of a launcher. All but Hypervisor and CgroupParent are needed.
+// Options of a launcher. All but CgroupParent are needed.
 type Options struct {
 	Config config.VM
-	// Hypervisor is a driver's name; empty is the best that works, which is QEMU.
-	Hypervisor string
 	// Shim is the path of containerd-shim-pistis-v2.
 	Shim string
-	// Guest says what to boot. It is asked at each launch.
-	Guest func() (Guest, error)
-	// Accel says how guest code runs on this host.
-	Accel func(ctx context.Context) (hypervisor.Acceleration, error)
+	// Host says how VMs are run on this host. It is asked at each launch.
+	Host func(ctx context.Context) (Machine, error)
 	// NewScratch makes an empty writable disk.
 	NewScratch func(ctx context.Context, path string, sizeBytes int64) error
 	// UIDs are the users that VMMs run as; one for all launchers of the daemon.
@@ -74,7 +71,7 @@ var _ sandbox.Launcher = (*Launcher)(nil)
 func New(o Options) (*Launcher, error) { return newLauncher(o, shimProcesses{}) }
 
 func newLauncher(o Options, s shims) (*Launcher, error) {
-	if o.Shim == "" || o.Guest == nil || o.Accel == nil || o.NewScratch == nil || o.UIDs == nil || o.Dir == "" || o.ScratchDir == "" || o.Log == nil {
+	if o.Shim == "" || o.Host == nil || o.NewScratch == nil || o.UIDs == nil || o.Dir == "" || o.ScratchDir == "" || o.Log == nil {
 		return nil, fmt.Errorf("vm pods: an option is missing: %w", errdefs.ErrInvalidArgument)
 	}
 	for _, dir := range []string{o.Dir, o.ScratchDir} {
@@ -82,7 +79,6 @@ func newLauncher(o Options, s shims) (*Launcher, error) {
 			return nil, fmt.Errorf("vm pods: %w", err)
 		}
 	}
-	o.Hypervisor = cmp.Or(o.Hypervisor, "qemu")
 	if o.Booted == nil {
 		o.Booted = func(string, time.Duration) {}
 	}
@@ -156,19 +152,19 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (sandb
 	if err != nil {
 		return nil, err
 	}
-	for phase, took := range i.phases {
-		l.Booted(phase, took)
+	// The shim tells how long each phase took, one after the other; the last has ended just now.
+	at := time.Now()
+	for _, phase := range slices.Backward(i.phases) {
+		l.Booted(phase.name, phase.took)
+		span.Past(ctx, "vm "+phase.name, at.Add(-phase.took), at)
+		at = at.Add(-phase.took)
 	}
 	return i, nil
 }
 
 // decide finds out all that the VM needs, before anything is made.
 func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machine, error) {
-	guest, err := l.Guest()
-	if err != nil {
-		return machine{}, err
-	}
-	accel, err := l.Accel(ctx)
+	host, err := l.Host(ctx)
 	if err != nil {
 		return machine{}, err
 	}
@@ -181,7 +177,7 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 		return machine{}, err
 	}
 	return machine{
-		hypervisor: l.Hypervisor, accel: accel, guest: guest,
+		Machine: host,
 		scratch: l.scratch(req.ID), cgroup: cgroup.Path(cmp.Or(req.Config.CgroupParent, l.CgroupParent), "pistis-"+req.ID),
 		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, maxVCPUs: uint32(runtime.NumCPU()),
 	}, nil
@@ -221,9 +217,9 @@ func (l *Launcher) instance(ctx context.Context, client client) (*instance, erro
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("shim: %w", err), client.Close())
 	}
-	phases := map[string]time.Duration{}
+	var phases []phase
 	for _, p := range info.GetVm().GetPhases() {
-		phases[p.GetName()] = p.GetDuration().AsDuration()
+		phases = append(phases, phase{p.GetName(), p.GetDuration().AsDuration()})
 	}
 	return &instance{
 		client: client, phases: phases, info: describe(info), vcpus: info.GetVm().GetVcpus(), memory: info.GetVm().GetMemoryBytes(),

@@ -12,11 +12,17 @@ import (
 	"github.com/pistis-run/pistis/internal/sandbox"
 )
 
+// Machine is how VMs are run on this host.
+type Machine struct {
+	// Hypervisor is a driver's name, Binary its program.
+	Hypervisor, Binary string
+	Accel              hypervisor.Acceleration
+	Guest
+}
+
 // machine is what is decided for one launch beside the pod's own configuration.
 type machine struct {
-	hypervisor    string
-	accel         hypervisor.Acceleration
-	guest         Guest
+	Machine
 	uid           uint32
 	scratch       string
 	cgroup        string
@@ -29,18 +35,18 @@ func sandboxOptions(cfg sandbox.Config, vm config.VM, m machine) *shimv1.Sandbox
 	vcpus, memory := size(cfg, vm, m.maxVCPUs)
 	return &shimv1.SandboxOptions{
 		Vm: &shimv1.VMOptions{
-			Hypervisor:   m.hypervisor,
-			Binary:       vm.QEMU,
-			Kernel:       m.guest.Kernel,
-			Initrd:       m.guest.Initrd,
+			Hypervisor:   m.Hypervisor,
+			Binary:       m.Binary,
+			Kernel:       m.Kernel,
+			Initrd:       m.Initrd,
 			KernelParams: slices.Clone(vm.KernelParams),
-			Acceleration: string(m.accel),
+			Acceleration: string(m.Accel),
 			Vcpus:        vcpus,
 			MemoryBytes:  memory,
 			Uid:          m.uid,
 			Gid:          m.uid,
 			BootTimeout:  durationpb.New(vm.BootTimeout.Duration),
-			Machine:      vm.Machine,
+			Machine:      machineType(vm, m),
 		},
 		Hostname:   cfg.Hostname,
 		Hosts:      m.hosts,
@@ -48,9 +54,17 @@ func sandboxOptions(cfg sandbox.Config, vm config.VM, m machine) *shimv1.Sandbox
 		Sysctls:    maps.Clone(cfg.Sysctls),
 		SharedPid:  cfg.SharedPID,
 		Scratch:    m.scratch,
-		Modules:    m.guest.Modules,
+		Modules:    m.Modules,
 		Cgroup:     m.cgroup,
 	}
+}
+
+// machineType is for the only hypervisor that has some.
+func machineType(vm config.VM, m machine) string {
+	if m.Hypervisor != config.DriverQEMU {
+		return ""
+	}
+	return vm.Machine
 }
 
 // size is how many virtual processors and how many bytes of memory the pod's VM gets. Processors: what the limits of the

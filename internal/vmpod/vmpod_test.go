@@ -87,8 +87,9 @@ func newTestLauncher(t *testing.T, uids *UIDs) (*Launcher, *fakeShims, string) {
 	f := &fakeShims{}
 	l, err := newLauncher(Options{
 		Config: config.VM{VCPUs: 1, MemoryMiB: 256, ScratchMiB: 64}, Shim: "/shim",
-		Guest:      func() (Guest, error) { return Guest{Kernel: "/kernel", Initrd: "/initrd"}, nil },
-		Accel:      func(context.Context) (hypervisor.Acceleration, error) { return hypervisor.TCG, nil },
+		Host: func(context.Context) (Machine, error) {
+			return Machine{Hypervisor: "qemu", Binary: "/qemu", Accel: hypervisor.TCG, Guest: Guest{Kernel: "/kernel", Initrd: "/initrd"}}, nil
+		},
 		NewScratch: func(_ context.Context, path string, _ int64) error { return os.WriteFile(path, nil, 0o600) },
 		UIDs:       uids, Dir: filepath.Join(dir, "pods"), ScratchDir: filepath.Join(dir, "scratch"), CgroupParent: "pistis",
 		Log: slog.New(slog.DiscardHandler),
@@ -198,11 +199,8 @@ func TestResize(t *testing.T) {
 
 func TestFailedLaunchIsCleanedByItsState(t *testing.T) {
 	for name, breakIt := range map[string]func(l *Launcher, f *fakeShims, req *sandbox.LaunchRequest){
-		"guest": func(l *Launcher, _ *fakeShims, _ *sandbox.LaunchRequest) {
-			l.Guest = func() (Guest, error) { return Guest{}, errFault }
-		},
-		"accel": func(l *Launcher, _ *fakeShims, _ *sandbox.LaunchRequest) {
-			l.Accel = func(context.Context) (hypervisor.Acceleration, error) { return "", errFault }
+		"host": func(l *Launcher, _ *fakeShims, _ *sandbox.LaunchRequest) {
+			l.Host = func(context.Context) (Machine, error) { return Machine{}, errFault }
 		},
 		"save": func(_ *Launcher, _ *fakeShims, r *sandbox.LaunchRequest) {
 			r.Save = func(json.RawMessage) error { return errFault }

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,7 +82,7 @@ func startPrepared(t *testing.T, extra string, prepare func(*daemon)) *daemon {
 	d := &daemon{
 		t:      t,
 		scope:  leak.Scope{Root: filepath.Join(t.TempDir(), "root"), State: state, Bridge: fmt.Sprintf("pt%08x", id), Cgroup: fmt.Sprintf("pt%08x", id)},
-		socket: filepath.Join(state, "cri.sock"), handler: "vm",
+		socket: filepath.Join(state, "cri.sock"), handler: cmp.Or(os.Getenv("PISTIS_HANDLER"), "vm"),
 	}
 	for _, dir := range []string{d.scope.Root, state} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
@@ -128,9 +129,17 @@ ipv6 = "fd00:%x::/64"
 kernel = %q
 initrd = %q
 modules = %q
-`, d.scope.Root, d.scope.State, d.socket, d.scope.Cgroup, d.scope.Bridge, 100+id%100, (id>>8)%256, id&0xffff,
+%s`, d.scope.Root, d.scope.State, d.socket, d.scope.Cgroup, d.scope.Bridge, 100+id%100, (id>>8)%256, id&0xffff,
 		"http://"+registry(d.t), filepath.Join(os.Getenv("PISTIS_GUEST"), "vmlinuz"), filepath.Join(os.Getenv("PISTIS_GUEST"), "initrd"),
-		filepath.Join(os.Getenv("PISTIS_GUEST"), "modules.img"))
+		filepath.Join(os.Getenv("PISTIS_GUEST"), "modules.img"), underKVM())
+}
+
+// underKVM is for a host whose KVM works and is emulated itself: the lab.
+func underKVM() string {
+	if os.Getenv("PISTIS_ACCELERATION") != "kvm" {
+		return ""
+	}
+	return "acceleration = \"kvm\"\nboot_timeout = \"4m\"\n"
 }
 
 // start starts the process and waits until it serves.

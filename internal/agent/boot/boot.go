@@ -139,12 +139,14 @@ func Uptime() time.Duration {
 }
 
 // PowerOff ends the guest and does not return.
-func PowerOff(log *slog.Logger) {
+func PowerOff(params Params, log *slog.Logger) {
 	unix.Sync()
-	err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	if !params.Reset {
+		err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+		log.Error("power off failed, resetting", logfields.Error, err)
+	}
 	// A machine that cannot be switched off may be reset; its VMM is told to end instead of booting again.
-	log.Error("power off failed, resetting", logfields.Error, err)
-	err = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	err := unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	log.Error("reset failed", logfields.Error, err)
 	select {}
 }

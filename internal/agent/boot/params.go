@@ -17,6 +17,8 @@ type Params struct {
 	Transport string
 	// Probe: say so on the console and power off at once.
 	Probe bool
+	// Reset: the machine cannot be switched off and ends when it is reset.
+	Reset bool
 	// LogLevel is debug, info (the default), warn or error.
 	LogLevel slog.Level
 }
@@ -41,6 +43,8 @@ func parseParams(cmdline string) (Params, error) {
 		switch name {
 		case "pistis.transport":
 			p.Transport = value
+		case "pistis.poweroff":
+			p.Reset = value == "reset"
 		case "pistis.probe":
 			p.Probe = true
 		case "pistis.loglevel":

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -69,8 +70,14 @@ func Open(ctx context.Context, kind string) (*Carrier, error) {
 		return &Carrier{listen: listenVSOCK, close: func() error { return nil }}, nil
 	case transport.KindSerial:
 		return openSerial(ctx)
+	case transport.KindPipe:
+		pipe, err := transport.AcceptPipe(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return serve(ctx, pipe)
 	}
-	return nil, fmt.Errorf("transport %q: there are %s and %s", kind, transport.KindVSOCK, transport.KindSerial)
+	return nil, fmt.Errorf("transport %q: there are %s, %s and %s", kind, transport.KindVSOCK, transport.KindSerial, transport.KindPipe)
 }
 
 func openSerial(ctx context.Context) (*Carrier, error) {
@@ -78,7 +85,12 @@ func openSerial(ctx context.Context) (*Carrier, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := transport.NewServer(ctx, port)
+	return serve(ctx, port)
+}
+
+// serve shares a pipe among streams.
+func serve(ctx context.Context, pipe io.ReadWriteCloser) (*Carrier, error) {
+	s, err := transport.NewServer(ctx, pipe)
 	if err != nil {
 		return nil, err
 	}

@@ -134,33 +134,58 @@ func (d disks) only(pattern string) string {
 	return filepath.Base(found[0])
 }
 
-// rescan asks the virtio controllers for one LUN.
+// rescan asks the virtio controllers for one LUN, or the PCI bus for what was plugged: not every VMM announces it.
 func (d disks) rescan(addr *agentv1.DiskAddress) {
-	a, ok := addr.GetAddress().(*agentv1.DiskAddress_ScsiLun)
-	if !ok {
-		return
-	}
-	found, _ := filepath.Glob(filepath.Join(d.sys, "class/scsi_host/host*/scan"))
-	for _, path := range found {
-		name, err := os.ReadFile(filepath.Join(filepath.Dir(path), "proc_name"))
-		if err == nil && strings.TrimSpace(string(name)) == "virtio_scsi" {
-			_ = os.WriteFile(path, fmt.Appendf(nil, "0 0 %d", a.ScsiLun), 0)
+	switch a := addr.GetAddress().(type) {
+	case *agentv1.DiskAddress_Serial:
+		_ = os.WriteFile(filepath.Join(d.sys, "bus/pci/rescan"), []byte("1"), 0)
+	case *agentv1.DiskAddress_ScsiLun:
+		found, _ := filepath.Glob(filepath.Join(d.sys, "class/scsi_host/host*/scan"))
+		for _, path := range found {
+			name, err := os.ReadFile(filepath.Join(filepath.Dir(path), "proc_name"))
+			if err == nil && strings.TrimSpace(string(name)) == "virtio_scsi" {
+				_ = os.WriteFile(path, fmt.Appendf(nil, "0 0 %d", a.ScsiLun), 0)
+			}
 		}
 	}
 }
 
-// remove makes the guest forget a disk before the host takes it away. Only SCSI disks need it.
+// remove makes the guest forget a disk before the host takes it away: a SCSI disk, or a PCI device that is a disk.
 func (d disks) remove(addr *agentv1.DiskAddress) error {
-	a, ok := addr.GetAddress().(*agentv1.DiskAddress_ScsiLun)
-	if !ok {
+	key, err := diskKey(addr)
+	if err != nil {
+		return err
+	}
+	var file string
+	switch a := addr.GetAddress().(type) {
+	case *agentv1.DiskAddress_ScsiLun:
+		if dev := d.scsi(a.ScsiLun); dev != "" {
+			file = filepath.Join(dev, "delete")
+		}
+	case *agentv1.DiskAddress_Serial:
+		file = d.pciRemove(d.find(addr))
+	}
+	if file == "" {
 		return nil
 	}
-	dev := d.scsi(a.ScsiLun)
-	if dev == "" {
-		return nil
-	}
-	if err := os.WriteFile(filepath.Join(dev, "delete"), []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("disk scsi lun %d: remove: %w", a.ScsiLun, err)
+	if err := os.WriteFile(file, []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("disk %s: remove: %w", key, err)
 	}
 	return nil
+}
+
+// pciRemove is the file that removes the PCI device behind a block device from the bus, or nothing.
+func (d disks) pciRemove(name string) string {
+	if name == "" {
+		return ""
+	}
+	virtio, err := filepath.EvalSymlinks(filepath.Join(d.sys, "block", name, "device"))
+	if err != nil {
+		return ""
+	}
+	file := filepath.Join(filepath.Dir(virtio), "remove")
+	if _, err := os.Stat(file); err != nil {
+		return "" // it is on no bus from which it could be removed
+	}
+	return file
 }

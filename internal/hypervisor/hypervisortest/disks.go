@@ -14,14 +14,24 @@ import (
 // plugs is how often a disk is plugged and unplugged.
 const plugs = 20
 
+// where is how testinit names a disk.
+func where(t *testing.T, a hypervisor.DiskAddress) string {
+	t.Helper()
+	switch a.Kind {
+	case hypervisor.SCSILUN:
+		return fmt.Sprint(a.LUN)
+	case hypervisor.BlkSerial:
+		return "serial:" + a.Serial
+	}
+	t.Fatalf("testinit does not find disks by kind %d", a.Kind)
+	return ""
+}
+
 // wantDisk checks what the guest sees at an address.
 func wantDisk(t *testing.T, v hypervisor.VM, a hypervisor.DiskAddress, mode, text string) {
 	t.Helper()
-	if a.Kind != hypervisor.SCSILUN {
-		t.Fatalf("testinit finds disks by LUN, not by kind %d", a.Kind)
-	}
-	if got, want := ask(t, v, "disk %d", a.LUN), fmt.Sprintf("%s %d %s", mode, diskSize, text); got != want {
-		t.Errorf("the guest sees disk %d as %q, want %q", a.LUN, got, want)
+	if got, want := ask(t, v, "disk %s", where(t, a)), fmt.Sprintf("%s %d %s", mode, diskSize, text); got != want {
+		t.Errorf("the guest sees disk %s as %q, want %q", where(t, a), got, want)
 	}
 }
 
@@ -34,9 +44,10 @@ func (s *suite) disks(t *testing.T) {
 	c.Disks = []hypervisor.Disk{{ID: "first", File: first, ReadOnly: true}, {ID: "second", File: second}}
 	v, stop := s.start(t, c)
 	defer stop()
-	wantDisk(t, v, hypervisor.DiskAddress{Kind: hypervisor.SCSILUN, LUN: 0}, "ro", "first")
-	wantDisk(t, v, hypervisor.DiskAddress{Kind: hypervisor.SCSILUN, LUN: 1}, "rw", "second")
-	ask(t, v, "write 1 changed")
+	at := []hypervisor.DiskAddress{s.Address(0, c.Disks[0]), s.Address(1, c.Disks[1])}
+	wantDisk(t, v, at[0], "ro", "first")
+	wantDisk(t, v, at[1], "rw", "second")
+	ask(t, v, "write %s changed", where(t, at[1]))
 	if got := head(t, second, len("changed")); got != "changed" {
 		t.Errorf("the image begins with %q after the guest has written", got)
 	}
@@ -58,12 +69,14 @@ func (s *suite) disks(t *testing.T) {
 		}
 		f.Close() // the VMM has its own
 		wantDisk(t, v, address, mode, text)
+		ask(t, v, "forget %s", where(t, address))
 		if err := plugger.DetachDisk(t.Context(), "plugged"); err != nil {
 			t.Fatal(err)
 		}
-		ask(t, v, "nodisk %d", address.LUN)
+		ask(t, v, "nodisk %s", where(t, address))
 	}
-	wantDisk(t, v, hypervisor.DiskAddress{Kind: hypervisor.SCSILUN, LUN: 0}, "ro", "first")
+	wantDisk(t, v, at[0], "ro", "first")
+	ask(t, v, "forget %s", where(t, at[0]))
 	if err := plugger.DetachDisk(t.Context(), "first"); err != nil {
 		t.Errorf("detach of a disk of the start: %v", err)
 	}
@@ -118,11 +131,11 @@ func (s *suite) sharedDisk(t *testing.T) {
 	one, stopOne := s.start(t, c)
 	defer stopOne()
 	c.ID += "-2"
-	c.RunDir = t.TempDir()
+	c.RunDir = s.runDir(t)
 	c.Disks = []hypervisor.Disk{{ID: "shared", File: again, ReadOnly: true}}
 	two, stopTwo := s.start(t, c)
 	defer stopTwo()
 	for _, v := range []hypervisor.VM{one, two} {
-		wantDisk(t, v, hypervisor.DiskAddress{Kind: hypervisor.SCSILUN, LUN: 0}, "ro", "shared")
+		wantDisk(t, v, s.Address(0, c.Disks[0]), "ro", "shared")
 	}
 }

@@ -32,6 +32,8 @@ const (
 type Options struct {
 	// Config is a VM that boots a guest of BuildGuest; ID, disks, console and hooks are the suite's.
 	Config hypervisor.Config
+	// Address is where the guest finds the n-th disk of the start; nil is the LUN n.
+	Address func(n int, d hypervisor.Disk) hypervisor.DiskAddress
 	// Crash is a program that exits at once with an error whatever its arguments are; empty is /bin/false.
 	Crash string
 	// Work is how long the guest does nothing but file work, which shows errors of an emulated processor.
@@ -48,6 +50,11 @@ type suite struct {
 func Run(t *testing.T, driver hypervisor.Driver, o Options) {
 	if o.Crash == "" {
 		o.Crash = "/bin/false"
+	}
+	if o.Address == nil {
+		o.Address = func(n int, _ hypervisor.Disk) hypervisor.DiskAddress {
+			return hypervisor.DiskAddress{Kind: hypervisor.SCSILUN, LUN: uint32(n)}
+		}
 	}
 	s := &suite{driver: driver, Options: o}
 	for _, c := range []struct {
@@ -83,8 +90,24 @@ func Run(t *testing.T, driver hypervisor.Driver, o Options) {
 func (s *suite) config(t *testing.T) hypervisor.Config {
 	c := s.Config
 	c.ID = "test-" + strings.ToLower(filepath.Base(t.Name()))
-	c.RunDir = t.TempDir()
+	c.RunDir = s.runDir(t)
 	return c
+}
+
+// runDir is a directory of the VMM's user with a short name: sockets lie in it.
+func (s *suite) runDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if u := s.Config.User; u != nil {
+		if err := os.Chown(dir, int(u.UID), int(u.GID)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
 }
 
 // start starts a VM that does not outlive the test's function, which calls the returned stop.
@@ -151,7 +174,7 @@ func tell(t *testing.T, v hypervisor.VM, line string) (string, error) {
 // image makes a disk that begins with a text. Its files end with the test.
 func image(t *testing.T, text string) *os.File {
 	t.Helper()
-	f, err := os.OpenFile(filepath.Join(t.TempDir(), "image"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(filepath.Join(t.TempDir(), "image"), os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		t.Fatal(err)
 	}

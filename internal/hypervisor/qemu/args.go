@@ -13,9 +13,6 @@ import (
 	"github.com/pistis-run/pistis/internal/transport"
 )
 
-// firstFD is the number of the first descriptor that the child inherits beside its standard streams.
-const firstFD = 3
-
 // Identifiers of things on the command line.
 const (
 	consoleID   = "console"

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"regexp"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -14,9 +13,8 @@ import (
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/qemu/qmp"
+	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
 )
-
-var diskID = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
 
 // disks knows which LUN is whose. A LUN is claimed before QEMU hears of it and given back after QEMU has
 // forgotten it, so that no two calls ever use one.
@@ -89,7 +87,7 @@ func (v *vm) AttachDisk(ctx context.Context, disk hypervisor.Disk) (hypervisor.D
 }
 
 func (v *vm) attach(ctx context.Context, disk hypervisor.Disk) (uint32, error) {
-	if err := checkDisk(disk); err != nil {
+	if err := vmm.CheckDisk(disk); err != nil {
 		return 0, err
 	}
 	f, err := diskFile(disk)
@@ -176,8 +174,8 @@ func (v *vm) removeDevice(ctx context.Context, lun uint32) error {
 	select {
 	case <-deleted:
 		return nil
-	case <-v.done:
-		return fmt.Errorf("the VM has ended: %w: %w", v.err, errdefs.ErrUnavailable)
+	case <-v.Done():
+		return v.Ended()
 	case <-ctx.Done():
 		return fmt.Errorf("QEMU has not let go of it: %w", context.Cause(ctx))
 	}
@@ -189,30 +187,6 @@ func (v *vm) removeNode(ctx context.Context, lun uint32) error {
 
 func (v *vm) removeFD(ctx context.Context, lun uint32) error {
 	return v.currentMonitor().Execute(ctx, "remove-fd", map[string]any{"fdset-id": fdset(lun)}, nil)
-}
-
-func checkDisks(all []hypervisor.Disk) error {
-	seen := make(map[string]bool)
-	for _, d := range all {
-		if err := checkDisk(d); err != nil {
-			return fmt.Errorf("disk %q: %w", d.ID, err)
-		}
-		if seen[d.ID] {
-			return fmt.Errorf("disk %q is there twice: %w", d.ID, errdefs.ErrInvalidArgument)
-		}
-		seen[d.ID] = true
-	}
-	return nil
-}
-
-func checkDisk(d hypervisor.Disk) error {
-	switch {
-	case !diskID.MatchString(d.ID):
-		return fmt.Errorf("an id has 1 to 64 letters, digits and '-': %w", errdefs.ErrInvalidArgument)
-	case d.File == nil:
-		return fmt.Errorf("no file: %w", errdefs.ErrInvalidArgument)
-	}
-	return nil
 }
 
 // diskFile duplicates the image's descriptor. QEMU takes from a set only a descriptor whose access mode is
@@ -240,7 +214,7 @@ func openImage(fd int, readOnly bool) (*os.File, error) {
 	case readOnly && mode != unix.O_RDONLY:
 		f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
 		if err != nil {
-			return nil, fmt.Errorf("open it for reading alone: %w: %w", err, errorClass(err))
+			return nil, fmt.Errorf("open it for reading alone: %w: %w", err, vmm.ErrorClass(err))
 		}
 		return f, nil
 	case !readOnly && mode != unix.O_RDWR:
@@ -248,7 +222,7 @@ func openImage(fd int, readOnly bool) (*os.File, error) {
 	}
 	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("duplicate its descriptor: %w: %w", err, errorClass(err))
+		return nil, fmt.Errorf("duplicate its descriptor: %w: %w", err, vmm.ErrorClass(err))
 	}
 	return os.NewFile(uintptr(dup), "image"), nil
 }

@@ -111,7 +111,7 @@ func (cfg ProbeConfig) key(ctx context.Context) (k probeKey, err error) {
 	if k.Version, err = (Driver{}).Version(ctx, cfg.Binary); err != nil {
 		return k, err
 	}
-	binary, err := lookup(cfg.Binary)
+	binary, err := program.Lookup(cfg.Binary)
 	if err != nil {
 		return k, err
 	}

@@ -10,21 +10,19 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/qemu/qmp"
+	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
 	"github.com/pistis-run/pistis/internal/transport"
 )
 
 const (
 	// startTimeout bounds QEMU's own start, until its monitor answers.
 	startTimeout = 30 * time.Second
-	// deathTimeout is how long a QEMU that has closed its monitor gets to exit by itself and say why.
-	deathTimeout = 2 * time.Second
-	// consoleTail is how many bytes of the console are kept for errors.
-	consoleTail = 4 << 10
+	// tcgWarning is in a line for every feature that emulation leaves out, whatever becomes of the guest.
+	tcgWarning = "TCG doesn't support requested feature"
 )
 
 // Start starts QEMU with the guest's processors stopped, calls cfg.Started, and lets them run.
@@ -40,13 +38,13 @@ func (d Driver) start(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
 	if err := cfg.Validate(d.Capabilities()); err != nil {
 		return nil, err
 	}
-	if err := checkDisks(cfg.Disks); err != nil {
+	if err := vmm.CheckDisks(cfg.Disks); err != nil {
 		return nil, err
 	}
-	if err := checkNICs(cfg.NICs); err != nil {
+	if err := vmm.CheckNICs(cfg.NICs); err != nil {
 		return nil, err
 	}
-	path, err := lookup(cfg.Binary)
+	path, err := program.Lookup(cfg.Binary)
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +52,10 @@ func (d Driver) start(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
 	if err != nil {
 		return nil, err
 	}
-	proc, err := startProcess(path, commandLine(cfg, gift.fds), gift.files, cfg.User)
+	proc, err := vmm.Start(vmm.Command{
+		Name: "QEMU", Path: path, Args: commandLine(cfg, gift.fds), Files: gift.files,
+		User: cfg.User, Groups: vmm.KVMGroup(), Noise: tcgWarning,
+	})
 	gift.closeOwned()
 	if err != nil {
 		gift.closeOurs()
@@ -65,20 +66,6 @@ func (d Driver) start(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
 		return nil, v.abort(err)
 	}
 	return v, nil
-}
-
-func checkNICs(nics []hypervisor.NIC) error {
-	for _, nic := range nics {
-		switch {
-		case nic.Tap == nil:
-			return fmt.Errorf("network card %s: no tap: %w", nic.ID, errdefs.ErrInvalidArgument)
-		case len(nic.MAC) != 6:
-			return fmt.Errorf("network card %s: MAC address %q is not one of Ethernet: %w", nic.ID, nic.MAC, errdefs.ErrInvalidArgument)
-		case nic.MTU != 0 && (nic.MTU < 68 || nic.MTU > 65535):
-			return fmt.Errorf("network card %s: MTU %d is not between 68 and 65535: %w", nic.ID, nic.MTU, errdefs.ErrInvalidArgument)
-		}
-	}
-	return nil
 }
 
 // boot runs between the fork and the first instruction of the guest.
@@ -98,40 +85,18 @@ func (v *vm) boot(ctx context.Context, cfg hypervisor.Config, monitor *net.UnixC
 	return client.Execute(ctx, "cont", nil, nil)
 }
 
-// abort ends a QEMU that could not be started and returns why: its own last words where it died by itself.
+// abort ends a QEMU that could not be started and returns why.
 func (v *vm) abort(cause error) error {
-	defer func() {
-		if monitor := v.currentMonitor(); monitor != nil {
-			monitor.Close() // it may have been set after QEMU was reaped
-		}
-	}()
-	if errdefs.IsUnavailable(cause) { // the monitor has gone, as it does when QEMU exits
-		select {
-		case <-v.proc.done:
-		case <-time.After(deathTimeout):
-		}
+	err := v.Abort(cause)
+	if monitor := v.currentMonitor(); monitor != nil {
+		monitor.Close() // it may have been set after QEMU was reaped
 	}
-	select {
-	case <-v.proc.done:
-		<-v.done
-		return fmt.Errorf("%w: %w", v.err, errdefs.ErrFailedPrecondition)
-	default:
-	}
-	err := v.proc.kill()
-	select {
-	case <-v.done:
-	case <-time.After(hypervisor.ControlTimeout):
-		err = errors.Join(err, fmt.Errorf("QEMU, process %d, does not die: %w", v.PID(), errdefs.ErrInternal))
-	}
-	if said := v.proc.stderr.lines(5); said != "" {
-		cause = fmt.Errorf("%w (QEMU said: %s)", cause, said)
-	}
-	return errors.Join(cause, err)
+	return err
 }
 
 // gift is what a QEMU inherits, and the ends of its sockets that stay here.
 type gift struct {
-	files []*os.File // become descriptors from firstFD on
+	files []*os.File // become descriptors from vmm.FirstFD on
 	fds   descriptors
 	owned []io.Closer // of files, those to close after the fork
 
@@ -183,7 +148,7 @@ func (g *gift) open(cfg hypervisor.Config) (err error) {
 // lend passes a file that stays its owner's.
 func (g *gift) lend(f *os.File) int {
 	g.files = append(g.files, f)
-	return firstFD + len(g.files) - 1
+	return vmm.FirstFD + len(g.files) - 1
 }
 
 // own passes a file and closes it here after the fork.
@@ -194,37 +159,18 @@ func (g *gift) own(f *os.File) int {
 
 // path passes a file that QEMU opens again, through /proc, with its own identity.
 func (g *gift) path(what, path string, user *hypervisor.User) (int, error) {
-	f, err := os.Open(path)
+	f, err := vmm.OpenImage(what, path, user)
 	if err != nil {
-		return 0, fmt.Errorf("the guest's %s: %w: %w", what, err, errorClass(err))
+		return 0, err
 	}
-	n := g.own(f)
-	info, err := f.Stat()
-	if err != nil {
-		return 0, fmt.Errorf("the guest's %s: %w: %w", what, err, errorClass(err))
-	}
-	if stat := info.Sys().(*syscall.Stat_t); user != nil && !readable(stat, *user) {
-		return 0, fmt.Errorf("the guest's %s %s cannot be read by user %d, whom QEMU runs as; make it readable with chmod a+r: %w",
-			what, path, user.UID, errdefs.ErrFailedPrecondition)
-	}
-	return n, nil
-}
-
-func readable(stat *syscall.Stat_t, user hypervisor.User) bool {
-	switch {
-	case stat.Uid == user.UID:
-		return stat.Mode&0o400 != 0
-	case stat.Gid == user.GID:
-		return stat.Mode&0o040 != 0
-	}
-	return stat.Mode&0o004 != 0
+	return g.own(f), nil
 }
 
 // socket makes a pair and passes one end.
 func (g *gift) socket() (*net.UnixConn, int, error) {
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, 0, fmt.Errorf("socketpair: %w: %w", err, errorClass(err))
+		return nil, 0, fmt.Errorf("socketpair: %w: %w", err, vmm.ErrorClass(err))
 	}
 	ours := os.NewFile(uintptr(fds[0]), "socket")
 	theirs := os.NewFile(uintptr(fds[1]), "socket")
@@ -258,7 +204,7 @@ func (g *gift) vhostNet(n int) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("vhost-net: %w: %w", err, errorClass(err))
+			return fmt.Errorf("vhost-net: %w: %w", err, vmm.ErrorClass(err))
 		}
 		g.fds.vhostNet = append(g.fds.vhostNet, g.own(f))
 	}
@@ -280,7 +226,7 @@ func (g *gift) closeOurs() {
 }
 
 // dialer is how the guest is reached.
-func (g *gift) dialer() (dial dialFunc, pipe *transport.Client) {
+func (g *gift) dialer() (dial vmm.DialFunc, pipe *transport.Client) {
 	if g.pipe == nil {
 		return transport.VSOCK{CID: g.fds.cid}.Dial, nil
 	}

@@ -5,28 +5,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"sync"
-
-	"github.com/containerd/errdefs"
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/qemu/qmp"
+	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
 )
-
-type dialFunc func(ctx context.Context, port uint32) (net.Conn, error)
 
 // vm is a running QEMU.
 type vm struct {
-	proc    *process
-	console *tail
-	dial    dialFunc
-	disks   *disks
-
-	life context.Context // ends with the VM
-	done chan struct{}
-	err  error // set before done is closed
+	*vmm.Machine
+	disks *disks
 
 	mu      sync.Mutex
 	monitor *qmp.Client
@@ -40,19 +29,10 @@ var (
 
 // newVM watches over a QEMU that was just started, and owns it and the gift's sockets from now on, except
 // the monitor's.
-func newVM(cfg hypervisor.Config, proc *process, g *gift) *vm {
+func newVM(cfg hypervisor.Config, proc *vmm.Process, g *gift) *vm {
 	dial, pipe := g.dialer()
-	life, end := context.WithCancelCause(context.Background())
-	v := &vm{
-		proc: proc, dial: dial, console: &tail{max: consoleTail}, disks: newDisks(cfg.Disks),
-		life: life, done: make(chan struct{}),
-	}
-	var console sync.WaitGroup
-	console.Go(func() { follow(g.console, v.console, cfg.Console) })
-	go func() {
-		<-proc.done
-		console.Wait()
-		g.console.Close()
+	v := &vm{disks: newDisks(cfg.Disks)}
+	v.Machine = vmm.Watch(proc, g.console, cfg.Console, dial, func() error {
 		if pipe != nil {
 			<-pipe.Done() // the last bytes of streams are in
 			pipe.Close()
@@ -61,27 +41,9 @@ func newVM(cfg hypervisor.Config, proc *process, g *gift) *vm {
 			<-monitor.Done() // the last events are in
 			monitor.Close()
 		}
-		v.err = v.why()
-		end(v.err)
-		close(v.done)
-	}()
+		return v.why()
+	})
 	return v
-}
-
-// follow copies the guest's console until QEMU has gone.
-func follow(console io.Reader, to ...io.Writer) {
-	buf := make([]byte, 4<<10)
-	for {
-		n, err := console.Read(buf)
-		for _, w := range to {
-			if w != nil {
-				w.Write(buf[:n]) // a writer that fails loses its copy, and nothing else
-			}
-		}
-		if err != nil {
-			return
-		}
-	}
 }
 
 func (v *vm) setMonitor(c *qmp.Client) {
@@ -110,77 +72,29 @@ func (v *vm) observe(e qmp.Event) {
 	v.reason = data.Reason
 }
 
-// why says how the VM ended. It is called after the process and the monitor have ended.
+// why says how the guest ended; nil is for what QEMU's exit status says.
 func (v *vm) why() error {
 	v.mu.Lock()
-	reason := v.reason
-	v.mu.Unlock()
-	var err error
-	switch {
-	case !v.proc.cmd.ProcessState.Success():
-		err = errors.New(v.proc.end())
-	case reason == "guest-shutdown":
+	defer v.mu.Unlock()
+	if !v.Success() {
+		return nil
+	}
+	switch v.reason {
+	case "guest-shutdown":
 		return hypervisor.ErrPoweredOff
-	case reason == "guest-reset":
-		err = errors.New("the guest reset itself, as a kernel does that panics")
-	case reason == "host-qmp-quit":
+	case "guest-reset":
+		return errors.New("the guest reset itself, as a kernel does that panics")
+	case "host-qmp-quit":
 		return errors.New("QEMU was told to quit")
-	case reason != "":
-		err = fmt.Errorf("QEMU shut down: %s", reason)
-	default:
-		err = errors.New(v.proc.end())
-	}
-	if said := v.proc.stderr.lines(5); said != "" {
-		err = fmt.Errorf("%w; it said: %s", err, said)
-	}
-	if seen := v.console.lines(10); seen != "" {
-		err = fmt.Errorf("%w; the guest's last console lines: %s", err, seen)
-	}
-	return err
-}
-
-func (v *vm) PID() int              { return v.proc.cmd.Process.Pid }
-func (v *vm) Kill() error           { return v.proc.kill() }
-func (v *vm) Done() <-chan struct{} { return v.done }
-
-func (v *vm) Err() error {
-	select {
-	case <-v.done:
-		return v.err
-	default:
+	case "":
 		return nil
 	}
+	return fmt.Errorf("QEMU shut down: %s", v.reason)
 }
 
-// Dial opens a stream to a port of the guest.
-func (v *vm) Dial(ctx context.Context, port uint32) (net.Conn, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	stop := context.AfterFunc(v.life, func() { cancel(context.Cause(v.life)) })
-	defer stop()
-	conn, err := v.dial(ctx, port)
-	if err != nil && v.life.Err() != nil {
-		return nil, fmt.Errorf("dial guest port %d: the VM has ended: %w: %w", port, v.err, errdefs.ErrUnavailable)
-	}
-	return conn, err
-}
-
-// Shutdown waits for the guest's end; when ctx ends first QEMU is told to quit, and gets ControlTimeout for it.
+// Shutdown waits for the guest's end; when ctx ends first QEMU is told to quit.
 func (v *vm) Shutdown(ctx context.Context) error {
-	select {
-	case <-v.done:
-		return nil
-	case <-ctx.Done():
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), hypervisor.ControlTimeout)
-	defer cancel()
-	quit := v.tell(ctx, "quit")
-	select {
-	case <-v.done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("QEMU does not quit within %v: %w", hypervisor.ControlTimeout, errors.Join(quit, ctx.Err()))
-	}
+	return v.Machine.Shutdown(ctx, func(ctx context.Context) error { return v.tell(ctx, "quit") })
 }
 
 // Pause stops the guest's processors.

@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
 )
 
 // setGuestCID is VHOST_VSOCK_SET_GUEST_CID.
@@ -27,7 +29,7 @@ func openVSOCK() (*os.File, uint32, error) {
 		return nil, 0, errNoVhost
 	}
 	if err != nil {
-		return nil, 0, fmt.Errorf("vhost-vsock: %w: %w", err, errorClass(err))
+		return nil, 0, fmt.Errorf("vhost-vsock: %w: %w", err, vmm.ErrorClass(err))
 	}
 	for range 64 {
 		cid := uint64(minCID + rand.Uint32N(maxCID-minCID))
@@ -38,7 +40,7 @@ func openVSOCK() (*os.File, uint32, error) {
 		case unix.EADDRINUSE:
 		default:
 			f.Close()
-			return nil, 0, fmt.Errorf("vhost-vsock: set context id: %w: %w", errno, errorClass(errno))
+			return nil, 0, fmt.Errorf("vhost-vsock: set context id: %w: %w", errno, vmm.ErrorClass(errno))
 		}
 	}
 	f.Close()

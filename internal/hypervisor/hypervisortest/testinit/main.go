@@ -57,7 +57,7 @@ func run() error {
 	case slices.Contains(params, "test.silent"):
 		select {}
 	}
-	listener, err := listen(slices.Contains(params, transport.Param+transport.KindVSOCK))
+	listener, err := listen(params)
 	if err != nil {
 		return err
 	}
@@ -70,15 +70,21 @@ func run() error {
 	}
 }
 
-func listen(vsock bool) (net.Listener, error) {
-	if vsock {
+func listen(params []string) (net.Listener, error) {
+	var pipe io.ReadWriteCloser
+	var err error
+	switch {
+	case slices.Contains(params, transport.Param+transport.KindVSOCK):
 		return transport.ListenVSOCK(port)
+	case slices.Contains(params, transport.Param+transport.KindPipe):
+		pipe, err = transport.AcceptPipe(context.Background())
+	default:
+		pipe, err = transport.OpenSerialPort(context.Background())
 	}
-	f, err := transport.OpenSerialPort(context.Background())
 	if err != nil {
 		return nil, err
 	}
-	s, err := transport.NewServer(context.Background(), f)
+	s, err := transport.NewServer(context.Background(), pipe)
 	if err != nil {
 		return nil, err
 	}
@@ -138,6 +144,8 @@ func obey(word, rest string, body io.Reader) (string, error) {
 		return "", err
 	case "disk":
 		return readDisk(rest)
+	case "forget":
+		return "", forget(rest)
 	case "nodisk":
 		return "", waitFor(func() error {
 			if name, err := diskName(rest); err == nil {
@@ -166,6 +174,13 @@ func obey(word, rest string, body io.Reader) (string, error) {
 
 func powerOff() error {
 	unix.Sync()
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	if slices.Contains(strings.Fields(string(line)), "pistis.poweroff=reset") {
+		return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	}
 	return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
@@ -181,19 +196,66 @@ func waitFor(check func() error) error {
 	}
 }
 
-// diskName finds the disk at a LUN of the only SCSI target.
-func diskName(lun string) (string, error) {
-	found, err := filepath.Glob("/sys/class/scsi_device/*:0:" + lun + "/device/block/*")
-	if err != nil || len(found) != 1 {
-		return "", fmt.Errorf("disk %s: %d found", lun, len(found))
+// diskName finds a disk by its address: the LUN on the only SCSI target, or "serial:" and a serial.
+func diskName(address string) (string, error) {
+	serial, ok := strings.CutPrefix(address, "serial:")
+	if !ok {
+		found, err := filepath.Glob("/sys/class/scsi_device/*:0:" + address + "/device/block/*")
+		if err != nil || len(found) != 1 {
+			return "", fmt.Errorf("disk %s: %d found", address, len(found))
+		}
+		return filepath.Base(found[0]), nil
 	}
-	return filepath.Base(found[0]), nil
+	found, err := filepath.Glob("/sys/block/vd*/serial")
+	if err != nil {
+		return "", err
+	}
+	for _, path := range found {
+		if text, err := os.ReadFile(path); err == nil && strings.TrimRight(string(text), "\n\x00") == serial {
+			return filepath.Base(filepath.Dir(path)), nil
+		}
+	}
+	var there []string
+	for _, path := range found {
+		text, err := os.ReadFile(path)
+		there = append(there, fmt.Sprintf("%s %q %v", path, text, err))
+	}
+	return "", fmt.Errorf("disk %s: not found among %v", address, there)
+}
+
+// scan looks for disks that nobody announces.
+func scan() error {
+	if err := os.WriteFile("/sys/bus/pci/rescan", []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// forget makes the guest forget a disk before the host takes it away. SCSI disks go by themselves.
+func forget(address string) error {
+	if !strings.HasPrefix(address, "serial:") {
+		return nil
+	}
+	name, err := diskName(address)
+	if err != nil {
+		return err
+	}
+	device, err := filepath.EvalSymlinks("/sys/block/" + name + "/device")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(filepath.Dir(device), "remove"), []byte("1"), 0)
 }
 
 // readDisk returns "ro" or "rw", the size, and the text at the beginning.
 func readDisk(lun string) (string, error) {
 	var name string
 	var f *os.File
+	if strings.HasPrefix(lun, "serial:") {
+		if err := scan(); err != nil {
+			return "", err
+		}
+	}
 	err := waitFor(func() (err error) { // a new disk has a name before it can be opened
 		if name, err = diskName(lun); err == nil {
 			f, err = os.Open("/dev/" + name)

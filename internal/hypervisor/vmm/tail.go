@@ -1,4 +1,4 @@
-package qemu
+package vmm
 
 import (
 	"strings"
@@ -6,8 +6,8 @@ import (
 	"unicode"
 )
 
-// tail keeps the last bytes that were written to it.
-type tail struct {
+// Tail keeps the last bytes that were written to it.
+type Tail struct {
 	mu  sync.Mutex
 	buf []byte
 	max int
@@ -16,7 +16,11 @@ type tail struct {
 	noise string
 }
 
-func (t *tail) Write(p []byte) (int, error) {
+// NewTail keeps so many bytes. Lines that contain noise, where it is not empty, are not shown.
+func NewTail(size int, noise string) *Tail { return &Tail{max: size, noise: noise} }
+
+// Write never fails.
+func (t *Tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.buf = append(t.buf, p...)
@@ -27,8 +31,8 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// lines returns the last lines, at most n, as printable text with " | " between them.
-func (t *tail) lines(n int) string {
+// Lines returns the last lines, at most n, as printable text with " | " between them.
+func (t *Tail) Lines(n int) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	text := strings.Map(func(r rune) rune {

@@ -1,0 +1,94 @@
+package daemon
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/pistis-run/pistis/internal/guestimage"
+)
+
+// vmlinuxes are uncompressed kernels for hypervisors that boot nothing else. Each is made once, and named by the hash of
+// the kernel that it came from; those of other kernels are removed when a new one is made, except while VMs boot: a file
+// that is open stays.
+type vmlinuxes struct {
+	dir string
+
+	mu   sync.Mutex
+	from fs.FileInfo // the kernel that path came from
+	path string
+}
+
+// get returns the uncompressed form of a kernel.
+func (v *vmlinuxes) get(kernel string) (string, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	info, err := os.Stat(kernel)
+	if err != nil {
+		return "", err
+	}
+	if v.from != nil && os.SameFile(v.from, info) && v.from.ModTime().Equal(info.ModTime()) && v.from.Size() == info.Size() {
+		if _, err := os.Stat(v.path); err == nil {
+			return v.path, nil
+		}
+	}
+	sum, err := hashFile(kernel)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(v.dir, sum)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		err = v.make(kernel, path)
+		if err != nil {
+			return "", fmt.Errorf("uncompress the guest's kernel: %w", err)
+		}
+	} else if err != nil {
+		return "", err
+	}
+	v.from, v.path = info, path
+	return path, nil
+}
+
+func hashFile(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// make writes a file as a whole or not at all, and removes the others.
+func (v *vmlinuxes) make(kernel, path string) (err error) {
+	if err := os.RemoveAll(v.dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(v.dir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(v.dir, "part-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	// VMMs read it, as users of their own.
+	err = errors.Join(guestimage.WriteVmlinux(f, kernel), f.Chmod(0o644), f.Close())
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

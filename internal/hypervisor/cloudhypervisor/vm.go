@@ -1,0 +1,186 @@
+package cloudhypervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
+	"github.com/pistis-run/pistis/internal/transport"
+)
+
+// vm is a running Cloud Hypervisor.
+type vm struct {
+	*vmm.Machine
+	api   *vmm.API
+	user  *hypervisor.User
+	slots *vmm.Slots
+
+	mu      sync.Mutex
+	reset   bool                     // the guest reset itself
+	quit    bool                     // it was told to quit
+	removed map[string]chan struct{} // by the id of a disk that is being detached
+}
+
+var (
+	_ hypervisor.DiskPlugger = (*vm)(nil)
+	_ hypervisor.Pauser      = (*vm)(nil)
+)
+
+// newVM watches over a Cloud Hypervisor that was just started, and owns it and the starter's ends.
+func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
+	v := &vm{
+		api: vmm.NewAPI("Cloud Hypervisor", s.api), user: cfg.User, slots: vmm.NewSlots(maxDisks(len(cfg.NICs))),
+		removed: map[string]chan struct{}{},
+	}
+	var events sync.WaitGroup
+	events.Go(func() { readEvents(s.events, func(e event) { v.observe(e, proc) }) })
+	pipe := transport.NewClient(transport.Hybrid{Path: filepath.Join(cfg.RunDir, vsockSocket)}.Pipe())
+	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, pipe.Dial, func() error {
+		pipe.Close()
+		events.Wait()
+		s.events.Close()
+		v.api.Close()
+		return v.why()
+	})
+	return v
+}
+
+// observe notes what happens to the guest. One that resets itself would be booted again.
+func (v *vm) observe(e event, proc *vmm.Process) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch e.Source + " " + e.Event {
+	case "vm rebooting":
+		v.reset = true
+		proc.Kill() // what cannot be killed is found by whoever waits
+	case "vm device-removed":
+		if gone := v.removed[e.Properties["id"]]; gone != nil {
+			close(gone)
+			delete(v.removed, e.Properties["id"])
+		}
+	}
+}
+
+// why says how the guest ended; nil is for what the exit status says.
+func (v *vm) why() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch {
+	case v.reset:
+		return errReset
+	case v.quit:
+		return errors.New("Cloud Hypervisor was told to quit")
+	case v.Success():
+		return hypervisor.ErrPoweredOff
+	}
+	return nil
+}
+
+// do has Cloud Hypervisor do something.
+func (v *vm) do(ctx context.Context, action string, body any, files ...*os.File) error {
+	_, err := v.api.Do(ctx, "PUT", apiPrefix+action, body, files...)
+	var refused *vmm.APIError
+	if errors.As(err, &refused) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return err
+}
+
+// Shutdown waits for the guest's end; when ctx ends first Cloud Hypervisor is told to quit.
+func (v *vm) Shutdown(ctx context.Context) error {
+	return v.Machine.Shutdown(ctx, func(ctx context.Context) error {
+		v.mu.Lock()
+		v.quit = true
+		v.mu.Unlock()
+		return v.do(ctx, "vmm.shutdown", nil)
+	})
+}
+
+// Pause stops the guest's processors.
+func (v *vm) Pause(ctx context.Context) error { return v.do(ctx, "vm.pause", nil) }
+
+// Resume continues them.
+func (v *vm) Resume(ctx context.Context) error { return v.do(ctx, "vm.resume", nil) }
+
+// AttachDisk plugs a disk into the running guest.
+func (v *vm) AttachDisk(ctx context.Context, disk hypervisor.Disk) (hypervisor.DiskAddress, error) {
+	address, err := v.attach(ctx, disk)
+	if err != nil {
+		return hypervisor.DiskAddress{}, fmt.Errorf("attach disk %s: %w", disk.ID, err)
+	}
+	return address, nil
+}
+
+func (v *vm) attach(ctx context.Context, disk hypervisor.Disk) (address hypervisor.DiskAddress, err error) {
+	if err := vmm.CheckDisk(disk); err != nil {
+		return address, err
+	}
+	if err := vmm.GiveDisk(disk, v.user); err != nil {
+		return address, err
+	}
+	if err := v.slots.Claim(disk.ID); err != nil {
+		return address, err
+	}
+	keep := false
+	defer func() { v.slots.Settle(disk.ID, keep) }()
+	r := diskRequest(disk)
+	if _, err := v.Show(r.Path, disk.File, disk.ReadOnly); err != nil {
+		return address, err
+	}
+	if err := v.do(ctx, "vm.add-disk", r); err != nil {
+		if errdefs.IsFailedPrecondition(err) {
+			return address, errors.Join(err, v.Hide(r.Path))
+		}
+		keep = true // nobody knows whether it is there
+		return address, err
+	}
+	keep = true
+	return hypervisor.DiskAddress{Kind: hypervisor.BlkSerial, Serial: r.Serial}, nil
+}
+
+// DetachDisk unplugs a disk and waits until the guest has let go of it.
+func (v *vm) DetachDisk(ctx context.Context, id string) error {
+	if err := v.detach(ctx, id); err != nil {
+		return fmt.Errorf("detach disk %s: %w", id, err)
+	}
+	return nil
+}
+
+func (v *vm) detach(ctx context.Context, id string) error {
+	if err := v.slots.ClaimAttached(id); err != nil {
+		return err
+	}
+	keep := true
+	defer func() { v.slots.Settle(id, keep) }()
+	gone := make(chan struct{})
+	v.mu.Lock()
+	v.removed[id] = gone
+	v.mu.Unlock()
+	defer func() {
+		v.mu.Lock()
+		delete(v.removed, id)
+		v.mu.Unlock()
+	}()
+	if err := v.do(ctx, "vm.remove-device", map[string]string{"id": id}); err != nil {
+		return err
+	}
+	select {
+	case <-gone:
+	case <-v.Done():
+		return v.Ended()
+	case <-ctx.Done():
+		return fmt.Errorf("the guest has not let go of it: %w", context.Cause(ctx))
+	}
+	if err := v.Hide(vmm.DiskDir + "/" + id); err != nil {
+		return err
+	}
+	keep = false
+	return nil
+}

@@ -1,0 +1,87 @@
+package firecracker
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
+)
+
+const (
+	// maxVCPUs is Firecracker's own limit.
+	maxVCPUs = 32
+	// pciSlots are on the only bus; the bridge, the stream device and the entropy device have one each.
+	pciSlots, ownSlots = 32, 3
+	// minMemory is what a distribution's kernel with our initrd boots in.
+	minMemory = 128 << 20
+)
+
+// filterFile is where a filter of system calls lies relative to the program's directory, for a Firecracker that was
+// built without one.
+const filterFile = "../share/firecracker/seccomp-filter.bpf"
+
+// program is Firecracker. Before 1.16 it cannot plug disks.
+var program = vmm.Program{
+	Driver: "firecracker", Name: "firecracker",
+	Install: "a release of the Firecracker project has it", Major: 1, Minor: 16,
+}
+
+// Driver starts VMs with Firecracker.
+type Driver struct{}
+
+// Name is firecracker.
+func (Driver) Name() string { return "firecracker" }
+
+// Capabilities of VMs that Firecracker runs. The number of disks is that of a VM with one network card.
+func (Driver) Capabilities() hypervisor.Capabilities {
+	return hypervisor.Capabilities{HotplugDisk: true, MaxDisks: maxDisks(1), MinMemory: minMemory, ELFKernel: true, NeedsKVM: true}
+}
+
+func maxDisks(nics int) int { return pciSlots - ownSlots - nics }
+
+// Version is Firecracker's, as 1.16.1. An empty binary looks on PATH.
+func (Driver) Version(ctx context.Context, binary string) (string, error) {
+	return program.Version(ctx, binary)
+}
+
+// filter returns the path of a filter of system calls beside the program, or nothing.
+func filter(path string) (string, error) {
+	resolved, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(filepath.Dir(resolved), filterFile)
+	switch _, err := os.Stat(file); {
+	case err == nil:
+		return file, nil
+	case os.IsNotExist(err):
+		return "", nil
+	default:
+		return "", err
+	}
+}
+
+func check(cfg hypervisor.Config) error {
+	if err := cfg.Validate(Driver{}.Capabilities()); err != nil {
+		return err
+	}
+	switch {
+	case cfg.VCPUs > maxVCPUs:
+		return fmt.Errorf("vm config: %d vcpus, Firecracker has at most %d: %w", cfg.VCPUs, maxVCPUs, errdefs.ErrInvalidArgument)
+	case cfg.RunDir == "":
+		return fmt.Errorf("vm config: no run directory: %w", errdefs.ErrInvalidArgument)
+	case cfg.Machine != "":
+		return fmt.Errorf("vm config: Firecracker has no machine types, and %q is asked for: %w", cfg.Machine, errdefs.ErrInvalidArgument)
+	case len(cfg.Disks) > maxDisks(len(cfg.NICs)):
+		return fmt.Errorf("vm config: %d disks, at most %d can be attached: %w", len(cfg.Disks), maxDisks(len(cfg.NICs)), errdefs.ErrInvalidArgument)
+	}
+	if err := vmm.CheckDisks(cfg.Disks); err != nil {
+		return err
+	}
+	return vmm.CheckNICs(cfg.NICs)
+}

@@ -1,0 +1,153 @@
+package firecracker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
+	"github.com/pistis-run/pistis/internal/transport"
+)
+
+// vm is a running Firecracker.
+type vm struct {
+	*vmm.Machine
+	user  *hypervisor.User
+	slots *vmm.Slots
+
+	mu  sync.Mutex
+	api *vmm.API // nil before it is connected to
+}
+
+// It is no hypervisor.Pauser: Firecracker 1.16 stops serving a guest's vsock when it resumes it, until the guest answers
+// what it was never sent.
+var _ hypervisor.DiskPlugger = (*vm)(nil)
+
+// newVM watches over a Firecracker that was just started, and owns it and the starter's ends of its pipes.
+func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
+	v := &vm{user: cfg.User, slots: vmm.NewSlots(maxDisks(len(cfg.NICs)))}
+	var log sync.WaitGroup
+	log.Go(func() {
+		io.Copy(proc.Stderr(), s.log) // ends when nobody can write any more
+	})
+	pipe := transport.NewClient(transport.Hybrid{Path: filepath.Join(cfg.RunDir, vsockSocket)}.Pipe())
+	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, pipe.Dial, func() error {
+		pipe.Close()
+		s.logKeeper.Close()
+		log.Wait()
+		s.log.Close()
+		if api := v.control(); api != nil {
+			api.Close()
+		}
+		return v.why()
+	})
+	return v
+}
+
+// why says how the guest ended, as its console tells: Firecracker knows of its reset and nothing else.
+func (v *vm) why() error {
+	if strings.Contains(v.Console.Lines(3), "reboot: Restarting system") {
+		return hypervisor.ErrPoweredOff
+	}
+	if v.Success() {
+		return errors.New("the guest reset itself, as a kernel does that panics")
+	}
+	return nil
+}
+
+// Shutdown waits for the guest's end and ends Firecracker when ctx ends.
+func (v *vm) Shutdown(ctx context.Context) error {
+	return v.Machine.Shutdown(ctx, func(context.Context) error { return v.Kill() })
+}
+
+func (v *vm) control() *vmm.API {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.api
+}
+
+// do has Firecracker do something; what its end has cut off is Unavailable.
+func (v *vm) do(ctx context.Context, method, path string, body any) ([]byte, error) {
+	return v.control().Do(ctx, method, path, body)
+}
+
+// AttachDisk plugs a disk into the running guest, which finds it when it looks for it.
+func (v *vm) AttachDisk(ctx context.Context, disk hypervisor.Disk) (hypervisor.DiskAddress, error) {
+	address, err := v.attach(ctx, disk)
+	if err != nil {
+		return hypervisor.DiskAddress{}, fmt.Errorf("attach disk %s: %w", disk.ID, err)
+	}
+	return address, nil
+}
+
+func (v *vm) attach(ctx context.Context, disk hypervisor.Disk) (address hypervisor.DiskAddress, err error) {
+	if err := vmm.CheckDisk(disk); err != nil {
+		return address, err
+	}
+	if err := vmm.GiveDisk(disk, v.user); err != nil {
+		return address, err
+	}
+	if err := v.slots.Claim(disk.ID); err != nil {
+		return address, err
+	}
+	keep := false
+	defer func() { v.slots.Settle(disk.ID, keep) }()
+	name := diskPrefix + disk.ID
+	image, err := v.Show(name, disk.File, disk.ReadOnly)
+	if err != nil {
+		return address, err
+	}
+	r := driveRequest(disk)
+	if _, err := v.do(ctx, "PUT", r.path, r.body); err != nil {
+		var refused *vmm.APIError
+		if errors.As(err, &refused) {
+			return address, errors.Join(fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition), v.Hide(name))
+		}
+		keep = true // nobody knows whether it is there
+		return address, err
+	}
+	keep = true
+	return hypervisor.DiskAddress{Kind: hypervisor.BlkSerial, Serial: serial(image)}, nil
+}
+
+// serial is what Firecracker tells the guest: device, special device and inode of the image.
+func serial(image unix.Stat_t) string {
+	id := fmt.Sprintf("%d%d%d", image.Dev, image.Rdev, image.Ino)
+	return id[:min(len(id), maxSerial)]
+}
+
+// maxSerial is the length of a virtio disk's serial.
+const maxSerial = 20
+
+// DetachDisk unplugs a disk that the guest has removed from its bus.
+func (v *vm) DetachDisk(ctx context.Context, id string) error {
+	if err := v.detach(ctx, id); err != nil {
+		return fmt.Errorf("detach disk %s: %w", id, err)
+	}
+	return nil
+}
+
+func (v *vm) detach(ctx context.Context, id string) error {
+	if err := v.slots.ClaimAttached(id); err != nil {
+		return err
+	}
+	keep := true
+	defer func() { v.slots.Settle(id, keep) }()
+	if _, err := v.do(ctx, "DELETE", "/drives/"+apiID(id), nil); err != nil {
+		return err
+	}
+	if err := v.Hide(diskPrefix + id); err != nil {
+		return err
+	}
+	keep = false
+	return nil
+}

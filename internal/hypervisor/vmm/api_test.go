@@ -1,0 +1,112 @@
+package vmm
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+)
+
+// serveAPI answers each connection's requests with the answers in turn.
+func serveAPI(t *testing.T, answers ...string) *API {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: filepath.Join(t.TempDir(), "s")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		conn, err := l.AcceptUnix()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		buf, oob := make([]byte, 4096), make([]byte, 256)
+		for _, answer := range answers {
+			if _, _, _, _, err := conn.ReadMsgUnix(buf, oob); err != nil {
+				return
+			}
+			io.WriteString(conn, answer)
+		}
+		if len(answers) == 0 {
+			io.Copy(io.Discard, conn)
+		}
+	}()
+	conn, err := net.DialUnix("unix", nil, l.Addr().(*net.UnixAddr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	api := NewAPI("vmm", conn)
+	t.Cleanup(func() { api.Close() })
+	return api
+}
+
+func TestAPI(t *testing.T) {
+	api := serveAPI(t,
+		"HTTP/1.1 204 \r\nServer: x\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n{\"a\": 1}",
+		"HTTP/1.1 400 \r\nContent-Length: 30\r\n\r\n{\"fault_message\": \"no\\n\\nway\"}",
+		"HTTP/1.1 500 \r\nContent-Length: 13\r\n\r\n[\"one\",\"two\"]")
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if body, err := api.Do(t.Context(), "PUT", "/x", map[string]int{"a": 1}, f); err != nil || len(body) != 0 {
+		t.Errorf("no content: %q, %v", body, err)
+	}
+	if body, err := api.Do(t.Context(), "GET", "/x", nil); err != nil || string(body) != `{"a": 1}` {
+		t.Errorf("content: %q, %v", body, err)
+	}
+	for _, want := range []string{"status 400: no way", "status 500: one: two"} {
+		_, err := api.Do(t.Context(), "GET", "/x", nil)
+		var refused *APIError
+		if !errors.As(err, &refused) || refused.Error() != want {
+			t.Errorf("refusal: %v, want %q", err, want)
+		}
+	}
+	if _, err := api.Do(t.Context(), "GET", "/x", nil); !errdefs.IsUnavailable(err) {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
+func TestAPICutOff(t *testing.T) {
+	api := serveAPI(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := api.Do(ctx, "GET", "/x", nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled before: %v", err)
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	go cancel()
+	if _, err := api.Do(ctx, "GET", "/x", nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled meanwhile: %v", err)
+	}
+}
+
+func FuzzResponse(f *testing.F) {
+	f.Add([]byte("HTTP/1.1 204 \r\nServer: x\r\n\r\n"))
+	f.Add([]byte("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n{\"a\": 1}"))
+	f.Add([]byte("HTTP/1.1 400 \r\nContent-Length: 99999999\r\n\r\n"))
+	f.Add([]byte("HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\n\r\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		status, body, err := readResponse(bufio.NewReaderSize(bytes.NewReader(data), maxHead))
+		if err != nil {
+			return
+		}
+		if status < 100 || status > 599 || len(body) > len(data) {
+			t.Errorf("status %d, %d bytes of %d", status, len(body), len(data))
+		}
+		if text := message(body); len(text) > maxMessage+3 || strings.ContainsAny(text, "\r\n") {
+			t.Errorf("message %q", text)
+		}
+	})
+}

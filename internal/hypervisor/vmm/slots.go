@@ -1,0 +1,60 @@
+package vmm
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/containerd/errdefs"
+)
+
+// Slots knows which disks are attached and how many may be. A disk is claimed before its VMM hears of it and given back
+// after the VMM has forgotten it, so that no two calls work on one.
+type Slots struct {
+	max int
+
+	mu      sync.Mutex
+	settled map[string]bool // by id; false while a disk is being attached or detached
+}
+
+// NewSlots has room for so many.
+func NewSlots(n int) *Slots { return &Slots{max: n, settled: map[string]bool{}} }
+
+// Claim takes a slot for a new disk.
+func (s *Slots) Claim(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, there := s.settled[id]; there {
+		return fmt.Errorf("it is attached: %w", errdefs.ErrAlreadyExists)
+	}
+	if len(s.settled) >= s.max {
+		return fmt.Errorf("all %d places that this VM has for disks are taken: %w", s.max, errdefs.ErrResourceExhausted)
+	}
+	s.settled[id] = false
+	return nil
+}
+
+// ClaimAttached takes a disk to detach.
+func (s *Slots) ClaimAttached(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	settled, there := s.settled[id]
+	switch {
+	case !there:
+		return fmt.Errorf("no such disk: %w", errdefs.ErrNotFound)
+	case !settled:
+		return fmt.Errorf("it is being attached or detached: %w", errdefs.ErrFailedPrecondition)
+	}
+	s.settled[id] = false
+	return nil
+}
+
+// Settle ends a claim: the disk is attached, or its slot is free.
+func (s *Slots) Settle(id string, attached bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if attached {
+		s.settled[id] = true
+	} else {
+		delete(s.settled, id)
+	}
+}
