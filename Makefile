@@ -17,7 +17,7 @@ LDFLAGS := -s -w -X github.com/pistis-run/pistis/internal/version.Version=$(VERS
 
 COMMANDS := pistisd pistis pistis-monitor containerd-shim-pistis-v2
 
-.PHONY: all build guest tools run test fuzz bench soak conformance lab lab-test generate install setup clean
+.PHONY: all build guest tools run test fuzz bench soak conformance lab lab-test lab-host-test generate install setup clean
 all: build
 
 setup:
@@ -50,9 +50,10 @@ test: tools
 fuzz: setup
 	@hack/fuzz.sh
 
-# PEERS=1 make bench compares pods on the host's kernel with those of other runtimes.
+# PEERS=1 make bench compares pods on the host's kernel with those of other runtimes, VOLUMES=1 make bench volumes of VM
+# pods with the host and with virtio-fs.
 bench: tools
-	@BIN=$(BIN) GUEST=$(GUEST) hack/$(if $(PEERS),peers,bench).sh
+	@BIN=$(BIN) GUEST=$(GUEST) hack/$(if $(PEERS),peers,$(if $(VOLUMES),volumes,bench)).sh
 
 # 1,000 pods come and go while the daemon is killed: make soak CYCLES=1000, or CROWD=200 for as many at once.
 soak: tools
@@ -72,6 +73,11 @@ lab: setup
 lab-test: tools
 	@go build -o $(BIN)/ ./test/lab
 	@PISTIS_BIN=$(BIN) PISTIS_GUEST=$(GUEST) hack/lab-test.sh
+
+# The suites about cgroups and critest's named specs for runc on an emulated host with cgroup v2, without systemd and with it:
+# make lab-host-test [DRIVER=systemd [SUITE=groups]]
+lab-host-test: tools
+	@PISTIS_BIN=$(BIN) PISTIS_GUEST=$(GUEST) hack/lab-host.sh $(DRIVER) $(SUITE)
 
 # Needs protoc and its Go plugins; their output is committed.
 generate: setup

@@ -38,7 +38,12 @@ start_daemon() {
 	export PISTIS_SOCKET=$state/pistisd.sock
 	if "$BIN/pistis" pods >/dev/null 2>&1; then
 		state=''
-		echo "a daemon already runs at $PISTIS_SOCKET: end it first" >&2
+		local pid
+		pid=$(cat "/run/$name/lock")
+		cat >&2 <<-END
+			a daemon already runs at $PISTIS_SOCKET. To end it first:
+			  $BIN/pistis --socket $PISTIS_SOCKET rm -f --all; kill $pid; tail --pid=$pid -f /dev/null; $BIN/pistisd --config /run/$name/config.toml wipe --yes
+		END
 		return 1
 	fi
 	root=$dir/root

@@ -33,7 +33,7 @@ how_to_go_on() {
 		  pistis pods; pistis exec -it $pod sh
 		  crictl --runtime-endpoint unix://$PISTIS_SOCKET --timeout 1m pods
 		To end it:
-		  pistis rm -f --all; kill $daemon $registry; pistisd --config $state/config.toml wipe --yes
+		  pistis rm -f --all; kill $daemon $registry; tail --pid=$daemon -f /dev/null; pistisd --config $state/config.toml wipe --yes
 	END
 }
 
@@ -44,7 +44,7 @@ finish() {
 		how_to_go_on
 		exit 0
 	fi
-	if [ $code -ne 0 ] && [ -z "$own_code" ] && [ -s "$data/pistisd.log" ]; then
+	if [ $code -ne 0 ] && [ -n "$daemon" ] && [ -z "$own_code" ] && [ -s "$data/pistisd.log" ]; then
 		echo "failed; the end of pistisd's log:" >&2
 		tail -n 30 "$data/pistisd.log" >&2
 	fi
@@ -75,7 +75,10 @@ tour() {
 	say "its log"
 	pistis logs $pod
 	say "where the time of its start went"
-	pistis inspect $pod | sed -n 's/.*"phase\.\([^"]*\)": *"\(.*\)".*/\1 \2/p' | column -t
+	local name
+	for name in network vmm kernel+agent configure; do
+		pistis inspect $pod | sed -n "s/.*\"phase\.\($name\)\": *\"\(.*\)\".*/\1 \2/p"
+	done | column -t
 }
 
 from=$(date +%s%3N)

@@ -14,6 +14,7 @@ packages=(
 	qemu-system-x86                         # the hypervisor
 	e2fsprogs                               # mkfs.ext4: the pods' scratch disks
 	qemu-system-common kmod                 # virtiofsd and depmod: the lab of test/lab
+	systemd dbus                            # the lab's first process, when it is asked for; nothing is started here
 	ca-certificates git                     # the Go modules' transport, version numbers
 	curl bsdextrautils                      # what hack/run.sh shows a pod with
 	crun                                    # an OCI runtime of pods on the host's kernel; runc is built

@@ -15,7 +15,7 @@ echo "== unit, contract and fuzz-seed tests"
 go test -timeout 15m ./api/... ./cmd/... ./internal/... ./test/leak/... ./test/lab/...
 
 echo "== short fuzzing of what decodes the guest's, the network's and the disk's bytes"
-FUZZTIME=500x hack/fuzz.sh internal/{agent,agentclient,bundle,guestimage,hypervisor,oci,shim,snapshot,stdio,store,transport}
+FUZZTIME=500x hack/fuzz.sh internal/{agent,agentclient,bundle,guestimage,hypervisor,image,oci,share,shim,signature,snapshot,stdio,store,transport,userdb}
 
 echo "== integration tests"
 go test -timeout 25m -v -count=1 ./test/integration/...

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -21,19 +22,32 @@ type source struct {
 
 func parsePackages(t *testing.T) []source {
 	t.Helper()
+	sources, err := parsed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sources
+}
+
+// parsed are all packages, parsed once for all tests, none of which changes them.
+var parsed = sync.OnceValues(func() ([]source, error) {
+	pkgs, err := listed()
+	if err != nil {
+		return nil, err
+	}
 	var sources []source
-	for _, p := range listPackages(t) {
+	for _, p := range pkgs {
 		name := strings.TrimPrefix(p.ImportPath, module)
 		s := source{name, token.NewFileSet(), map[string]*ast.File{}}
 		for _, base := range p.GoFiles {
 			file := filepath.Join(name, base)
 			content, err := os.ReadFile(filepath.Join("..", file))
 			if err != nil {
-				t.Fatal(err)
+				return nil, err
 			}
 			parsed, err := parser.ParseFile(s.fset, file, content, parser.ParseComments)
 			if err != nil {
-				t.Fatal(err)
+				return nil, err
 			}
 			if !ast.IsGenerated(parsed) {
 				s.files[file] = parsed
@@ -41,8 +55,8 @@ func parsePackages(t *testing.T) []source {
 		}
 		sources = append(sources, s)
 	}
-	return sources
-}
+	return sources, nil
+})
 
 func (s source) lines(n ast.Node) int {
 	return s.fset.Position(n.End()).Line - s.fset.Position(n.Pos()).Line + 1

@@ -3,11 +3,13 @@ package internal_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os/exec"
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -24,30 +26,39 @@ type pkg struct {
 	XTestGoFiles []string
 }
 
-// listPackages asks the go command for the packages of this module and what they import.
+// listPackages are the packages of this module.
 func listPackages(t *testing.T) []pkg {
 	t.Helper()
+	pkgs, err := listed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pkgs
+}
+
+// listed asks the go command for the packages of this module and what they import, once for all tests.
+var listed = sync.OnceValues(func() ([]pkg, error) {
 	cmd := exec.Command("go", "list", "-json=ImportPath,Name,Doc,Deps,Imports,GoFiles,TestGoFiles,XTestGoFiles", "./...")
 	cmd.Dir = ".."
 	out, err := cmd.Output()
 	if err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {
-			t.Fatalf("go list: %s", exit.Stderr)
+			err = fmt.Errorf("go list: %s", exit.Stderr)
 		}
-		t.Fatal(err)
+		return nil, err
 	}
 	var pkgs []pkg
 	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
 		var p pkg
 		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
-			return pkgs
+			return pkgs, nil
 		} else if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		pkgs = append(pkgs, p)
 	}
-}
+})
 
 func matches(name string, patterns []string) bool {
 	return slices.ContainsFunc(patterns, func(p string) bool {
@@ -78,19 +89,19 @@ func TestForbiddenDependencies(t *testing.T) {
 			why:        "the guest side stays small",
 			packages:   []string{"internal/agent/...", "cmd/pistis-agent"},
 			transitive: true,
-			forbidden:  []string{"google.golang.org/grpc", "k8s.io/...", "github.com/containerd/containerd/v2/core/...", "net/http"},
+			forbidden:  []string{"google.golang.org/grpc", "k8s.io/...", "github.com/containerd/containerd/v2/core/...", "net/http", "github.com/godbus/..."},
 		},
 		{
 			why:        "the shim stays small",
 			packages:   []string{"internal/shim/...", "internal/vm", "cmd/containerd-shim-pistis-v2"},
 			transitive: true,
-			forbidden:  []string{"google.golang.org/grpc", "k8s.io/...", "github.com/containerd/containerd/v2/core/metadata", module + "internal/sandbox", module + "internal/container"},
+			forbidden:  []string{"google.golang.org/grpc", "k8s.io/...", "github.com/containerd/containerd/v2/core/metadata", module + "internal/sandbox", module + "internal/container", "github.com/godbus/..."},
 		},
 		{
 			why:        "a node runs a monitor per pod: it stays small",
 			packages:   []string{"internal/monitor/...", "cmd/pistis-monitor"},
 			transitive: true,
-			forbidden:  []string{"google.golang.org/protobuf/...", "google.golang.org/grpc/...", "github.com/containerd/ttrpc", "github.com/containerd/containerd/...", "net/http", "k8s.io/..."},
+			forbidden:  []string{"google.golang.org/protobuf/...", "google.golang.org/grpc/...", "github.com/containerd/ttrpc", "github.com/containerd/containerd/...", "net/http", "k8s.io/...", "github.com/godbus/..."},
 		},
 		{
 			why:       "the CRI API is the business of the CRI server and of its clients",
@@ -105,7 +116,7 @@ func TestForbiddenDependencies(t *testing.T) {
 		},
 		{
 			why:       "vocabulary and leaves import nothing of ours",
-			packages:  []string{"internal/task", "internal/lifecycle", "internal/store", "internal/cleanup", "internal/logfields", "internal/rtnl", "api/..."},
+			packages:  []string{"internal/task", "internal/lifecycle", "internal/store", "internal/cleanup", "internal/logfields", "internal/rtnl", "internal/systemd", "api/..."},
 			forbidden: []string{module + "internal/..."},
 		},
 	}
@@ -136,20 +147,20 @@ func layers() [][]string {
 		{ // contracts, vocabulary and leaves
 			"api/...", "internal/cleanup", "internal/config", "internal/debian", "internal/event", "internal/failpoint",
 			"internal/hypervisor", "internal/lifecycle", "internal/logfields", "internal/oci", "internal/reaper",
-			"internal/rtnl", "internal/stdio", "internal/store", "internal/task", "internal/transport", "internal/version",
+			"internal/rtnl", "internal/span", "internal/stdio", "internal/store", "internal/task", "internal/transport", "internal/version",
 		},
 		{ // mechanisms: each does one thing, and knows no pods
 			"internal/agent/...", "internal/agentclient", "internal/bundle",
 			"internal/cgroup", "internal/guestimage", "internal/hypervisor/cloudhypervisor",
 			"internal/hypervisor/firecracker", "internal/hypervisor/qemu/...", "internal/hypervisor/vmm", "internal/image/...", "internal/network/...",
 			"internal/rootfs", "internal/runc", "internal/share", "internal/shim/limits", "internal/signature", "internal/snapshot",
-			"internal/telemetry", "internal/userdb",
+			"internal/systemd", "internal/telemetry", "internal/userdb",
 		},
 		{ // one pod, and how the daemon reaches it
 			"internal/monitor", "internal/shimclient", "internal/vm",
 		},
 		{ // all pods
-			"internal/container", "internal/hostpod", "internal/podfiles", "internal/sandbox", "internal/vmpod",
+			"internal/container", "internal/hostpod", "internal/nri", "internal/podfiles", "internal/sandbox", "internal/vmpod",
 		},
 		{ // what answers calls, each in a process of its own
 			"internal/agent", "internal/agent/boot", "internal/cri/...", "internal/doctor", "internal/monitor/server",

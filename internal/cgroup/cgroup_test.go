@@ -33,24 +33,11 @@ nonsense
 	}
 }
 
-func TestScopePath(t *testing.T) {
-	for path, want := range map[string]string{
-		"kubepods-besteffort-pod1.slice:pistis:id": "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod1.slice/pistis-id.scope",
-		"system.slice:pistis:id":                   "/system.slice/pistis-id.scope",
-		"system.slice::id":                         "/system.slice/id.scope",
-		"-.slice:pistis:id":                        "pistis-id.scope",
-	} {
-		if got, err := scopePath(path); got != want || err != nil {
-			t.Errorf("scope of %s = %s, %v, want %s", path, got, err, want)
+func TestOfSpec(t *testing.T) {
+	for _, path := range []string{"", "relative", "a.slice:b:c"} {
+		if _, err := OfSpec(path); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", path, err)
 		}
-	}
-	for _, path := range []string{"", "/a/b", "a.slice:b", "a.slice:b:", "a:b:c", "a--b.slice:c:d", ".slice:a:b", "a.slice:b:../c"} {
-		if got, err := scopePath(path); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("scope of %q = %s, %v, want InvalidArgument", path, got, err)
-		}
-	}
-	if _, err := OfSpec("relative", false); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("relative path: %v", err)
 	}
 }
 

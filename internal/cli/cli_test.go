@@ -135,8 +135,15 @@ func (d *daemon) Pull(r *pistisv1.PullRequest, stream grpc.ServerStreamingServer
 	return errors.Join(stream.Send(&pistisv1.PullProgress{Status: "downloading"}), stream.Send(&pistisv1.PullProgress{Id: "sha256:" + r.Image}))
 }
 
+// served is a daemon, or one that can do more.
+type served interface {
+	runtime.RuntimeServiceServer
+	runtime.ImageServiceServer
+	pistisv1.PistisServer
+}
+
 // start serves d and returns what runs a command line against it.
-func start(t *testing.T, d *daemon) func(args ...string) (out string, err error) {
+func start(t *testing.T, d served) func(args ...string) (out string, err error) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "cli") // a socket's path is short
 	if err != nil {

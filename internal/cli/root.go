@@ -89,7 +89,7 @@ func (a *app) command() *cobra.Command {
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "", "output format: json")
 	root.AddCommand(
 		a.completes(a.runCommand(), true, imageNames),
-		a.psCommand(), a.podsCommand(),
+		a.psCommand(), a.podsCommand(), a.eventsCommand(), a.topCommand(),
 		a.completes(a.execCommand(), true, containerNames),
 		a.completes(a.attachCommand(), true, containerNames),
 		a.completes(a.logsCommand(), true, containerNames),

@@ -19,7 +19,8 @@ type Config struct {
 	// Monitor is the path of pistis-monitor; empty: beside pistisd, then PATH.
 	Monitor string `toml:"monitor" json:"monitor"`
 	// Metrics is a listen address; empty: off.
-	Metrics string `toml:"metrics" json:"metrics"`
+	Metrics string  `toml:"metrics" json:"metrics"`
+	Tracing Tracing `toml:"tracing" json:"tracing"`
 	// DrainTimeout bounds what SIGTERM waits for calls that run.
 	DrainTimeout Duration `toml:"drain_timeout" json:"drain_timeout"`
 }
@@ -31,14 +32,23 @@ type Runtimes struct {
 	DefaultHandler   string             `toml:"default_handler" json:"default_handler"`
 	UntrustedHandler string             `toml:"untrusted_handler" json:"untrusted_handler"`
 	Handlers         map[string]Handler `toml:"handlers" json:"handlers"`
+	NRI              NRI                `toml:"nri" json:"nri"`
 }
 
 // Cgroups of the pods.
 type Cgroups struct {
 	// CgroupDriver is cgroupfs or systemd; empty finds out.
 	CgroupDriver string `toml:"cgroup_driver" json:"cgroup_driver"`
-	// CgroupParent is the cgroup, below each hierarchy's root, of pods that name none.
+	// CgroupParent is the cgroup, below each hierarchy's root, of pods that name none; with systemd the slice of that name.
 	CgroupParent string `toml:"cgroup_parent" json:"cgroup_parent"`
+}
+
+// Tracing is where traces of calls go.
+type Tracing struct {
+	// Endpoint is the URL of an OpenTelemetry collector that takes OTLP over gRPC; empty: off.
+	Endpoint string `toml:"endpoint" json:"endpoint"`
+	// Ratio of the calls that are traced, from 0 to 1, where the client has not decided.
+	Ratio float64 `toml:"ratio" json:"ratio"`
 }
 
 // Log is how the daemon logs, to standard error.
@@ -78,11 +88,25 @@ type Bridge struct {
 	IPv6 string `toml:"ipv6" json:"ipv6"` // empty: IPv4 only
 }
 
+// NRI are plugins that take part in the life of pods and containers.
+type NRI struct {
+	Enabled   bool   `toml:"enabled" json:"enabled"`
+	Socket    string `toml:"socket" json:"socket"`
+	PluginDir string `toml:"plugin_dir" json:"plugin_dir"`
+	ConfigDir string `toml:"config_dir" json:"config_dir"`
+}
+
 // Stream is the server for exec, attach and port-forward.
 type Stream struct {
 	Address     string   `toml:"address" json:"address"` // host:port, port 0 picks one
 	IdleTimeout Duration `toml:"idle_timeout" json:"idle_timeout"`
 }
+
+// The values of CgroupDriver.
+const (
+	CgroupFS      = "cgroupfs"
+	CgroupSystemd = "systemd"
+)
 
 // The types of handlers.
 const (

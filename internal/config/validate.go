@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -42,7 +43,7 @@ func (c Config) Validate() error {
 	}
 	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf("log.format", c.Log.Format, "text", "json")
-	oneOf("cgroup_driver", c.CgroupDriver, "", "cgroupfs", "systemd")
+	oneOf("cgroup_driver", c.CgroupDriver, "", CgroupFS, CgroupSystemd)
 	if n := c.Image.MaxConcurrentDownloads; n < 1 || n > 64 {
 		bad("image.max_concurrent_downloads: %d is not between 1 and 64", n)
 	}
@@ -53,6 +54,9 @@ func (c Config) Validate() error {
 		if err := listenAddress(c.Metrics); err != nil {
 			bad("metrics: %w", err)
 		}
+	}
+	if err := c.Tracing.validate(); err != nil {
+		bad("tracing.%w", err)
 	}
 	for key, d := range map[string]Duration{
 		"drain_timeout": c.DrainTimeout, "image.pull_timeout": c.Image.PullTimeout,
@@ -80,6 +84,11 @@ func (c Config) validatePaths(bad func(string, ...any)) {
 		"vm.kernel": c.VM.Kernel, "vm.initrd": c.VM.Initrd, "vm.modules": c.VM.Modules, "vm.shim": c.VM.Shim, "vm.qemu": c.VM.QEMU, "vm.firecracker": c.VM.Firecracker, "vm.cloud_hypervisor": c.VM.CloudHypervisor, "monitor": c.Monitor,
 	} {
 		if path != "" && !filepath.IsAbs(path) {
+			bad("%s: %q is not an absolute path", key, path)
+		}
+	}
+	for key, path := range map[string]string{"nri.socket": c.NRI.Socket, "nri.plugin_dir": c.NRI.PluginDir, "nri.config_dir": c.NRI.ConfigDir} {
+		if c.NRI.Enabled && !filepath.IsAbs(path) {
 			bad("%s: %q is not an absolute path", key, path)
 		}
 	}
@@ -214,6 +223,20 @@ func listenAddress(address string) error {
 	}
 	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return fmt.Errorf("%q: the port is not a number from 0 to 65535", address)
+	}
+	return nil
+}
+
+func (t Tracing) validate() error {
+	if t.Ratio < 0 || t.Ratio > 1 || t.Ratio != t.Ratio {
+		return fmt.Errorf("ratio: %v is not between 0 and 1", t.Ratio)
+	}
+	if t.Endpoint == "" {
+		return nil
+	}
+	u, err := url.Parse(t.Endpoint)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
+		return fmt.Errorf("endpoint: %q is not a URL such as http://127.0.0.1:4317", t.Endpoint)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -15,6 +16,28 @@ import (
 // Update changes limits; what the new ones leave out stays as it is. For a container that has not been started or has
 // ended the change is kept all the same.
 func (m *Manager) Update(ctx context.Context, id string, resources *specs.LinuxResources) error {
+	c, err := m.find(id)
+	if err != nil {
+		return err
+	}
+	rec := c.snapshot()
+	pod, err := m.sandboxes.Status(ctx, rec.Config.SandboxID)
+	if err != nil {
+		return err
+	}
+	// Before the container is claimed: plugins may change others in return.
+	if resources, err = m.plugins.Update(ctx, pod, rec.status(), resources); err != nil {
+		return err
+	}
+	if err := m.SetLimits(ctx, rec.ID, resources); err != nil {
+		return err
+	}
+	m.tell(ctx, MomentUpdated, c.snapshot())
+	return nil
+}
+
+// SetLimits is Update without asking plugins.
+func (m *Manager) SetLimits(ctx context.Context, id string, resources *specs.LinuxResources) error {
 	c, err := m.find(id)
 	if err != nil {
 		return err
@@ -92,7 +115,11 @@ func mergeResources(old, change *specs.LinuxResources) *specs.LinuxResources {
 		merged.HugepageLimits = change.HugepageLimits
 	}
 	if len(change.Unified) > 0 {
-		merged.Unified = change.Unified
+		merged.Unified = maps.Clone(old.Unified)
+		if merged.Unified == nil {
+			merged.Unified = map[string]string{}
+		}
+		maps.Copy(merged.Unified, change.Unified)
 	}
 	return &merged
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/pistis-run/pistis/internal/image"
 	"github.com/pistis-run/pistis/internal/oci"
 	"github.com/pistis-run/pistis/internal/sandbox"
+	"github.com/pistis-run/pistis/internal/span"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -43,10 +44,14 @@ func (m *Manager) Create(ctx context.Context, cfg Config) (id string, err error)
 		return "", err
 	}
 	defer release()
+	ctx, end := span.Start(ctx, "container create", span.Container.String(id), span.Sandbox.String(pod.ID), span.Image.String(cfg.Image))
+	defer func() { end(err) }()
+	defer m.plugins.Hold()()
 	if err := m.create(ctx, c, pod, tasks); err != nil {
 		return "", err
 	}
 	m.publish(event.Created, c.snapshot())
+	m.tell(ctx, MomentCreated, c.snapshot())
 	return id, nil
 }
 
@@ -87,6 +92,9 @@ func (m *Manager) create(ctx context.Context, c *container, pod sandbox.Status, 
 	if err := m.mountVolumes(ctx, vols, pod, spec); err != nil {
 		return err
 	}
+	if err := m.adjust(ctx, c, pod, spec); err != nil {
+		return err
+	}
 	undo.Add("remove bundle", func(context.Context) error { return os.RemoveAll(m.bundle(rec.ID)) })
 	if err := m.writeBundle(rec.ID, spec); err != nil {
 		return err
@@ -104,7 +112,9 @@ func (m *Manager) create(ctx context.Context, c *container, pod sandbox.Status, 
 	}
 	// Before the call: one that was given up may have made the container all the same.
 	undo.Add("delete container in its sandbox", func(ctx context.Context) error { return m.deleteTask(ctx, rec) })
-	user, err := tasks.Create(ctx, req)
+	creating, created := span.Start(ctx, "task create")
+	user, err := tasks.Create(creating, req)
+	created(err)
 	if err != nil {
 		return err
 	}
@@ -124,10 +134,14 @@ func (m *Manager) useImages(ctx context.Context, id string, pod sandbox.Status, 
 			return nil, volumeError(v.mount, err)
 		}
 	}
+	ctx, end := span.Start(ctx, "layers")
+	form := m.dirs
 	if pod.VM {
-		return m.disks.Ensure(ctx, img)
+		form = m.disks
 	}
-	return m.dirs.Ensure(ctx, img)
+	paths, err := form.Ensure(ctx, img)
+	end(err)
+	return paths, err
 }
 
 // prepare finds the image and checks all that can be refused before anything is made.

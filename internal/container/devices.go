@@ -42,6 +42,11 @@ func addDevices(spec *specs.Spec, cfg Config, vm bool) error {
 	if len(names) == 0 {
 		return nil
 	}
+	return InjectCDI(spec, names)
+}
+
+// InjectCDI gives a container of the host's kernel devices by their CDI names.
+func InjectCDI(spec *specs.Spec, names []string) error {
 	// A cache of its own reads the specification files now: a driver may have written them a moment ago.
 	cache, err := cdi.NewCache(cdi.WithAutoRefresh(false))
 	if err != nil {

@@ -45,7 +45,7 @@ type layers interface {
 	Ensure(ctx context.Context, img image.Image) ([]string, error)
 }
 
-// Options of a manager; all are needed.
+// Options of a manager; all are needed but Plugins.
 type Options struct {
 	// Dir keeps the records, BundleDir a directory for each container.
 	Dir, BundleDir string
@@ -54,20 +54,27 @@ type Options struct {
 	// Disks are layers for sandboxes that are VMs, Dirs for those on the host's kernel.
 	Disks, Dirs layers
 	Volumes     volumes
+	Plugins     plugins
 	Events      *event.Broker
 	Log         *slog.Logger
 }
 
+// storage is what containers are made of.
+type storage struct {
+	images  images
+	disks   layers
+	dirs    layers
+	volumes volumes
+}
+
 // Manager owns the containers of this node.
 type Manager struct {
+	storage
 	records   *store.Store[record]
 	names     store.Names
 	bundles   string
 	sandboxes sandboxes
-	images    images
-	disks     layers
-	dirs      layers
-	volumes   volumes
+	plugins   plugins
 	events    *event.Broker
 	log       *slog.Logger
 
@@ -86,10 +93,13 @@ func New(o Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("containers: %w", err)
 	}
+	if o.Plugins == nil {
+		o.Plugins = noPlugins{}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Manager{
-		records: records, bundles: o.BundleDir, sandboxes: o.Sandboxes, images: o.Images, disks: o.Disks, dirs: o.Dirs,
-		volumes: o.Volumes, events: o.Events, log: o.Log, ctx: ctx, cancel: cancel, containers: map[string]*container{},
+		storage: storage{images: o.Images, disks: o.Disks, dirs: o.Dirs, volumes: o.Volumes},
+		records: records, bundles: o.BundleDir, sandboxes: o.Sandboxes, plugins: o.Plugins, events: o.Events, log: o.Log, ctx: ctx, cancel: cancel, containers: map[string]*container{},
 	}, nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/pistis-run/pistis/internal/event"
 	"github.com/pistis-run/pistis/internal/failpoint"
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/span"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -36,15 +37,23 @@ func (m *Manager) Start(ctx context.Context, id string) error {
 	return m.start(ctx, c)
 }
 
-func (m *Manager) start(ctx context.Context, c *container) error {
+func (m *Manager) start(ctx context.Context, c *container) (err error) {
 	rec := c.snapshot()
+	ctx, end := span.Start(ctx, "container start", span.Container.String(rec.ID), span.Sandbox.String(rec.Config.SandboxID))
+	defer func() { end(err) }()
 	tasks, err := m.sandboxes.Tasks(ctx, rec.Config.SandboxID)
 	var pid uint32
 	if err == nil {
 		err = failpoint.Hit(ctx, "container.starting")
 	}
 	if err == nil {
-		pid, err = tasks.Start(ctx, task.ID{Container: rec.ID})
+		err = m.tellStarting(ctx, rec)
+	}
+	if err == nil {
+		starting, started := span.Start(ctx, "task start")
+		pid, err = tasks.Start(starting, task.ID{Container: rec.ID})
+		span.Set(starting, span.PID.Int64(int64(pid)))
+		started(err)
 	}
 	if err != nil {
 		return m.startFailed(ctx, c, tasks, err)
@@ -54,8 +63,18 @@ func (m *Manager) start(ctx context.Context, c *container) error {
 		return m.startFailed(ctx, c, tasks, err)
 	}
 	m.publish(event.Started, rec)
+	m.tell(ctx, MomentStarted, c.snapshot())
 	m.watch(c)
 	return nil
+}
+
+// tellStarting asks plugins whether a container may start.
+func (m *Manager) tellStarting(ctx context.Context, rec record) error {
+	pod, err := m.sandboxes.Status(ctx, rec.Config.SandboxID)
+	if err != nil {
+		return err
+	}
+	return m.plugins.Tell(ctx, MomentStarting, pod, rec.status())
 }
 
 // startFailed makes sure that nothing runs and records why.
@@ -162,6 +181,7 @@ func (m *Manager) finish(c *container, exit task.Exit) {
 
 // record makes a container Exited.
 func (m *Manager) record(c *container, code int32, reason, message string, at time.Time) {
+	m.tell(m.ctx, MomentStopped, c.snapshot()) // before whoever waits for the exit goes on and removes it
 	err := m.move(c, opExit, func(r *record) {
 		r.Finished, r.PID = at, 0
 		r.ExitCode, r.Reason, r.Message = code, reason, message

@@ -14,6 +14,7 @@ import (
 	"github.com/pistis-run/pistis/internal/event"
 	"github.com/pistis-run/pistis/internal/failpoint"
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/span"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -48,11 +49,13 @@ func (m *Manager) Stop(ctx context.Context, id string, grace time.Duration) erro
 	return m.stop(ctx, c, grace)
 }
 
-func (m *Manager) stop(ctx context.Context, c *container, grace time.Duration) error {
+func (m *Manager) stop(ctx context.Context, c *container, grace time.Duration) (err error) {
 	rec := c.snapshot()
 	if !rec.alive() {
 		return nil
 	}
+	ctx, end := span.Start(ctx, "container stop", span.Container.String(rec.ID), span.Sandbox.String(rec.Config.SandboxID))
+	defer func() { end(err) }()
 	if grace > 0 {
 		err := m.signal(ctx, rec, rec.StopSignal, false)
 		if err == nil {
@@ -138,6 +141,7 @@ func (m *Manager) remove(ctx context.Context, c *container) error {
 		return err
 	}
 	rec := c.snapshot()
+	m.tell(ctx, MomentRemoved, rec)
 	if err := m.release(ctx, rec); err != nil {
 		return err
 	}

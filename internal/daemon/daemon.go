@@ -16,6 +16,7 @@ import (
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/cri"
 	"github.com/pistis-run/pistis/internal/cri/streaming"
+	"github.com/pistis-run/pistis/internal/image"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/telemetry"
 	"github.com/pistis-run/pistis/internal/version"
@@ -39,6 +40,9 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	if err := engine.recover(ctx, log); err != nil {
 		return err
 	}
+	if err := engine.startPlugins(&down); err != nil {
+		return err
+	}
 	down.Add("stop tending networks", background(ctx, func(ctx context.Context) { engine.tendNetworks(ctx, log) }))
 	down.Add("stop trying out KVM", background(ctx, func(ctx context.Context) { engine.handlers.warmUp(ctx, log) }))
 	counts.Census(engine.census)
@@ -57,8 +61,15 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	down.Add("close streams", streams.Close)
 
 	draining := make(chan struct{})
+	tracing, stopTracing, err := telemetry.Tracing(ctx, telemetry.TracingOptions{
+		Endpoint: cfg.Tracing.Endpoint, Ratio: cfg.Tracing.Ratio, Version: version.Version, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	down.Add("stop tracing", stopTracing)
 	runtime := cri.New(criOptions(cfg, engine, streams, draining, log))
-	server := grpc.NewServer(cri.Interceptors(log, observeCalls(counts, runtime.HandlerOf))...)
+	server := grpc.NewServer(append(cri.Interceptors(log, observeCalls(counts, runtime.HandlerOf)), tracing...)...)
 	runtime.Register(server)
 	cri.NewOperator(engine.images).Register(server)
 	listener, err := listen(ctx, cfg.Socket)
@@ -110,20 +121,20 @@ func serve(ctx context.Context, server *grpc.Server, listener net.Listener, drai
 
 func criOptions(cfg config.Config, e *engine, streams *streaming.Server, draining <-chan struct{}, log *slog.Logger) cri.Options {
 	writable := &usage{dir: e.paths.scratch()}
+	containerFS := func(ctx context.Context) (image.FSInfo, error) {
+		info, err := writable.info(ctx) // what VMs write
+		if err != nil {
+			return info, err
+		}
+		bytes, inodes, err := e.roots.Total(ctx)
+		info.UsedBytes, info.UsedInodes = info.UsedBytes+bytes, info.UsedInodes+inodes
+		return info, err
+	}
 	return cri.Options{
 		Sandboxes: e.sandboxes, Containers: e.containers, Images: e.images, Events: e.events, Streams: streams,
-		ContainerFS: writable.info, NetworkReady: e.network.Status, SetPodCIDR: podCIDR(cfg.Network),
-		Handlers: e.handlers.forCRI(), SystemdCgroups: systemdCgroups(cfg.CgroupDriver),
+		ContainerFS: containerFS, NetworkReady: e.network.Status, SetPodCIDR: podCIDR(cfg.Network),
+		Handlers: e.handlers.forCRI(), SystemdCgroups: e.handlers.groups.systemd(),
 		Version: version.Version, Info: map[string]any{"config": cfg, "version": version.Version, "pid": os.Getpid()},
 		Log: log, Done: draining,
 	}
-}
-
-// systemdCgroups says which cgroup driver the kubelet is told to use.
-func systemdCgroups(driver string) bool {
-	if driver != "" {
-		return driver == "systemd"
-	}
-	_, err := os.Stat("/run/systemd/system") // as sd_booted(3)
-	return err == nil
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/network"
 	"github.com/pistis-run/pistis/internal/network/netns"
+	"github.com/pistis-run/pistis/internal/nri"
 	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/snapshot"
@@ -70,6 +71,7 @@ type engine struct {
 	events     *event.Broker
 	sandboxes  *sandbox.Manager
 	containers *container.Manager
+	plugins    *nri.Plugins // nil: none
 }
 
 // openEngine opens the parts, from the bottom up, and puts their ends on down. Nothing has been recovered yet.
@@ -117,26 +119,47 @@ func openEngine(ctx context.Context, cfg config.Config, counts *telemetry.Metric
 			return nil, fmt.Errorf("daemon: %w", err)
 		}
 	}
-	e.sandboxes, err = sandbox.New(sandbox.Options{
+	return e, e.openManagers(cfg.NRI, imageVolumes{volumes}, counts, log, down)
+}
+
+// openManagers opens the owners of pods and containers, with the plugins that take part in their life.
+func (e *engine) openManagers(cfg config.NRI, volumes imageVolumes, counts *telemetry.Metrics, log *slog.Logger, down *cleanup.Stack) (err error) {
+	pods := sandbox.Options{
 		Dir: e.paths.sandboxRecords(), NetNSDir: e.paths.netns(),
 		NetNS:   sandbox.NetNS{Create: netns.Create, CreateOwned: createOwned, Remove: netns.Remove, List: netns.List, UserNS: netns.UserNS},
 		Network: e.network, Launchers: e.handlers.launchers, Events: e.events, Swept: counts.Leak, Log: log,
-	})
-	if err != nil {
-		return nil, err
+	}
+	containers := container.Options{
+		Dir: e.paths.containerRecords(), BundleDir: e.paths.bundles(), Images: e.images,
+		Disks: e.disks, Dirs: e.dirs, Volumes: volumes, Events: e.events, Log: log,
+	}
+	if cfg.Enabled {
+		if e.plugins, err = nri.New(nri.Options{Socket: cfg.Socket, PluginDir: cfg.PluginDir, ConfigDir: cfg.ConfigDir, Log: log}); err != nil {
+			return err
+		}
+		pods.Plugins, containers.Plugins = e.plugins, e.plugins
+	}
+	if e.sandboxes, err = sandbox.New(pods); err != nil {
+		return err
 	}
 	down.Add("close sandboxes", closing(e.sandboxes.Close))
-	e.containers, err = container.New(container.Options{
-		Dir: e.paths.containerRecords(), BundleDir: e.paths.bundles(), Sandboxes: e.sandboxes, Images: e.images,
-		Disks: e.disks, Dirs: e.dirs, Volumes: imageVolumes{volumes}, Events: e.events, Log: log,
-	})
-	if err != nil {
-		return nil, err
+	containers.Sandboxes = e.sandboxes
+	if e.containers, err = container.New(containers); err != nil {
+		return err
 	}
 	down.Add("close containers", closing(e.containers.Close))
 	e.sandboxes.SetContainers(e.containers)
 	e.events.SetDescribe(cri.DescribeEvents(e.sandboxes, e.containers))
-	return e, nil
+	return nil
+}
+
+// startPlugins lets plugins in, if there are to be any.
+func (e *engine) startPlugins(down *cleanup.Stack) error {
+	if e.plugins == nil {
+		return nil
+	}
+	down.Add("close plugins", closing(e.plugins.Close))
+	return e.plugins.Start(e.sandboxes, e.containers)
 }
 
 // createOwned makes a network namespace in a user namespace of the pod's own.

@@ -32,6 +32,7 @@ type handlers struct {
 	guest    guestFiles
 	accel    *accelerator
 	machines *machines
+	groups   groups
 	// network says whether pods of a handler could be connected now.
 	network func(handler string) error
 	// userNamespaces tells, from a trial, whether this host can map the owners of pods' files.
@@ -137,6 +138,9 @@ func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *root
 		return nil, fmt.Errorf("daemon: vm.uids: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	uids := vmpod.NewUIDs(first, last)
+	if h.groups, err = newGroups(cfg); err != nil {
+		return nil, err
+	}
 	for name, handler := range cfg.Handlers {
 		if handler.Type == config.HandlerOCI {
 			h.launchers[name], err = h.openHost(name, handler, p, roots, log)
@@ -157,7 +161,7 @@ func (h *handlers) openVM(handler config.Handler, p paths, disks *snapshot.Disks
 	}
 	return vmpod.New(vmpod.Options{
 		Config: h.cfg.VM, Shim: shim, Host: func(ctx context.Context) (vmpod.Machine, error) { return h.machines.choose(ctx, handler.Hypervisor) },
-		NewScratch: disks.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: h.cfg.CgroupParent,
+		NewScratch: disks.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: h.groups.parent, Units: h.groups.units,
 		Booted: h.counts.Boot, Swept: h.counts.Leak, Log: log,
 	})
 }
@@ -166,7 +170,7 @@ func (h *handlers) openHost(name string, handler config.Handler, p paths, roots 
 	return hostpod.New(hostpod.Options{
 		Runtime: func() (string, error) { return handler.FindRuntime(name) }, Monitor: h.cfg.FindMonitor,
 		Roots: roots, Dir: filepath.Join(p.hostPods(), name), RuntimeRoot: filepath.Join(p.runtimes(), name),
-		CgroupParent: h.cfg.CgroupParent, SystemdCgroups: systemdCgroups(h.cfg.CgroupDriver), Swept: h.counts.Leak, Log: log,
+		CgroupParent: h.groups.parent, Units: h.groups.units, Swept: h.counts.Leak, Log: log,
 	})
 }
 

@@ -7,13 +7,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
-	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/cleanup"
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/logfields"
@@ -21,9 +19,6 @@ import (
 	"github.com/pistis-run/pistis/internal/telemetry"
 	"github.com/pistis-run/pistis/internal/version"
 )
-
-// cgroupTimeout is how long dead processes may take to leave their cgroup.
-const cgroupTimeout = 10 * time.Second
 
 // Wipe ends all pods of a daemon that does not run, and removes what they and the daemon had on the host: namespaces,
 // cgroups, bridge, rules and everything below the run directory. Images and the guest stay.
@@ -103,7 +98,7 @@ func wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) 
 			return fmt.Errorf("wipe: %w", err)
 		}
 	}
-	if err := removeCgroup(ctx, cfg.CgroupParent); errors.Is(err, unix.EBUSY) {
+	if err := engine.handlers.groups.remove(ctx); errors.Is(err, unix.EBUSY) {
 		log.Warn("the cgroup stays: there are processes or groups in it that are not of this daemon's pods", logfields.Path, cfg.CgroupParent)
 	} else if err != nil {
 		return fmt.Errorf("wipe: %w", err)
@@ -113,15 +108,4 @@ func wipe(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) 
 	}
 	log.Info("wiped", logfields.Path, cfg.State)
 	return nil
-}
-
-// removeCgroup removes the parent of the pods' cgroups. EBUSY where somebody else has something in it.
-func removeCgroup(ctx context.Context, path string) error {
-	group, err := cgroup.Open(path)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, cgroupTimeout)
-	defer cancel()
-	return group.Remove(ctx)
 }

@@ -137,6 +137,13 @@ func TestCgroups(t *testing.T) {
 			t.Errorf("%q: %+v", mounts, f)
 		}
 	}
+	for mounts, want := range map[string]bool{v2: true, memory + cpu + pids: false, strings.Replace(v2, "cgroup2 rw", "cgroup2 rw,favordynmods", 1): false} {
+		h := testHost(t)
+		write(t, filepath.Join(h.proc, "self", "mountinfo"), mounts)
+		if f := h.cgroups(t.Context()); strings.Contains(f.advice, "favordynmods /sys/fs/cgroup/unified") != want {
+			t.Errorf("%q: %+v", mounts, f)
+		}
+	}
 }
 
 func TestMemory(t *testing.T) {

@@ -309,16 +309,17 @@ func (h host) cgroups(context.Context) finding {
 	if err != nil {
 		return fail("mount /proc", "%v", err)
 	}
-	v1, v2 := map[string]bool{}, false
+	v1, unified, quick := map[string]bool{}, "", false
 	for line := range strings.Lines(string(data)) {
-		_, super, split := strings.Cut(line, " - ")
-		fields := strings.Fields(super)
-		if !split || len(fields) < 3 {
+		mount, super, split := strings.Cut(line, " - ")
+		fields, place := strings.Fields(super), strings.Fields(mount)
+		if !split || len(fields) < 3 || len(place) < 5 {
 			continue
 		}
+		quick = quick || strings.HasPrefix(fields[0], "cgroup") && strings.Contains(fields[2], "favordynmods")
 		switch fields[0] {
 		case "cgroup2":
-			v2 = true
+			unified = place[4]
 		case "cgroup":
 			for option := range strings.SplitSeq(fields[2], ",") {
 				v1[option] = true
@@ -331,12 +332,16 @@ func (h host) cgroups(context.Context) finding {
 			missing = append(missing, c)
 		}
 	}
+	advice := ""
+	if unified != "" && !quick {
+		advice = "for faster starts of pods, mount -o remount,favordynmods " + unified + " (Linux 6.0): joining a cgroup waits 10 ms without"
+	}
 	switch {
 	case len(missing) == 0:
-		return ok("version 1; the kubelet needs failCgroupV1: false")
-	case len(v1) == 0 && v2:
-		return ok("version 2")
-	case v2 || len(v1) > 0:
+		return finding{level: LevelOK, detail: "version 1; the kubelet needs failCgroupV1: false", advice: advice}
+	case len(v1) == 0 && unified != "":
+		return finding{level: LevelOK, detail: "version 2", advice: advice}
+	case unified != "" || len(v1) > 0:
 		return fail("mount the missing controllers, or boot with cgroup version 2 alone", "no %s controller is mounted", strings.Join(missing, ", "))
 	}
 	return fail("mount /sys/fs/cgroup", "none are mounted")

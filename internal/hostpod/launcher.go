@@ -23,7 +23,7 @@ import (
 	"github.com/pistis-run/pistis/internal/task"
 )
 
-// Options of a launcher; all are needed.
+// Options of a launcher; all but Units are needed.
 type Options struct {
 	// Runtime and Monitor find the programs, or say why there are none. They are asked at each launch.
 	Runtime, Monitor func() (path string, err error)
@@ -33,9 +33,10 @@ type Options struct {
 	Dir string
 	// RuntimeRoot is where the OCI runtime keeps its state.
 	RuntimeRoot string
-	// CgroupParent is for pods that name none. SystemdCgroups: groups are made by systemd.
-	CgroupParent   string
-	SystemdCgroups bool
+	// CgroupParent is for pods that name none: a path, or a slice where there are Units.
+	CgroupParent string
+	// Units makes the pods' cgroups where that is systemd's business; nil: nobody does.
+	Units units
 	// Swept is told what was nobody's and whether it could be removed. It may be nil.
 	Swept func(kind string, err error)
 	Log   *slog.Logger
@@ -91,9 +92,8 @@ func (*Launcher) VM() bool { return false }
 
 // Validate refuses what contradicts itself.
 func (l *Launcher) Validate(cfg sandbox.Config) error {
-	if l.SystemdCgroups && cfg.CgroupParent != "" && !strings.HasSuffix(cfg.CgroupParent, ".slice") {
-		return fmt.Errorf("cgroup parent %q is not a slice, and systemd makes this node's cgroups; set the kubelet's cgroupDriver to systemd, or cgroup_driver in pistisd's configuration to cgroupfs: %w",
-			cfg.CgroupParent, errdefs.ErrInvalidArgument)
+	if err := cgroup.CheckParent(cfg.CgroupParent, l.Units != nil); err != nil {
+		return err
 	}
 	if cfg.User != nil && (cfg.HostNetwork || cfg.HostPID || cfg.HostIPC) {
 		return fmt.Errorf("a pod with a user namespace of its own cannot have the host's network, PID or IPC namespace, in which its users have no rights: "+
@@ -112,33 +112,17 @@ type pod struct {
 	id, dir string
 	cfg     sandbox.Config
 	netns   string
-	// group is the pod's cgroup relative to each hierarchy's root; own: it is ours to make and to remove.
-	group string
-	own   bool
-	// systemd makes the groups of its containers.
-	systemd bool
-	// parent is the group in the form in which specs of this pod name it.
-	parent string
+	podGroup
 }
 
 func (l *Launcher) pod(req sandbox.LaunchRequest) pod {
-	p := pod{id: req.ID, dir: l.dir(req.ID), cfg: req.Config, netns: req.NetNS, parent: req.Config.CgroupParent, systemd: l.SystemdCgroups}
-	if p.parent == "" {
-		p.own = !l.SystemdCgroups
-		p.parent = "/" + cgroup.Path(l.CgroupParent, "pod"+req.ID)
-		if l.SystemdCgroups {
-			p.parent = "system.slice"
-		}
-	}
-	p.group = cgroup.Path(p.parent, "")
-	return p
+	return pod{id: req.ID, dir: l.dir(req.ID), cfg: req.Config, netns: req.NetNS, podGroup: l.group(req)}
 }
 
 func (l *Launcher) dir(id string) string { return filepath.Join(l.Dir, id) }
 
 // The files and mounts of a pod's directory.
 func (p pod) file(name string) string { return filepath.Join(p.dir, name) }
-func (p pod) monitorGroup() string    { return cgroup.Path(p.group, "pistis-"+p.id) }
 func (p pod) monitor() string         { return p.file("monitor") }
 func (p pod) shm() string             { return p.file("shm") }
 func (p pod) ipc() string             { return p.file("ipc") }
@@ -173,7 +157,7 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (_ san
 		return nil, err
 	}
 	m, err := l.monitors.launch(ctx, monitorclient.Config{
-		Binary: program, Dir: p.monitor(), Runtime: runtime, RuntimeArgs: l.runtimeArgs(), Cgroup: p.monitorGroup(),
+		Binary: program, Dir: p.monitor(), Runtime: runtime, RuntimeArgs: []string{"--root", l.RuntimeRoot}, Cgroup: p.monitorGroup(), Adopt: l.adopt(ctx, p),
 	})
 	if err != nil {
 		return nil, err
@@ -194,15 +178,6 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (_ san
 	}
 	undo.Release()
 	return i, nil
-}
-
-// runtimeArgs are the runtime's options that come before its command.
-func (l *Launcher) runtimeArgs() []string {
-	args := []string{"--root", l.RuntimeRoot}
-	if l.SystemdCgroups {
-		args = append(args, "--systemd-cgroup")
-	}
-	return args
 }
 
 // configure makes what depends on the pod's network: sysctls, which may be of its interfaces, and the files that the
@@ -283,21 +258,15 @@ func (l *Launcher) remove(ctx context.Context, p pod) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if p.own {
-		group, err := cgroup.OfSpec("/"+p.group, false)
-		if err == nil {
-			err = removeGroup(ctx, group)
-		}
-		if err != nil {
-			return err
-		}
+	if err := l.removeOwn(ctx, p); err != nil {
+		return err
 	}
 	return p.unshare()
 }
 
 // removeContainer removes what the monitor and the runtime have left of a container, and its root.
 func (l *Launcher) removeContainer(ctx context.Context, p pod, id string) error {
-	group, err := cgroup.OfSpec(p.cgroupsPath(id), p.systemd)
+	group, err := cgroup.OfSpec(p.cgroupsPath(id))
 	if err == nil {
 		err = removeGroup(ctx, group)
 	}
@@ -308,14 +277,6 @@ func (l *Launcher) removeContainer(ctx context.Context, p pod, id string) error 
 		return fmt.Errorf("container %s: %w", id, err)
 	}
 	return p.forget(id)
-}
-
-// removeGroup kills all processes of a cgroup and removes it.
-func removeGroup(ctx context.Context, group *cgroup.Group) error {
-	if err := group.Kill(ctx); err != nil {
-		return err
-	}
-	return group.Remove(ctx)
 }
 
 // Sweep removes pods that nobody knows.

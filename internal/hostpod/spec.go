@@ -25,14 +25,6 @@ func (p pod) finish(spec *specs.Spec, req task.CreateRequest, root string, user 
 	p.addFiles(spec)
 }
 
-// cgroupsPath is the container's group as the runtime wants it named: for systemd slice:prefix:name, else a path.
-func (p pod) cgroupsPath(id string) string {
-	if p.systemd {
-		return path.Base(p.parent) + ":pistis:" + id
-	}
-	return path.Join("/", p.parent, id)
-}
-
 // setNamespaces makes the container join the pod's namespaces, or the host's.
 func (p pod) setNamespaces(spec *specs.Spec, id string, pid task.PIDNamespace) {
 	join := map[specs.LinuxNamespaceType]string{}

@@ -1,6 +1,8 @@
 package hostpod
 
 import (
+	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -9,7 +11,6 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/oci"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/task"
@@ -82,31 +83,57 @@ func TestNamespaces(t *testing.T) {
 	}
 }
 
+// fakeUnits remembers what was asked of systemd.
+type fakeUnits struct{ said string }
+
+func (f *fakeUnits) StartScope(_ context.Context, name, slice string, pid int) error {
+	f.said = fmt.Sprintf("%s in %s of %d", name, slice, pid)
+	return nil
+}
+
 func TestCgroups(t *testing.T) {
+	const kubeScope = "/kubepods.slice/kubepods-pod9.slice/pistis-p1.scope/"
 	for _, test := range []struct {
-		systemd             bool
-		parent, path, group string
+		systemd                    bool
+		parent, container, monitor string
+		own                        bool
+		asked                      string
 	}{
-		{false, "", "/pistis/podp1/c1", "/pistis/podp1/c1"},
-		{false, "/kubepods/pod9", "/kubepods/pod9/c1", "/kubepods/pod9/c1"},
-		{true, "", "system.slice:pistis:c1", "/system.slice/pistis-c1.scope"},
-		{true, "kubepods-pod9.slice", "kubepods-pod9.slice:pistis:c1", "/kubepods.slice/kubepods-pod9.slice/pistis-c1.scope"},
-		{true, "/kubepods.slice/kubepods-pod9.slice", "kubepods-pod9.slice:pistis:c1", "/kubepods.slice/kubepods-pod9.slice/pistis-c1.scope"},
+		{false, "", "/pistis/podp1/c1", "pistis/podp1/pistis-p1", true, ""},
+		{false, "/kubepods/pod9", "/kubepods/pod9/c1", "kubepods/pod9/pistis-p1", false, ""},
+		{true, "", "/pistis.slice/pistis-p1.scope/c1", "pistis.slice/pistis-p1.scope/pistis-p1", true, "pistis-p1.scope in pistis.slice of 7"},
+		{true, "system.slice", "/system.slice/pistis-p1.scope/c1", "system.slice/pistis-p1.scope/pistis-p1", true, "pistis-p1.scope in system.slice of 7"},
+		{true, "kubepods-pod9.slice", kubeScope + "c1", kubeScope[1:] + "pistis-p1", true, "pistis-p1.scope in kubepods-pod9.slice of 7"},
+		{true, "/kubepods.slice/kubepods-pod9.slice", kubeScope + "c1", kubeScope[1:] + "pistis-p1", true, "pistis-p1.scope in kubepods-pod9.slice of 7"},
 	} {
-		l := &Launcher{Options: Options{Dir: "/run/pods", CgroupParent: "pistis", SystemdCgroups: test.systemd}}
+		l, systemd := &Launcher{Options: Options{Dir: "/run/pods", CgroupParent: "pistis"}}, &fakeUnits{}
+		if test.systemd {
+			l.CgroupParent, l.Units = "pistis.slice", systemd
+		}
 		cfg := sandbox.Config{CgroupParent: test.parent}
 		if err := l.Validate(cfg); err != nil {
 			t.Errorf("%q: %v", test.parent, err)
 		}
 		p := l.pod(sandbox.LaunchRequest{ID: "p1", Config: cfg})
-		if got := p.cgroupsPath("c1"); got != test.path {
-			t.Errorf("%q: path %q, want %q", test.parent, got, test.path)
+		if got := p.cgroupsPath("c1"); got != test.container {
+			t.Errorf("%q: container's group %q, want %q", test.parent, got, test.container)
 		}
-		if got, err := cgroup.SpecPath(p.cgroupsPath("c1"), test.systemd); err != nil || got != test.group {
-			t.Errorf("%q: group %q, %v, want %q", test.parent, got, err, test.group)
+		if got := p.monitorGroup(); got != test.monitor {
+			t.Errorf("%q: monitor's group %q, want %q", test.parent, got, test.monitor)
+		}
+		if p.own != test.own {
+			t.Errorf("%q: own is %t", test.parent, p.own)
+		}
+		if adopt := l.adopt(t.Context(), p); adopt != nil {
+			if err := adopt(7); err != nil {
+				t.Error(err)
+			}
+		}
+		if systemd.said != test.asked {
+			t.Errorf("%q: systemd was asked for %q, want %q", test.parent, systemd.said, test.asked)
 		}
 	}
-	l := &Launcher{Options: Options{SystemdCgroups: true}}
+	l := &Launcher{Options: Options{Units: &fakeUnits{}}}
 	if err := l.Validate(sandbox.Config{CgroupParent: "/kubepods/pod9"}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a path for systemd: %v", err)
 	}

@@ -16,7 +16,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/vishvananda/netlink"
 
-	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/cleanup"
 	monitorclient "github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/network/netns"
@@ -142,7 +141,27 @@ func (t *tasks) Update(ctx context.Context, container string, resources *specs.L
 	if err := t.l.clamp.resources(&wanted); err != nil {
 		return err
 	}
+	if err := t.fits(container, wanted.Memory); err != nil {
+		return err
+	}
 	return t.monitor.Update(ctx, container, &wanted)
+}
+
+// fits refuses a limit below what a container uses: cgroup v2 takes it, and kills the container.
+func (t *tasks) fits(container string, limits *specs.LinuxMemory) error {
+	if limits == nil || limits.Limit == nil || *limits.Limit <= 0 {
+		return nil
+	}
+	usage, err := t.l.cgroups.Usage(t.p.cgroupsPath(container))
+	if errdefs.IsNotFound(err) {
+		return nil // it does not run
+	} else if err != nil {
+		return err
+	}
+	if used := usage.Memory.WorkingSet; used > uint64(*limits.Limit) {
+		return fmt.Errorf("a memory limit of %d bytes is less than the %d that the container uses: %w", *limits.Limit, used, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 // Stats reads the pod's cgroups, which needs no other process.
@@ -159,11 +178,7 @@ func (t *tasks) Stats(ctx context.Context, containers ...string) (task.Stats, er
 		if id == t.p.initID() {
 			continue
 		}
-		group, err := cgroup.SpecPath(t.p.cgroupsPath(id), t.p.systemd)
-		if err != nil {
-			return stats, err
-		}
-		usage, err := t.l.cgroups.Usage(group)
+		usage, err := t.l.cgroups.Usage(t.p.cgroupsPath(id))
 		if errdefs.IsNotFound(err) {
 			continue // it does not run
 		} else if err != nil {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -54,6 +55,8 @@ type Config struct {
 	// Cgroup is a group for this monitor alone, relative to the root of each hierarchy. Launch makes it, Cleanup kills
 	// what is in it and removes it. Empty leaves the monitor in the caller's.
 	Cgroup string
+	// Adopt, where set, makes the group that Cgroup is in, with the process in it, where that is not for just anybody to do.
+	Adopt func(pid int) error `json:"-"`
 	// Debug makes the monitor log more.
 	Debug bool
 }
@@ -91,7 +94,13 @@ func Launch(ctx context.Context, cfg Config) (_ *Client, err error) {
 		return nil, errors.Join(fmt.Errorf("launch monitor: %w", explain(err, dir)), child.Kill(), wait(child))
 	}
 	undo.Add("close client", func(context.Context) error { return c.Close() })
-	if err := c.call(ctx, Request{Verb: VerbHello}, nil, nil); err != nil {
+	// The kernel may take longer to let it into its cgroup than the program to start.
+	var placing sync.WaitGroup
+	var placed error
+	placing.Go(func() { placed = place(cfg, child.Pid) })
+	err = c.call(ctx, Request{Verb: VerbHello}, nil, nil)
+	placing.Wait()
+	if err = errors.Join(err, placed); err != nil {
 		return nil, fmt.Errorf("launch monitor: %w", explain(err, dir))
 	}
 	undo.Release()
@@ -142,7 +151,7 @@ func spawn(cfg Config, dir bundle.Dir) (_ *os.Process, err error) {
 	return cmd.Process, nil
 }
 
-// record says who the monitor is, and puts it where it belongs.
+// record says who the monitor is, and where it belongs.
 func record(cfg Config, dir bundle.Dir, pid int) error {
 	process, err := bundle.Identify(pid)
 	if err != nil {
@@ -151,8 +160,18 @@ func record(cfg Config, dir bundle.Dir, pid int) error {
 	if err := dir.WriteShim(bundle.Shim{Process: process, Cgroup: cfg.Cgroup}); err != nil {
 		return fmt.Errorf("record monitor: %w", err)
 	}
+	return nil
+}
+
+// place makes the monitor's group, if there is to be one, and puts the process there.
+func place(cfg Config, pid int) error {
 	if cfg.Cgroup == "" {
 		return nil
+	}
+	if cfg.Adopt != nil {
+		if err := cfg.Adopt(pid); err != nil {
+			return fmt.Errorf("cgroup of the monitor: %w", err)
+		}
 	}
 	group, err := cgroup.Open(cfg.Cgroup)
 	if err != nil {

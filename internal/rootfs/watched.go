@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -65,6 +66,25 @@ func (w *Watched) Usage(ctx context.Context, id string) (bytes, inodes uint64, e
 	w.mu.Unlock()
 	if _, err := os.Lstat(filepath.Join(w.dir, id)); err != nil {
 		w.forget(id) // it was removed meanwhile
+	}
+	return bytes, inodes, nil
+}
+
+// Total is the usage of all roots together. One that cannot be measured does not count: its container, which may have
+// seen to that, must not hide what the others use.
+func (w *Watched) Total(ctx context.Context) (bytes, inodes uint64, err error) {
+	entries, err := os.ReadDir(w.dir)
+	if err != nil {
+		return 0, 0, fmt.Errorf("usage of all roots: %w", classify(err))
+	}
+	for _, entry := range entries {
+		b, i, err := w.Usage(ctx, entry.Name())
+		if ctx.Err() != nil {
+			return 0, 0, fmt.Errorf("usage of all roots: %w", ctx.Err())
+		}
+		if err == nil {
+			bytes, inodes = bytes+b, inodes+i
+		}
 	}
 	return bytes, inodes, nil
 }

@@ -51,3 +51,33 @@ func TestWatched(t *testing.T) {
 		}
 	})
 }
+
+// TestTotal: all roots count, but for what only looks like one or cannot be measured.
+func TestTotal(t *testing.T) {
+	r := roots(t)
+	for _, id := range []string{"x", "y"} {
+		at, err := r.Mount(t.Context(), id, nil, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(at+"/file", make([]byte, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(r.dir+"/other", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w := Watch(r)
+	defer w.Close()
+	if bytes, inodes, err := w.Total(t.Context()); err != nil || bytes < 2<<20 || bytes > 3<<20 || inodes != 4 {
+		t.Errorf("%d bytes, %d inodes, %v", bytes, inodes, err)
+	}
+	for _, id := range []string{"x", "y"} {
+		if err := w.Remove(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := os.Remove(r.dir + "/other"); err != nil {
+		t.Error(err)
+	}
+}

@@ -30,6 +30,8 @@ type world struct {
 	faults    map[string]error
 	instances map[string]*fakeInstance
 	calls     []string
+	// host: its pods are on the host's kernel, and not VMs.
+	host bool
 	// gate holds the network's set-up back until it is closed.
 	gate chan struct{}
 	// watched are closed at the first such call.
@@ -120,7 +122,7 @@ func (n fakeNetwork) Reconcile(_ context.Context, keep map[string]bool) error { 
 
 type fakeLauncher struct{ *world }
 
-func (fakeLauncher) VM() bool { return true }
+func (l fakeLauncher) VM() bool { return !l.host }
 
 func (fakeLauncher) Validate(cfg Config) error {
 	if cfg.HostPID {

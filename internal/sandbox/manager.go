@@ -18,7 +18,7 @@ import (
 	"github.com/pistis-run/pistis/internal/task"
 )
 
-// Options of a manager; all but Swept are needed.
+// Options of a manager; all but Plugins and Swept are needed.
 type Options struct {
 	// Dir keeps the records, NetNSDir the network namespaces.
 	Dir, NetNSDir string
@@ -26,22 +26,29 @@ type Options struct {
 	Network       networks
 	// Launchers by runtime handler.
 	Launchers map[string]Launcher
+	Plugins   plugins
 	Events    *event.Broker
 	// Swept is told what was nobody's and whether it could be removed.
 	Swept func(kind string, err error)
 	Log   *slog.Logger
 }
 
+// audience is who is told of what happens.
+type audience struct {
+	plugins plugins
+	events  *event.Broker
+	swept   func(kind string, err error)
+}
+
 // Manager owns the sandboxes of this node.
 type Manager struct {
+	audience
 	records    *store.Store[record]
 	names      store.Names
 	netnsDir   string
 	netns      NetNS
 	network    networks
 	launchers  map[string]Launcher
-	events     *event.Broker
-	swept      func(kind string, err error)
 	log        *slog.Logger
 	containers containers
 
@@ -60,13 +67,17 @@ func New(o Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sandboxes: %w", err)
 	}
+	if o.Plugins == nil {
+		o.Plugins = noPlugins{}
+	}
 	if o.Swept == nil {
 		o.Swept = func(string, error) {}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Manager{
 		records: records, netnsDir: o.NetNSDir, netns: o.NetNS, network: o.Network, launchers: o.Launchers,
-		events: o.Events, swept: o.Swept, log: o.Log, ctx: ctx, cancel: cancel, sandboxes: map[string]*sandbox{},
+		audience: audience{plugins: o.Plugins, events: o.Events, swept: o.Swept},
+		log:      o.Log, ctx: ctx, cancel: cancel, sandboxes: map[string]*sandbox{},
 	}, nil
 }
 

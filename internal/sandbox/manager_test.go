@@ -298,26 +298,29 @@ func (s stillborn) Launch(ctx context.Context, req LaunchRequest) (Instance, err
 
 func TestStopFailuresAreRetryable(t *testing.T) {
 	for _, step := range []string{"cleanup", "network teardown", "netns remove"} {
-		t.Run(step, func(t *testing.T) {
-			w, dir := newWorld(), t.TempDir()
-			m := newManager(t, w, dir)
-			id, err := m.Run(t.Context(), podConfig("a"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			w.fail(step, errFault)
-			if err := m.Stop(t.Context(), id); !errors.Is(err, errFault) {
-				t.Errorf("stop: %v", err)
-			}
-			if status, err := m.Status(t.Context(), id); err != nil || status.State != NotReady {
-				t.Errorf("%+v, %v", status, err)
-			}
-			w.fail(step, nil)
-			if err := m.Remove(t.Context(), id); err != nil {
-				t.Error(err)
-			}
-			assertNothing(t, w, dir)
-		})
+		for kind, host := range map[string]bool{"vm": false, "host": true} {
+			t.Run(step+" "+kind, func(t *testing.T) {
+				w, dir := newWorld(), t.TempDir()
+				w.host = host
+				m := newManager(t, w, dir)
+				id, err := m.Run(t.Context(), podConfig("a"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.fail(step, errFault)
+				if err := m.Stop(t.Context(), id); !errors.Is(err, errFault) {
+					t.Errorf("stop: %v", err)
+				}
+				if status, err := m.Status(t.Context(), id); err != nil || status.State != NotReady {
+					t.Errorf("%+v, %v", status, err)
+				}
+				w.fail(step, nil)
+				if err := m.Remove(t.Context(), id); err != nil {
+					t.Error(err)
+				}
+				assertNothing(t, w, dir)
+			})
+		}
 	}
 }
 

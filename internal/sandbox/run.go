@@ -15,6 +15,7 @@ import (
 	"github.com/pistis-run/pistis/internal/event"
 	"github.com/pistis-run/pistis/internal/failpoint"
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/span"
 )
 
 // Run starts a sandbox and returns its id. AlreadyExists names the sandbox that has the same name, namespace, uid
@@ -39,8 +40,16 @@ func (m *Manager) Run(ctx context.Context, cfg Config) (id string, err error) {
 		return "", err
 	}
 	defer release()
+	ctx, end := span.Start(ctx, "sandbox run", span.Sandbox.String(id), span.Handler.String(cfg.Handler))
+	defer func() { end(err) }()
 	m.add(sb)
-	if err := m.start(ctx, sb, launcher); err != nil {
+	defer m.plugins.Hold()()
+	err = m.start(ctx, sb, launcher)
+	if err == nil {
+		status, _ := m.status(sb)
+		err = m.plugins.TellPod(ctx, Started, status)
+	}
+	if err != nil {
 		return "", errors.Join(err, m.undo(ctx, sb, err))
 	}
 	m.publish(event.Created, id)
@@ -77,7 +86,9 @@ func (m *Manager) start(ctx context.Context, sb *sandbox, launcher Launcher) err
 	req.Save = func(state json.RawMessage) error {
 		return m.update(sb, func(r *record) { r.LaunchState = state })
 	}
-	instance, err := launcher.Launch(ctx, req)
+	launching, launched := span.Start(ctx, "sandbox launch")
+	instance, err := launcher.Launch(launching, req)
+	launched(err)
 	if err != nil {
 		return err
 	}
@@ -131,7 +142,9 @@ func (m *Manager) connect(ctx context.Context, rec record) *connecting {
 			return
 		}
 		begin := time.Now()
+		ctx, end := span.Start(ctx, "network setup")
 		result, err := m.network.Setup(ctx, rec.networkPod())
+		end(err)
 		if err != nil {
 			c.err = fmt.Errorf("network: %w", err)
 			return

@@ -12,6 +12,7 @@ import (
 	"github.com/pistis-run/pistis/internal/event"
 	"github.com/pistis-run/pistis/internal/failpoint"
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/span"
 )
 
 // Stop ends the sandbox with its containers and frees its network. It is idempotent, goes on where an earlier
@@ -53,8 +54,10 @@ func (m *Manager) claimed(ctx context.Context, id string, fn func(*sandbox) erro
 	return fn(sb)
 }
 
-func (m *Manager) stop(ctx context.Context, sb *sandbox) error {
+func (m *Manager) stop(ctx context.Context, sb *sandbox) (err error) {
 	rec, _ := sb.snapshot()
+	ctx, end := span.Start(ctx, "sandbox stop", span.Sandbox.String(rec.ID), span.Handler.String(rec.Config.Handler))
+	defer func() { end(err) }()
 	if rec.State == Ready {
 		// While they can still be reached. If the guest does not answer any more they end with the sandbox.
 		if err := m.containers.StopAll(ctx, rec.ID); err != nil {
@@ -66,6 +69,9 @@ func (m *Manager) stop(ctx context.Context, sb *sandbox) error {
 	}
 	if err := failpoint.Hit(ctx, "sandbox.stopping"); err != nil {
 		return err
+	}
+	if rec.Launched { // else it was stopped before
+		m.tell(ctx, Stopped, sb)
 	}
 	return m.release(ctx, sb)
 }
@@ -81,7 +87,16 @@ func (m *Manager) remove(ctx context.Context, sb *sandbox) error {
 	if err := m.containers.RemoveAll(ctx, rec.ID); err != nil {
 		return err
 	}
+	m.tell(ctx, Removed, sb)
 	return m.delete(sb, rec.ID)
+}
+
+// tell plugins of something that they cannot change any more.
+func (m *Manager) tell(ctx context.Context, moment Moment, sb *sandbox) {
+	status, _ := m.status(sb)
+	if err := m.plugins.TellPod(ctx, moment, status); err != nil {
+		m.log.WarnContext(ctx, "plugins could not be told of a pod", logfields.Sandbox, status.ID, logfields.Reason, string(moment), logfields.Error, err)
+	}
 }
 
 // delete forgets a sandbox and tells so, with what it was last.
@@ -94,15 +109,9 @@ func (m *Manager) delete(sb *sandbox, id string) error {
 	return nil
 }
 
-// release frees what the record says that the sandbox has, and does not repeat a step that succeeded. The network goes
-// beside the instance: its interface is cut off before its addresses are free.
+// release frees what the record says that the sandbox has, and does not repeat a step that succeeded.
 func (m *Manager) release(ctx context.Context, sb *sandbox) error {
-	var group sync.WaitGroup
-	var networkErr error
-	group.Go(func() { networkErr = m.disconnect(ctx, sb) })
-	err := m.endInstance(ctx, sb)
-	group.Wait()
-	if err := errors.Join(err, networkErr); err != nil {
+	if err := m.separate(ctx, sb); err != nil {
 		return err
 	}
 	rec, _ := sb.snapshot()
@@ -118,6 +127,25 @@ func (m *Manager) release(ctx context.Context, sb *sandbox) error {
 		m.note(sb, func(r *record) { r.NetNS = "" })
 	}
 	return nil
+}
+
+// separate ends the instance and its network. Of a pod on the host's kernel the one beside the other: its interface is cut
+// off before its addresses are free. A VM takes much longer than its network, and its disk, on a full one of the host's,
+// makes room for the network's own records.
+func (m *Manager) separate(ctx context.Context, sb *sandbox) error {
+	rec, _ := sb.snapshot()
+	if launcher := m.launchers[rec.Config.Handler]; launcher != nil && launcher.VM() {
+		if err := m.endInstance(ctx, sb); err != nil {
+			return err
+		}
+		return m.disconnect(ctx, sb)
+	}
+	var group sync.WaitGroup
+	var networkErr error
+	group.Go(func() { networkErr = m.disconnect(ctx, sb) })
+	err := m.endInstance(ctx, sb)
+	group.Wait()
+	return errors.Join(err, networkErr)
 }
 
 func (m *Manager) disconnect(ctx context.Context, sb *sandbox) error {

@@ -26,6 +26,8 @@ type files struct {
 	proc string
 	// valid is how long the guest may believe names and attributes.
 	valid time.Duration
+	// tells: the file system reports errors when a file is closed, as those on other machines do.
+	tells bool
 }
 
 // newFiles takes over root, an O_PATH descriptor.
@@ -36,6 +38,7 @@ func newFiles(root int, proc string, valid time.Duration, room *budget) (*files,
 	}
 	return &files{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(), nodes: table, handles: &handles{open: map[uint64]*handle{}}, proc: proc, valid: valid,
+		tells: true,
 	}, nil
 }
 

@@ -1,6 +1,7 @@
 package share
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -33,6 +35,8 @@ type Share struct {
 	Follow bool
 	// Valid is how long the guest may believe names and attributes without asking again.
 	Valid time.Duration
+	// MaxWrite bounds the data of a message in bytes; 0 is the most that is possible.
+	MaxWrite int
 	// Watch: who watches the root of the share in the guest is told of what changes there on the host, as it is by
 	// the kubelet's updates. It is for directories, and its guest must know of it.
 	Watch bool
@@ -58,6 +62,7 @@ type Served struct {
 
 	host  *Host
 	point string // in the server's namespace
+	local bool   // its file system is this machine's own
 	// wasReadOnly: the host's own mount is read-only, whatever is asked.
 	wasReadOnly bool
 }
@@ -182,7 +187,9 @@ func (h *Host) Serve(ctx context.Context, s Share) (_ *Served, err error) {
 		return nil, err
 	}
 	defer theirs.Close()
-	data, err := json.Marshal(order{Valid: s.Valid, Passing: s.Follow, Watch: s.Watch && !served.File})
+	below, err := MountsBelow(s.Path)
+	quiet := err == nil && !below && !s.Follow && served.local
+	data, err := json.Marshal(order{Quiet: quiet, Valid: s.Valid, MaxWrite: cmp.Or(s.MaxWrite, MaxWrite), Passing: s.Follow, Watch: s.Watch && !served.File})
 	if err == nil {
 		_, _, err = h.control.WriteMsgUnix(data, unix.UnixRights(int(tree.Fd()), int(theirs.Fd())), nil)
 	}
@@ -246,7 +253,8 @@ func clone(s Share) (_ *os.File, _ *Served, err error) {
 			return nil, nil, fmt.Errorf("make the mount read-only: %w", err)
 		}
 	}
-	return tree, &Served{File: st.Mode&unix.S_IFMT == unix.S_IFREG, wasReadOnly: fs.Flags&unix.ST_RDONLY != 0}, nil
+	local := []int64{unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.TMPFS_MAGIC, unix.OVERLAYFS_SUPER_MAGIC}
+	return tree, &Served{local: slices.Contains(local, int64(fs.Type)), File: st.Mode&unix.S_IFMT == unix.S_IFREG, wasReadOnly: fs.Flags&unix.ST_RDONLY != 0}, nil
 }
 
 // attach puts a cloned mount into the namespace of the caller.

@@ -30,7 +30,7 @@ func startSession(t testing.TB, dir string) net.Conn {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = serve(theirs, fs)
+		_ = serve(theirs, fs, MaxWrite)
 		fs.close()
 	}()
 	t.Cleanup(func() {

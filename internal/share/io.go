@@ -122,8 +122,12 @@ func (f *files) withHandle(id uint64, do func(fd int) error) fuse.Status {
 	return status(do(h.fd))
 }
 
-// Flush implements fuse.RawFileSystem: errors that a file system reports at close reach the guest's close.
+// Flush implements fuse.RawFileSystem: errors that a file system reports at close reach the guest's close. Where there are
+// none the guest is told not to ask, which saves it a message for each file that it closes.
 func (f *files) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	if !f.tells {
+		return fuse.ENOSYS
+	}
 	return f.withHandle(in.Fh, func(fd int) error {
 		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {

@@ -32,6 +32,10 @@ const (
 type order struct {
 	// Valid is how long the guest may believe what it was told.
 	Valid time.Duration `json:"valid"`
+	// MaxWrite bounds the data of a message.
+	MaxWrite int `json:"max_write"`
+	// Quiet: no file system of the share reports errors when a file is closed.
+	Quiet bool `json:"quiet,omitempty"`
 	// Passing: mounts below the root come and go.
 	Passing bool `json:"passing,omitempty"`
 	// Watch: the guest is told of changes.
@@ -102,7 +106,7 @@ func obey(control *net.UnixConn, room *budget) error {
 		go func() {
 			defer stream.Close() // the last thing: it says that no file is open
 			defer fs.close()
-			_ = serve(halfClosed{stream}, fs) // an error is the guest's, and the stream's end tells the shim
+			_ = serve(halfClosed{stream}, fs, o.MaxWrite) // an error is the guest's, and the stream's end tells the shim
 		}()
 		if err := tell(control, nil); err != nil {
 			return err
@@ -123,7 +127,7 @@ func open(o order, root int, room *budget) (opened, error) {
 		unix.Close(root)
 		return nil, err
 	}
-	fs.nodes.passing = o.Passing
+	fs.nodes.passing, fs.tells = o.Passing, !o.Quiet
 	if !o.Watch {
 		return fs, nil
 	}

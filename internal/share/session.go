@@ -12,11 +12,13 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 )
 
 const (
 	// MaxWrite bounds the data of one message in bytes, maxFrame a whole message.
-	MaxWrite = 128 << 10
+	MaxWrite = agentv1.MaxShareWrite
 	maxFrame = MaxWrite + 4<<10
 
 	// spareWorkers wait for requests; maxWorkers bounds those that are busy, which may hang in a file system that
@@ -75,14 +77,14 @@ type session struct {
 	err     error
 }
 
-// serve answers the requests on a stream until it ends, and closes it. It returns when nothing works on a request any
+// serve answers the requests on a stream, which have up to maxWrite bytes of data, until it ends, and closes it. It returns when nothing works on a request any
 // more. Changes of a watched share are told on the same stream.
-func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem) error {
+func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem, maxWrite int) error {
 	s := &session{
 		stream: stream, in: bufio.NewReaderSize(stream, smallFrame), allowed: served(),
 		repeated: make(chan struct{}, 1), ended: make(chan struct{}),
 		server: fuse.NewProtocolServer(fs, &fuse.MountOptions{
-			MaxWrite: MaxWrite, MaxBackground: 32, Logger: log.New(io.Discard, "", 0), // the guest writes the messages
+			MaxWrite: maxWrite, MaxBackground: 32, Logger: log.New(io.Discard, "", 0), // the guest writes the messages
 			ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2,
 		}),
 		big: sync.Pool{New: func() any { b := make([]byte, maxFrame); return &b }},

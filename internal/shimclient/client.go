@@ -16,6 +16,7 @@ import (
 	sandboxv1 "github.com/pistis-run/pistis/api/sandbox/v1"
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
 	"github.com/pistis-run/pistis/internal/bundle"
+	"github.com/pistis-run/pistis/internal/span"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -77,8 +78,10 @@ func openShim(dir bundle.Dir) (*bundle.Handle, error) {
 }
 
 // call makes one call and gives its error the classes of errdefs.
-func (c *Client) call(ctx context.Context, service, method string, req, answer proto.Message) error {
-	err := c.rpc.Call(ctx, service, method, req, answer)
+func (c *Client) call(ctx context.Context, service, method string, req, answer proto.Message) (err error) {
+	ctx, end := span.Start(ctx, "shim "+method)
+	defer func() { end(err) }()
+	err = c.rpc.Call(ctx, service, method, req, answer)
 	switch {
 	case err == nil:
 		return nil

@@ -55,6 +55,8 @@ type LaunchConfig struct {
 	// Prepare, where set, makes what the options name. It runs while the shim's process starts and has ended when
 	// Launch returns; the caller takes back what it made.
 	Prepare func() error
+	// Adopt, where set, puts the shim's process into the cgroup of the options before it starts anything.
+	Adopt func(pid int) error
 }
 
 // Launch starts a shim and boots its VM. ctx bounds the start, not the shim. On error nothing is left, neither
@@ -85,11 +87,24 @@ func Launch(ctx context.Context, cfg LaunchConfig) (_ *Client, err error) {
 		return nil, fmt.Errorf("launch shim %s: %w", cfg.ID, explain(err, dir))
 	}
 	undo.Add("close connection", func(context.Context) error { return c.Close() })
+	if cfg.Adopt != nil {
+		if err := adopt(cfg, dir); err != nil {
+			return nil, fmt.Errorf("launch shim %s: cgroup: %w", cfg.ID, err)
+		}
+	}
 	if err := c.boot(ctx, cfg); err != nil {
 		return nil, err
 	}
 	undo.Release()
 	return c, nil
+}
+
+func adopt(cfg LaunchConfig, dir bundle.Dir) error {
+	shim, err := dir.ReadShim()
+	if err != nil {
+		return err
+	}
+	return cfg.Adopt(shim.Process.PID)
 }
 
 func (c *Client) boot(ctx context.Context, cfg LaunchConfig) error {

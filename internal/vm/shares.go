@@ -154,6 +154,9 @@ func (s *shares) mount(ctx context.Context, e *shared, want share.Share) (err er
 	if err != nil {
 		return err
 	}
+	if !s.agent.Has(agentv1.FeatureLargeShares) {
+		want.MaxWrite = agentv1.SmallShareWrite
+	}
 	want.Watch = want.Watch && s.agent.Has(agentv1.FeatureShareChanges)
 	if e.served, err = host.Serve(ctx, want); err != nil {
 		return err

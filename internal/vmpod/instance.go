@@ -32,6 +32,8 @@ type launchRequest struct {
 	annotations             map[string]string
 	// prepare makes what the VM needs, beside the start of the shim.
 	prepare func() error
+	// adopt makes the VM's cgroup with the shim in it; nil: the shim makes it.
+	adopt func(pid int) error
 }
 
 // client is the connection to one shim. Its dynamic type has the optional interfaces of package task too.
@@ -44,11 +46,17 @@ type client interface {
 	Close() error
 }
 
+// phase of a VM's start.
+type phase struct {
+	name string
+	took time.Duration
+}
+
 // instance is one running VM.
 type instance struct {
 	client client
 	info   map[string]string
-	phases map[string]time.Duration // of its start
+	phases []phase // of its start
 	// vcpus and memory are what it has, size what a pod's VM would get now.
 	vcpus  uint32
 	memory uint64
@@ -90,7 +98,7 @@ type shimProcesses struct{}
 
 func (shimProcesses) launch(ctx context.Context, r launchRequest) (client, error) {
 	c, err := shimclient.Launch(ctx, shimclient.LaunchConfig{
-		Binary: r.shim, ID: r.id, Dir: r.bundle, NetNS: r.netns, Options: r.options, Annotations: r.annotations, Prepare: r.prepare,
+		Binary: r.shim, ID: r.id, Dir: r.bundle, NetNS: r.netns, Options: r.options, Annotations: r.annotations, Prepare: r.prepare, Adopt: r.adopt,
 	})
 	if err != nil {
 		return nil, err // not a typed nil

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,12 +24,13 @@ import (
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/podfiles"
 	"github.com/pistis-run/pistis/internal/sandbox"
+	"github.com/pistis-run/pistis/internal/span"
 )
 
 // scratchSuffix ends the names of writable disks, which begin with the sandbox's id.
 const scratchSuffix = ".img"
 
-// Options of a launcher. All but CgroupParent are needed.
+// Options of a launcher. All but CgroupParent and Units are needed.
 type Options struct {
 	Config config.VM
 	// Shim is the path of containerd-shim-pistis-v2.
@@ -41,13 +43,22 @@ type Options struct {
 	UIDs *UIDs
 	// Dir has a bundle directory for each sandbox, ScratchDir a writable disk. Launchers may share them.
 	Dir, ScratchDir string
-	// CgroupParent is for pods that name none.
+	// CgroupParent is for pods that name none: a path, or a slice where there are Units.
 	CgroupParent string
+	// Units makes cgroups where that is systemd's business; nil: nobody does.
+	Units units
 	// Booted is told how long each phase of a start took, Swept what was nobody's and whether it could be removed. Both may
 	// be nil.
 	Booted func(phase string, d time.Duration)
 	Swept  func(kind string, err error)
 	Log    *slog.Logger
+}
+
+// units is the host's systemd, which makes cgroups as units.
+type units interface {
+	// StartScope moves a process into a scope that is made for it in a slice, which is made too if it is not there. The
+	// scope ends with its last process.
+	StartScope(ctx context.Context, name, slice string, pid int) error
 }
 
 // Guest is what VMs boot: files of the host.
@@ -90,7 +101,10 @@ func newLauncher(o Options, s shims) (*Launcher, error) {
 func (*Launcher) VM() bool { return true }
 
 // Validate refuses what a virtual machine cannot share with the host.
-func (*Launcher) Validate(cfg sandbox.Config) error {
+func (l *Launcher) Validate(cfg sandbox.Config) error {
+	if err := cgroup.CheckParent(cfg.CgroupParent, l.Units != nil); err != nil {
+		return err
+	}
 	var shared []string
 	for name, asked := range map[string]bool{"network": cfg.HostNetwork, "PID": cfg.HostPID, "IPC": cfg.HostIPC} {
 		if asked {
@@ -135,7 +149,7 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (sandb
 	}
 	client, err := l.shims.launch(ctx, launchRequest{
 		shim: l.Shim, id: req.ID, bundle: l.bundle(req.ID), netns: req.NetNS,
-		options: sandboxOptions(req.Config, l.Config, m), annotations: req.Config.Annotations,
+		options: sandboxOptions(req.Config, l.Config, m), annotations: req.Config.Annotations, adopt: l.adopt(ctx, req),
 		prepare: func() error {
 			if err := l.NewScratch(ctx, m.scratch, int64(l.Config.ScratchMiB)<<20); err != nil {
 				return err
@@ -150,8 +164,12 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (sandb
 	if err != nil {
 		return nil, err
 	}
-	for phase, took := range i.phases {
-		l.Booted(phase, took)
+	// The shim tells how long each phase took, one after the other; the last has ended just now.
+	at := time.Now()
+	for _, phase := range slices.Backward(i.phases) {
+		l.Booted(phase.name, phase.took)
+		span.Past(ctx, "vm "+phase.name, at.Add(-phase.took), at)
+		at = at.Add(-phase.took)
 	}
 	return i, nil
 }
@@ -172,9 +190,31 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 	}
 	return machine{
 		Machine: host,
-		scratch: l.scratch(req.ID), cgroup: cgroup.Path(cmp.Or(req.Config.CgroupParent, l.CgroupParent), "pistis-"+req.ID),
+		scratch: l.scratch(req.ID), cgroup: l.cgroup(req),
 		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, maxVCPUs: uint32(runtime.NumCPU()),
 	}, nil
+}
+
+func (l *Launcher) cgroupParent(req sandbox.LaunchRequest) string {
+	return cmp.Or(req.Config.CgroupParent, l.CgroupParent)
+}
+
+// cgroup is the path of the VM's.
+func (l *Launcher) cgroup(req sandbox.LaunchRequest) string {
+	if l.Units != nil {
+		return cgroup.Path(filepath.Base(l.cgroupParent(req)), cgroup.Scope(req.ID))
+	}
+	return cgroup.Path(l.cgroupParent(req), "pistis-"+req.ID)
+}
+
+// adopt puts the shim into its scope, and so all that it starts; nil where there is no systemd to make one.
+func (l *Launcher) adopt(ctx context.Context, req sandbox.LaunchRequest) func(pid int) error {
+	if l.Units == nil {
+		return nil
+	}
+	return func(pid int) error {
+		return l.Units.StartScope(ctx, cgroup.Scope(req.ID), filepath.Base(l.cgroupParent(req)), pid)
+	}
 }
 
 // Reconnect attaches to the shim of a sandbox.
@@ -211,9 +251,9 @@ func (l *Launcher) instance(ctx context.Context, client client) (*instance, erro
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("shim: %w", err), client.Close())
 	}
-	phases := map[string]time.Duration{}
+	var phases []phase
 	for _, p := range info.GetVm().GetPhases() {
-		phases[p.GetName()] = p.GetDuration().AsDuration()
+		phases = append(phases, phase{p.GetName(), p.GetDuration().AsDuration()})
 	}
 	return &instance{
 		client: client, phases: phases, info: describe(info), vcpus: info.GetVm().GetVcpus(), memory: info.GetVm().GetMemoryBytes(),

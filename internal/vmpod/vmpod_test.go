@@ -173,6 +173,46 @@ func TestLaunchReconnectCleanup(t *testing.T) {
 	}
 }
 
+// fakeUnits remembers what was asked of systemd.
+type fakeUnits struct{ said string }
+
+func (f *fakeUnits) StartScope(_ context.Context, name, slice string, pid int) error {
+	f.said = fmt.Sprintf("%s in %s of %d", name, slice, pid)
+	return nil
+}
+
+// TestSystemdCgroup: with systemd the shim is put into a scope, whose path the shim is told.
+func TestSystemdCgroup(t *testing.T) {
+	l, f, _ := newTestLauncher(t, NewUIDs(0, 0))
+	units := &fakeUnits{}
+	l.Units, l.CgroupParent = units, "pistis.slice"
+	for parent, want := range map[string][2]string{
+		"":                            {"pistis-s1.scope in pistis.slice of 7", "pistis.slice/pistis-s1.scope"},
+		"/kube.slice/kube-pod1.slice": {"pistis-s1.scope in kube-pod1.slice of 7", "kube.slice/kube-pod1.slice/pistis-s1.scope"},
+	} {
+		req, _ := request("s1")
+		req.Config.CgroupParent = parent
+		if err := l.Validate(req.Config); err != nil {
+			t.Errorf("%q: %v", parent, err)
+		}
+		if _, err := l.Launch(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.last.adopt(7); err != nil {
+			t.Fatal(err)
+		}
+		if got := [2]string{units.said, f.last.options.Cgroup}; got != want {
+			t.Errorf("%q: %q, want %q", parent, got, want)
+		}
+		if err := l.Cleanup(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Validate(sandbox.Config{CgroupParent: "/kubepods/pod1"}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a path for systemd: %v", err)
+	}
+}
+
 func TestResize(t *testing.T) {
 	l, f, _ := newTestLauncher(t, NewUIDs(1000, 1001))
 	f.vm = &shimv1.VM{Vcpus: 1, MemoryBytes: 384 << 20}

@@ -2,8 +2,10 @@
 # Runs critest against a daemon of its own:
 #   run.sh HANDLER [GINKGO FLAGS...]  all specs, or those of --ginkgo.focus; prints a table of the results
 #   run.sh HANDLER --ci               the specs of ci-specs-HANDLER.txt, each of which has to pass
+#   run.sh HANDLER --build            nothing but the programs; with BUILT=1 the other two take those that there are
 # The images are built from Debian packages and served by a registry on this host under the names that the suite fixes.
 # NAME is what the daemon's bridge, cgroup and directories are called after; with different ones, runs go side by side.
+# OUT is where logs and the daemon's files are, .cache/conformance by default.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")") top=$(realpath "$(dirname "$0")/../..")
 handler=${1:?usage: run.sh HANDLER [--ci | GINKGO FLAGS...]}
@@ -11,7 +13,11 @@ shift
 BIN=${PISTIS_BIN:-$top/bin} GUEST=${PISTIS_GUEST:-$top/.cache/guest} NAME=${NAME:-pistis-critest}
 # shellcheck source=hack/daemon.sh
 . "$top/hack/daemon.sh"
-out=$top/.cache/conformance/$handler-${NAME#pistis-}
+out=${OUT:-$top/.cache/conformance}/$handler-${NAME#pistis-}
+
+[ -n "${BUILT:-}" ] || (cd "$here" && go build -o "$BIN/crictl" sigs.k8s.io/cri-tools/cmd/crictl && go test -c -o "$BIN/critest" sigs.k8s.io/cri-tools/cmd/critest && go build -o "$BIN/critest-report" ./report)
+[ "${1:-}" != --build ] || exit 0
+
 rm -rf "$out"
 mkdir -p "$out"
 
@@ -26,13 +32,15 @@ if [ "${1:-}" = --ci ]; then
 	done <"$here/ci-specs-$handler.txt"
 fi
 
-(cd "$here" && go build -o "$BIN/crictl" sigs.k8s.io/cri-tools/cmd/crictl && go test -c -o "$BIN/critest" sigs.k8s.io/cri-tools/cmd/critest && go build -o "$BIN/critest-report" ./report)
-
 trap 'code=$?; stop_all || code=1; exit $code' EXIT
 start_registry "$out" -cache "$top/.cache/images" -conformance
 [ "$handler" != crun ] || one_hierarchy "$out/hierarchies"
 mirror="[\"http://$registry_address\"]"
-start_daemon "$NAME" "$out" "[image.mirrors]
+# For pods on the host's kernel no guest need be tried.
+guests=''
+[ "$handler" = vm ] || guests='acceleration = "tcg"'
+start_daemon "$NAME" "$out" "$guests
+[image.mirrors]
 \"registry.k8s.io\" = $mirror
 \"k8s.gcr.io\" = $mirror
 \"gcr.io\" = $mirror"

@@ -27,7 +27,20 @@ func (e *Endpoint) makeCgroup() error {
 	if !e.accounts() {
 		return nil
 	}
-	return os.MkdirAll(e.daemonCgroup(), 0o755)
+	return errors.Join(os.MkdirAll(e.daemonCgroup(), 0o755), e.favour())
+}
+
+// shares is the most that a cgroup of v1 can have.
+const shares = "262144"
+
+// favour gives the pods the processors before whatever else the machine does, as a node's kubelet does. Otherwise all of
+// them together count as much as one other process, and with them what a daemon runs in their cgroups.
+func (e *Endpoint) favour() error {
+	dir := filepath.Join(cgroupRoot, "cpu", e.cgroup())
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "cpu.shares"), []byte(shares), 0)
 }
 
 func (e *Endpoint) accounts() bool {

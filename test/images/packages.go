@@ -71,7 +71,7 @@ func (b *builder) goProgram(dir string) ([]byte, error) {
 }
 
 // libraryDirs is where Debian keeps shared libraries.
-var libraryDirs = []string{"lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib", "usr/lib", "lib64"}
+var libraryDirs = []string{"lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/ceph", "lib", "usr/lib", "lib64"}
 
 // addProgram adds a dynamically linked program of an unpacked root, with its libraries and its linker.
 func (l *layer) addProgram(root, name string) error {

@@ -31,6 +31,8 @@ const (
 	Broken Group = "broken"
 	// Conformance are look-alikes of critest's images.
 	Conformance Group = "conformance"
+	// Storage has fio: pistis/fio:latest.
+	Storage Group = "storage"
 )
 
 //go:embed *.go testprog/*.go
@@ -184,6 +186,8 @@ func build(ctx context.Context, dir string, group Group, progress func(string)) 
 		err = b.broken(addImage, func(h v1.Hash, f fault) { faults[h.String()] = f })
 	case Conformance:
 		err = b.conformance(add)
+	case Storage:
+		err = b.storage(add)
 	default:
 		err = fmt.Errorf("no group %q", group)
 	}

@@ -11,7 +11,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -64,6 +68,7 @@ func TestVolumeKinds(t *testing.T) {
 }
 
 func hostPathKinds(t *testing.T) []volumeKind {
+	needs(t)
 	dir, file := volume(t), filepath.Join(volume(t), "file")
 	write(t, filepath.Join(dir, "from-host"), "host\n")
 	write(t, file, "one\n")
@@ -76,6 +81,8 @@ func hostPathKinds(t *testing.T) []volumeKind {
 	write(t, filepath.Join(dir, odd), "odd\n")
 	log := filepath.Join(volume(t), "termination")
 	write(t, log, "")
+	small := filepath.Join(volume(t), "small")
+	hostMount(t, "tmpfs", small, "tmpfs", 0, "size=1m")
 	at := func(m ...*runtime.Mount) []*runtime.Mount { return m }
 	return []volumeKind{
 		{"hostPath directory", at(&runtime.Mount{HostPath: dir, ContainerPath: "/v/dir"}), func(t *testing.T, p volumePod) {
@@ -87,6 +94,13 @@ func hostPathKinds(t *testing.T) []volumeKind {
 		{"hostPath file", at(&runtime.Mount{HostPath: file, ContainerPath: "/v/file"}), func(t *testing.T, p volumePod) {
 			expect(t, "content", p.in("cat /v/file", "echo two > /v/file"), "one\n")
 			expect(t, "on the host", read(t, file), "two\n")
+		}},
+		{"a volume that is full", at(&runtime.Mount{HostPath: small, ContainerPath: "/v/small"}), func(t *testing.T, p volumePod) {
+			out := p.in("dd if=/dev/zero of=/v/small/full bs=64k count=32 conv=fsync 2>&1 || true", "rm /v/small/full", "echo room > /v/small/file")
+			if !strings.Contains(out, "No space left") {
+				t.Errorf("2 MiB in a volume of 1 MiB: %s", out)
+			}
+			expect(t, "after that", read(t, filepath.Join(small, "file")), "room\n")
 		}},
 		{"ownership", nil, func(t *testing.T, p volumePod) {
 			p.in("mkdir -m 2770 /v/dir/group", "chown 1000:2000 /v/dir/group", "touch /v/dir/group/inherits", "chmod 4711 /v/dir/from-guest")
@@ -429,12 +443,17 @@ func TestModulesOnDemand(t *testing.T) {
 	id := d.launch(pod, config, c)
 	loaded := func() []string { return strings.Fields(d.execSync(id, "sh", "-c", "cut -d' ' -f1 /proc/modules")) }
 	before := loaded()
-	d.execSync(id, "sh", "-c", script("ip link add name br0 type bridge", "ip link add name wg0 type wireguard 2>/dev/null || true", "mkdir -p /dev/net /tmp/n",
+	netfilter := guestSide(t, "netfilter", "TestNetfilterInGuest", "/tmp")
+	netfilter.Linux.SecurityContext.Capabilities = &runtime.Capability{AddCapabilities: []string{"NET_ADMIN"}}
+	if out := d.run(pod, config, netfilter); !strings.Contains(out, "--- PASS: TestNetfilterInGuest") {
+		t.Errorf("netfilter: %s", out)
+	}
+	d.execSync(id, "sh", "-c", script("ip link add name br0 type bridge", "mkdir -p /dev/net /tmp/n",
 		"[ -e /dev/net/tun ] || mknod /dev/net/tun c 10 200", "(: <> /dev/net/tun)",
 		"mount -t nfs -o addr=127.0.0.1,nolock 127.0.0.1:/none /tmp/n 2>/dev/null || true", "mount -t cifs -o ip=127.0.0.1 //127.0.0.1/none /tmp/n 2>/dev/null || true",
 		"mount -t no-such /tmp/n /tmp/n 2>/dev/null || true"))
 	after := strings.Join(loaded(), " ") + " "
-	for _, name := range []string{"bridge", "tun", "nfs", "cifs", "ip_tables", "ip6_tables"} {
+	for _, name := range []string{"bridge", "tun", "nfs", "cifs", "ip_tables", "ip6_tables", "iptable_nat", "nf_tables", "nft_masq", "wireguard"} {
 		if !strings.Contains(" "+after, " "+name+" ") {
 			t.Errorf("%s is not loaded; before: %s; after: %s", name, before, after)
 		}
@@ -443,4 +462,38 @@ func TestModulesOnDemand(t *testing.T) {
 		t.Error("what is not allowed was loaded")
 	}
 	d.stopAndRemove(pod)
+}
+
+// TestNetfilterInGuest does with the guest's kernel what iptables and nft do.
+func TestNetfilterInGuest(t *testing.T) {
+	if os.Getenv(guestDir) == "" {
+		t.Skip("it runs inside a guest, started by TestModulesOnDemand")
+	}
+	// The tables of iptables are there for who asks, as `iptables -t nat -L` does.
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	const soGetInfo = 64
+	info := make([]byte, 84)
+	copy(info, "nat")
+	size := uint32(len(info))
+	if _, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.IPPROTO_IP, soGetInfo, uintptr(unsafe.Pointer(&info[0])), uintptr(unsafe.Pointer(&size)), 0); errno != 0 {
+		t.Errorf("iptables: %v", errno)
+	}
+	conn, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "pod"})
+	chain := conn.AddChain(&nftables.Chain{Name: "out", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
+	conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{&expr.Masq{}}})
+	if err := conn.Flush(); err != nil {
+		t.Errorf("nftables: %v", err)
+	}
+	wireguard := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: "wg9"}, LinkType: "wireguard"}
+	if err := errors.Join(netlink.LinkAdd(wireguard), netlink.LinkDel(wireguard)); err != nil {
+		t.Errorf("wireguard: %v", err)
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -29,8 +30,8 @@ func initMain(args []string) {
 }
 
 func initLab(args []string) error {
-	if len(args) != 1 {
-		return fmt.Errorf("the kernel's command line ends with %q and not with the directory of its modules", args)
+	if len(args) == 0 {
+		return errors.New("the kernel's command line does not end with the directory of its modules")
 	}
 	if err := os.Setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"); err != nil {
 		return err
@@ -40,6 +41,9 @@ func initLab(args []string) error {
 	}
 	if err := makeHost(); err != nil {
 		return err
+	}
+	if slices.Contains(args[1:], systemdWord) {
+		return becomeSystemd()
 	}
 	worker := exec.Command("/proc/self/exe", serveVerb)
 	worker.Stdout, worker.Stderr = os.Stdout, os.Stderr
@@ -119,7 +123,8 @@ func runJob(j job, stdout, stderr io.Writer) outcome {
 	return outcome{}
 }
 
-// makeRoot lays a disk over the shared root and makes that the root, with the modules of the running kernel in it.
+// makeRoot lays a disk over the shared root and makes that the root, with the modules of the running kernel in it and the
+// disk at /mnt.
 func makeRoot(base string) error {
 	if err := mount("proc", "/proc", "proc", 0, ""); err != nil {
 		return err
@@ -136,7 +141,7 @@ func makeRoot(base string) error {
 	if err := mount("/dev/vda", work, "ext4", 0, ""); err != nil {
 		return err
 	}
-	for _, dir := range []string{"upper", "work", "root"} {
+	for _, dir := range []string{"upper", "work", "root", "plain"} {
 		if err := os.Mkdir(filepath.Join(work, dir), 0o755); err != nil {
 			return err
 		}
@@ -156,6 +161,12 @@ func makeRoot(base string) error {
 		return err
 	}
 	if err := mount(base+modules, root+modules, "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	if err := os.Chmod(work+"/plain", 0o777|os.ModeSticky); err != nil {
+		return err
+	}
+	if err := mount(work+"/plain", root+work, "", unix.MS_BIND, ""); err != nil {
 		return err
 	}
 	if err := os.Chdir(root); err != nil {

@@ -88,6 +88,19 @@ func TestCommand(t *testing.T) {
 	}
 }
 
+// TestSystemd: the command is a service of a systemd that makes units when it is asked to.
+func TestSystemd(t *testing.T) {
+	if _, err := os.Stat(systemdProgram); err != nil {
+		t.Skipf("SKIPPED, no systemd: %v", err)
+	}
+	const script = `set -e; cat /proc/1/comm; cat /proc/self/cgroup
+		systemd-run -q --scope --unit=probe cat /proc/self/cgroup; exit 3`
+	code, stdout, stderr := lab(t, "-systemd", "sh", "-c", script)
+	if want := "systemd\n0::/system.slice/lab.service\n0::/system.slice/probe.scope\n"; code != 3 || stdout != want {
+		t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
+	}
+}
+
 // TestKilled: QEMU and virtiofsd die with a lab that is killed.
 func TestKilled(t *testing.T) {
 	cmd := exec.Command("/proc/self/exe", append(needLab(t), "sleep", "infinity")...)

@@ -74,6 +74,9 @@ func qemuArgs(o options, k kernel, self string) []string {
 		"console=ttyS0", "quiet", "panic=-1", "no_timer_check", "tsc=reliable", "mitigations=off",
 		"root=lab", "rootfstype=virtiofs", "ro", "init=" + self, "--", k.base,
 	}
+	if o.systemd {
+		params = append(params, systemdWord)
+	}
 	return []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", "q35,usb=off,vmport=off,hpet=off", "-accel", "tcg", "-cpu", "EPYC,+svm,+npt,-cx16",

@@ -52,6 +52,7 @@ func labMain(args []string, stdout, stderr io.Writer) int {
 	flags.IntVar(&o.diskMiB, "disk", 16384, "how much the lab can write, in MiB; taken as it is written")
 	flags.StringVar(&o.cache, "cache", "", "directory for the lab's kernel; default: pistis/lab below the user's cache directory")
 	flags.DurationVar(&o.timeout, "timeout", time.Hour, "how long the command may take, with the lab's boot")
+	flags.BoolVar(&o.systemd, "systemd", false, "systemd is the first process, and makes the cgroups")
 	flags.BoolVar(&o.verbose, "v", false, "show the lab's console and how long its boot takes")
 	flags.Usage = func() {
 		fmt.Fprintln(stderr, "usage: lab [flags] command [argument...]")
@@ -79,7 +80,7 @@ type options struct {
 	vcpus, memoryMiB, diskMiB int
 	cache                     string
 	timeout                   time.Duration
-	verbose                   bool
+	verbose, systemd          bool
 	command                   []string
 	stdout, stderr            io.Writer
 }

@@ -45,7 +45,7 @@ func main() {
 	if *guest == "" {
 		n.vms = 0
 	} else {
-		o.Extra = fmt.Sprintf("[handlers.vm]\ntype = \"vm\"\n[vm]\nkernel = %q\ninitrd = %q\nmemory_mib = 160\nboot_timeout = \"5m\"\n", *guest+"/vmlinuz", *guest+"/initrd")
+		o.Extra = fmt.Sprintf("[handlers.vm]\ntype = \"vm\"\n[vm]\nkernel = %q\ninitrd = %q\nmodules = %q\nmemory_mib = 160\nboot_timeout = \"5m\"\n", *guest+"/vmlinuz", *guest+"/initrd", *guest+"/modules.img")
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -20,9 +20,11 @@ const (
 	// MaxHeader bounds a framed StreamHeader or StreamReply, in bytes.
 	MaxHeader = 64 << 10
 
-	// MaxShareWrite bounds the data of one FUSE message of a share, in bytes; MaxShareFrame a whole message.
-	MaxShareWrite = 128 << 10
-	MaxShareFrame = MaxShareWrite + 4<<10
+	// MaxShareWrite bounds the data of one FUSE message of a share, in bytes; MaxShareFrame a whole message. Agents without
+	// FeatureLargeShares take SmallShareWrite.
+	MaxShareWrite   = 512 << 10
+	SmallShareWrite = 128 << 10
+	MaxShareFrame   = MaxShareWrite + 4<<10
 
 	// ShareChanged is what the error of a FUSE message says that carries a ShareChange, and ShareRepeater the pid of
 	// requests that the agent makes to repeat it. Neither is a number that a kernel uses.
@@ -35,6 +37,8 @@ const (
 	FeatureShareChanges = "share-changes"
 	// FeaturePIDNamespaces: it knows CreateContainerRequest.pid_namespace.
 	FeaturePIDNamespaces = "pid-namespaces"
+	// FeatureLargeShares: messages of shares may have MaxShareWrite bytes of data.
+	FeatureLargeShares = "large-shares"
 	// FeatureModules: it knows ConfigureSandboxRequest.modules.
 	FeatureModules = "modules"
 	// FeatureMemoryVolumes: it knows CreateContainerRequest.memory.

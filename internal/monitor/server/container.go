@@ -130,7 +130,7 @@ func (s *Server) start(c *container) (pid int, err error) {
 // run calls the runtime; on error it has nothing left.
 func (s *Server) run(ctx context.Context, c *container) (_ *runc.Process, err error) {
 	if path := c.request.CgroupsPath; path != "" {
-		group, err := cgroup.OfSpec(path, s.systemd)
+		group, err := cgroup.OfSpec(path)
 		if err != nil {
 			return nil, err
 		}

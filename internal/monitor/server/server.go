@@ -32,7 +32,6 @@ const (
 type Server struct {
 	dir     bundle.Dir
 	runtime *runc.Runc
-	systemd bool // how cgroupsPath is to be read
 	log     *slog.Logger
 	buffers buffers
 	// work are the goroutines that wait for processes; they end with the server's ctx, which stop ends.
@@ -45,9 +44,9 @@ type Server struct {
 	ending     bool
 }
 
-// New makes the server of a bundle. systemd says that the runtime asks systemd for cgroups.
-func New(dir bundle.Dir, runtime *runc.Runc, systemd bool, log *slog.Logger) *Server {
-	s := &Server{dir: dir, runtime: runtime, systemd: systemd, log: log, containers: map[string]*container{}}
+// New makes the server of a bundle.
+func New(dir bundle.Dir, runtime *runc.Runc, log *slog.Logger) *Server {
+	s := &Server{dir: dir, runtime: runtime, log: log, containers: map[string]*container{}}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s
 }

@@ -25,6 +25,7 @@ func run() error {
 	addressFile := flag.String("address-file", "", "file to write the address to, once it serves")
 	tests := flag.Bool("tests", false, "serve the images of the integration tests too")
 	conformance := flag.Bool("conformance", false, "serve the images of critest too")
+	storage := flag.Bool("storage", false, "serve the images with fio too")
 	show := flag.Bool("print", false, "print the references of all images")
 	flag.Parse()
 
@@ -36,6 +37,9 @@ func run() error {
 	}
 	if *conformance {
 		groups = append(groups, images.Conformance)
+	}
+	if *storage {
+		groups = append(groups, images.Storage)
 	}
 	r, err := images.Serve(ctx, images.Options{
 		Listen: *listen, Cache: *cache, Groups: groups,

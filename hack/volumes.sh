@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Measures a volume of a VM pod against the host and against virtio-fs, in one run: VOLUMES=1 make bench
+#   ROUNDS  how often each is measured
+#   LOAD    flags of test/bench/fsload, as "-mib 256 -files 2000"
+set -euo pipefail
+here=$(dirname "$(realpath "$0")")
+BIN=${BIN:?} GUEST=${GUEST:?}
+# shellcheck source=hack/daemon.sh
+. "$here/daemon.sh"
+top=$(realpath "$here/..")
+cache=$top/.cache
+command -v fio >/dev/null || { echo "installing fio"; apt-get install -y --no-install-recommends fio >/dev/null; }
+trap 'stop_all' EXIT
+mkdir -p "$cache/bench"
+(cd "$top" && go build -o "$BIN/bench-volumes/" ./test/bench/fsload ./test/bench/volumes)
+version=$(sed -n 's/.*"kernel_version": "\(.*\)".*/\1/p' "$GUEST/guest.json")
+virtiofs=$(find "$cache/kernels" -path "*/$version/*" -name 'virtiofs.ko' | head -n 1)
+start_registry "$cache/bench" -cache "$cache/images" -storage
+start_daemon pistis-volumes "$cache/bench"
+read -ra load <<<"${LOAD:-}"
+"$BIN/bench-volumes/volumes" -image "$registry_address/pistis/fio:latest" -load "$BIN/bench-volumes/fsload" -dir "$cache/bench" \
+	-kernel "$GUEST/vmlinuz" -initrd "$GUEST/initrd" -virtiofs "$virtiofs" -rounds "${ROUNDS:-3}" -- "${load[@]}"

@@ -1,0 +1,57 @@
+package daemon
+
+import (
+	"context"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/pistis-run/pistis/internal/config"
+	"github.com/pistis-run/pistis/internal/systemd"
+)
+
+func TestNewGroups(t *testing.T) {
+	g, err := newGroups(config.Config{Cgroups: config.Cgroups{CgroupDriver: "cgroupfs", CgroupParent: "node/pods"}})
+	if err != nil || g.systemd() || g.parent != "node/pods" {
+		t.Errorf("cgroupfs: %+v, %v", g, err)
+	}
+	g, err = newGroups(config.Config{Cgroups: config.Cgroups{CgroupParent: "pistis"}})
+	if err != nil || g.systemd() != systemd.Booted() {
+		t.Errorf("chosen: %+v, %v", g, err)
+	}
+	g, err = newGroups(config.Config{Cgroups: config.Cgroups{CgroupDriver: "systemd", CgroupParent: "node-pods"}})
+	if !systemd.Booted() {
+		if !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("systemd where it is not the init system: %v", err)
+		}
+		return
+	}
+	if err != nil || !g.systemd() || g.parent != "node-pods.slice" {
+		t.Errorf("systemd: %+v, %v", g, err)
+	}
+	_, err = newGroups(config.Config{Cgroups: config.Cgroups{CgroupDriver: "systemd", CgroupParent: "node/pods"}})
+	if !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a path for systemd: %v", err)
+	}
+}
+
+// stopped is a unit that was stopped.
+type stopped string
+
+func (*stopped) StartScope(context.Context, string, string, int) error { return nil }
+
+func (s *stopped) Stop(_ context.Context, name string) error {
+	*s = stopped(name)
+	return nil
+}
+
+// TestRemoveGroups: the slice of our pods, which is not there on any hierarchy, is stopped too.
+func TestRemoveGroups(t *testing.T) {
+	var s stopped
+	if err := (groups{units: &s, parent: "pististest-none.slice"}).remove(t.Context()); err != nil || s != "pististest-none.slice" {
+		t.Errorf("stopped %q, %v", s, err)
+	}
+	if err := (groups{parent: "pististest/none"}).remove(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

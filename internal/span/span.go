@@ -1,0 +1,56 @@
+// Package span marks parts of the work for traces.
+//
+// A trace begins where a call comes in, and goes on with the context. So nothing here is set up or global: outside of a
+// trace all of it does nothing. The package imports only OpenTelemetry's API.
+package span
+
+import (
+	"context"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// scope is what spans say that they are made by.
+const scope = "github.com/pistis-run/pistis"
+
+// Attributes of spans.
+const (
+	Sandbox   = attribute.Key("pistis.sandbox")
+	Container = attribute.Key("pistis.container")
+	Handler   = attribute.Key("pistis.handler")
+	Image     = attribute.Key("pistis.image")
+	PID       = attribute.Key("process.pid")
+)
+
+// Start begins a span in the trace that ctx is in. end is called once, with the error that the work ended with.
+func Start(ctx context.Context, name string, attributes ...attribute.KeyValue) (_ context.Context, end func(error)) {
+	parent := trace.SpanFromContext(ctx)
+	if !parent.IsRecording() {
+		return ctx, func(error) {}
+	}
+	ctx, s := parent.TracerProvider().Tracer(scope).Start(ctx, name, trace.WithAttributes(attributes...))
+	return ctx, func(err error) {
+		if err != nil {
+			s.SetStatus(codes.Error, err.Error())
+		}
+		s.End()
+	}
+}
+
+// Past adds a span of something that somebody else did and told of.
+func Past(ctx context.Context, name string, start, end time.Time, attributes ...attribute.KeyValue) {
+	parent := trace.SpanFromContext(ctx)
+	if !parent.IsRecording() {
+		return
+	}
+	_, s := parent.TracerProvider().Tracer(scope).Start(ctx, name, trace.WithTimestamp(start), trace.WithAttributes(attributes...))
+	s.End(trace.WithTimestamp(end))
+}
+
+// Set adds attributes that are known only now to the span that ctx is in.
+func Set(ctx context.Context, attributes ...attribute.KeyValue) {
+	trace.SpanFromContext(ctx).SetAttributes(attributes...)
+}
