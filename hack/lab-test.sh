@@ -14,6 +14,7 @@ declare -A package=([qemu]=qemu [fc]=firecracker [clh]=cloudhypervisor)
 
 echo "building the tests"
 go build -trimpath -ldflags='-s -w' -o "$out/testinit" ./internal/hypervisor/hypervisortest/testinit
+"$bin/pistis" guest build --dir "$(dirname "$guest")/test-guest" --agent "$out/testinit" --runc "$out/testinit" >"$out/log" 2>&1 || { cat "$out/log" >&2; exit 1; }
 go test -c -o "$out/pods" ./test/integration
 for h in $handlers; do go test -c -o "$out/$h" "./internal/hypervisor/${package[$h]}"; done
 
@@ -22,7 +23,7 @@ for h in $handlers; do go test -c -o "$out/$h" "./internal/hypervisor/${package[
 BIN=$bin GUEST=$guest . hack/daemon.sh
 BIN=$bin start_registry "$out" -cache "$PWD/.cache/images" -tests
 kill "$registry"
-export PISTIS_BIN=$bin PISTIS_GUEST=$guest PISTIS_TESTINIT=$out/testinit PISTIS_ACCELERATION=kvm
+export PISTIS_BIN=$bin PISTIS_GUEST=$guest PISTIS_TEST_GUEST=$(dirname "$guest")/test-guest PISTIS_ACCELERATION=kvm
 failed=0 rows=()
 for h in $handlers; do
 	if ! command -v "${program[$h]}" >/dev/null; then

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync/atomic"
@@ -36,7 +35,7 @@ func candidates(name string) []string {
 
 // ready tells, without waiting for anything, why no VM can be run by the hypervisor, or by any where none is named.
 func (m *machines) ready(name string) error {
-	var errs []error
+	var none error
 	for _, candidate := range candidates(name) {
 		_, err := m.vm.FindVMM(candidate)
 		switch known := m.accel.known.Load(); {
@@ -50,9 +49,17 @@ func (m *machines) ready(name string) error {
 		if err == nil {
 			return nil
 		}
-		errs = append(errs, err)
+		none = also(none, err)
 	}
-	return errors.Join(errs...)
+	return none
+}
+
+// also adds an error to others in one line.
+func also(others, err error) error {
+	if others == nil {
+		return err
+	}
+	return fmt.Errorf("%w; %w", others, err)
 }
 
 // suits refuses hypervisors that cannot emulate on a host where guests have to be emulated.
@@ -78,14 +85,14 @@ func (m *machines) choose(ctx context.Context, name string) (vmpod.Machine, erro
 	if err != nil {
 		return vmpod.Machine{}, err
 	}
-	var errs []error
+	var passedOver error
 	for _, candidate := range candidates(name) {
 		path, err := m.vm.FindVMM(candidate)
 		if err == nil {
 			err = m.suits(candidate, accel)
 		}
 		if err != nil {
-			errs = append(errs, err)
+			passedOver = also(passedOver, err)
 			continue
 		}
 		if candidate == config.DriverFirecracker {
@@ -94,11 +101,11 @@ func (m *machines) choose(ctx context.Context, name string) (vmpod.Machine, erro
 			}
 		}
 		if name == "" {
-			m.tell(ctx, candidate, errors.Join(errs...))
+			m.tell(ctx, candidate, passedOver)
 		}
 		return vmpod.Machine{Hypervisor: candidate, Binary: path, Accel: accel, Guest: guest}, nil
 	}
-	return vmpod.Machine{}, errors.Join(errs...)
+	return vmpod.Machine{}, passedOver
 }
 
 // tell logs a choice when it is another than before, with what spoke against those that are preferred.

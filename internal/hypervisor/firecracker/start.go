@@ -198,17 +198,18 @@ func (v *vm) boot(ctx context.Context, cfg hypervisor.Config, taps []string) err
 			return err
 		}
 	}
-	for _, d := range cfg.Disks {
-		if _, err := v.attach(ctx, d); err != nil {
-			return fmt.Errorf("disk %s: %w", d.ID, err)
-		}
-	}
 	if _, err := v.do(ctx, "PUT", "/actions", map[string]string{"action_type": "InstanceStart"}); err != nil {
 		return err
 	}
 	if err := v.Confined(false); err != nil {
 		return fmt.Errorf("%w; it was built without one (as builds for GNU's C library are): use a release of the project, or put a compiled filter where it is looked for, at %s from the program",
 			err, filterFile)
+	}
+	// Plugged, as all others: a guest that had booted with disks saw none that was plugged later.
+	for _, d := range cfg.Disks {
+		if _, err := v.attach(ctx, d); err != nil {
+			return fmt.Errorf("disk %s: %w", d.ID, err)
+		}
 	}
 	return nil
 }

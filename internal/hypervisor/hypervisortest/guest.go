@@ -21,20 +21,24 @@ func Acceleration() hypervisor.Acceleration {
 	return hypervisor.TCG
 }
 
-// BuildGuest makes a guest whose first process is testinit, built here or the program that PISTIS_TESTINIT names. The kernel is the one of the product's guest: it
-// is taken from the cache beside $PISTIS_GUEST, else from the user's cache directory, and fetched if it is in
-// neither. Where that fails the test is skipped, or fails if PISTIS_GUEST is set.
+// BuildGuest makes a guest whose first process is testinit, or takes the one that lies in PISTIS_TEST_GUEST. The kernel is
+// the one of the product's guest: it is taken from the cache beside $PISTIS_GUEST, else from the user's cache directory, and
+// fetched if it is in neither. Where that fails the test is skipped, or fails if PISTIS_GUEST is set.
 func BuildGuest(t testing.TB) guestimage.Guest {
 	t.Helper()
-	dir := t.TempDir()
-	program := os.Getenv("PISTIS_TESTINIT")
-	if program == "" {
-		program = filepath.Join(dir, "testinit")
-		build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, initPackage)
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("build testinit: %v\n%s", err, out)
+	if ready := os.Getenv("PISTIS_TEST_GUEST"); ready != "" {
+		guest, err := guestimage.Load(ready)
+		if err != nil {
+			t.Fatal(err)
 		}
+		return guest
+	}
+	dir := t.TempDir()
+	program := filepath.Join(dir, "testinit")
+	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, initPackage)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build testinit: %v\n%s", err, out)
 	}
 	made := os.Getenv("PISTIS_GUEST")
 	cache := filepath.Join(filepath.Dir(made), "kernels")
