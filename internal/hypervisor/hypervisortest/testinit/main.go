@@ -156,6 +156,13 @@ func obey(word, rest string, body io.Reader) (string, error) {
 	case "write":
 		lun, text, _ := strings.Cut(rest, " ")
 		return "", writeDisk(lun, text)
+	case "kmsg": // the kernel's last words, for a person who looks for an error
+		buf := make([]byte, 256<<10)
+		n, err := unix.Klogctl(unix.SYSLOG_ACTION_READ_ALL, buf)
+		if err != nil {
+			return "", err
+		}
+		return string(buf[max(0, n-4<<10):n]), nil
 	case "nics":
 		return nics()
 	case "work":
