@@ -144,8 +144,6 @@ func obey(word, rest string, body io.Reader) (string, error) {
 		return "", err
 	case "disk":
 		return readDisk(rest)
-	case "forget":
-		return "", forget(rest)
 	case "nodisk":
 		return "", waitFor(func() error {
 			if name, err := diskName(rest); err == nil {
@@ -236,22 +234,6 @@ func scan() error {
 		return err
 	}
 	return nil
-}
-
-// forget makes the guest forget a disk before the host takes it away. SCSI disks go by themselves.
-func forget(address string) error {
-	if !strings.HasPrefix(address, "serial:") {
-		return nil
-	}
-	name, err := diskName(address)
-	if err != nil {
-		return err
-	}
-	device, err := filepath.EvalSymlinks("/sys/block/" + name + "/device")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(filepath.Dir(device), "remove"), []byte("1"), 0)
 }
 
 // readDisk returns "ro" or "rw", the size, and the text at the beginning.
