@@ -35,7 +35,7 @@ lab() {
 # What follows runs in the lab. /mnt is no overlay there: containers' roots can be.
 
 inside() {
-	export TMPDIR=/mnt
+	export TMPDIR=/mnt PISTIS_ACCELERATION=kvm
 	grep -q . /sys/fs/cgroup/cgroup.controllers
 	case $2 in
 	groups)
@@ -48,7 +48,14 @@ inside() {
 		(cd test/integration && "$PISTIS_BIN/tests/integration.test" -test.v -test.timeout 3h -test.run '^TestCgroup|^TestHostLimits$|^TestHostCrash$')
 		;;
 	critest)
+		# A spec wants to map the owners of files below it, which an overlay does not offer.
+		mkdir /mnt/lib
+		mount --bind /mnt/lib /var/lib
 		OUT=/mnt/conformance NAME=lab-critest BUILT=1 test/conformance/run.sh runc --ci
+		;;
+	*)
+		echo "no suite $2: there are groups and critest" >&2
+		exit 2
 		;;
 	esac
 }

@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -54,12 +53,12 @@ func newGroups(cfg config.Config) (groups, error) {
 
 func (g groups) systemd() bool { return g.units != nil }
 
-// remove removes the parent of the pods' cgroups, from all hierarchies: runtimes make groups on more of them than VMs need.
-// EBUSY where somebody else has something in it.
+// remove removes the parent of the pods' cgroups, from all hierarchies: runtimes make groups on more of them than VMs
+// need. EBUSY where somebody else has something in it.
 func (g groups) remove(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, cgroupTimeout)
 	defer cancel()
-	group, err := cgroup.OfSpec(filepath.Join("/", cgroup.Path(g.parent, "")))
+	group, err := cgroup.OfSpec("/" + cgroup.Path(g.parent, ""))
 	if err != nil {
 		return err
 	}

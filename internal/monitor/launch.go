@@ -163,14 +163,14 @@ func record(cfg Config, dir bundle.Dir, pid int) error {
 	return nil
 }
 
-// place makes the monitor's group, if there is to be one, and puts the process there.
+// place makes the monitor's group, if there is to be one, and puts the monitor there.
 func place(cfg Config, pid int) error {
 	if cfg.Cgroup == "" {
 		return nil
 	}
 	if cfg.Adopt != nil {
 		if err := cfg.Adopt(pid); err != nil {
-			return fmt.Errorf("cgroup of the monitor: %w", err)
+			return fmt.Errorf("cgroup: %w", err)
 		}
 	}
 	group, err := cgroup.Open(cfg.Cgroup)

@@ -7,6 +7,7 @@ import (
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/runtime-tools/generate"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/pistis-run/pistis/internal/container"
 )
@@ -22,7 +23,7 @@ func adjust(spec *specs.Spec, a *api.ContainerAdjustment, vm bool) error {
 		"a memory policy":                                             linux.GetMemoryPolicy() != nil,
 		"a block I/O class: this node has no classes":                 linux.GetResources().GetBlockioClass() != nil,
 		"an RDT class: this node has no classes":                      linux.GetResources().GetRdtClass() != nil,
-		"RDT in a VM":                                                 vm && linux.GetRdt() != nil,
+		"RDT in a VM":                                                 vm && !proto.Equal(linux.GetRdt(), &api.LinuxRdt{}) && linux.GetRdt() != nil,
 		"CDI devices in a VM: they are made of parts of the host":     vm && len(a.GetCDIDevices()) > 0,
 		"scheduling of a process in a VM: the guest's kernel decides": vm && (linux.GetScheduler() != nil || linux.GetIoPriority() != nil),
 	} {

@@ -70,6 +70,22 @@ func TestAdjust(t *testing.T) {
 	}
 }
 
+// TestEmptyAdjustment: NRI hands one over when no plugin wants anything, with all of its parts.
+func TestEmptyAdjustment(t *testing.T) {
+	a := &api.ContainerAdjustment{Hooks: &api.Hooks{}, Linux: &api.LinuxContainerAdjustment{
+		Resources: &api.LinuxResources{Memory: &api.LinuxMemory{}, Cpu: &api.LinuxCPU{}}, Rdt: &api.LinuxRdt{},
+	}}
+	for _, vm := range []bool{true, false} {
+		s := spec()
+		if err := adjust(s, a, vm); err != nil {
+			t.Error(err)
+		}
+		if s.Hooks != nil || s.Linux.IntelRdt != nil {
+			t.Errorf("something was made of nothing: %+v", s)
+		}
+	}
+}
+
 func TestRefusedAdjustments(t *testing.T) {
 	for name, test := range map[string]struct {
 		change func(*api.ContainerAdjustment)

@@ -317,6 +317,25 @@ func TestLayersAreShared(t *testing.T) {
 	}
 }
 
+// TestVolumesGoWithTheirLastUser: whatever the guest says is free.
+func TestVolumesGoWithTheirLastUser(t *testing.T) {
+	d := &vmtest.Driver{Agent: &vmtest.Agent{}}
+	v, req := boot(t, d)
+	machine := d.Machines()[0]
+	before := machine.Disks()
+	volume := []vm.Disk{{Path: filepath.Dir(req.RunDir) + "/layer0", Volume: true}}
+	for range 2 {
+		if _, err := v.AttachDisks(t.Context(), volume); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, want := range []int{1, 0} {
+		if err := v.ReleaseDisks(t.Context(), volume, nil); err != nil || machine.Disks() != before+want {
+			t.Errorf("%d disks, want %d; %v", machine.Disks()-before, want, err)
+		}
+	}
+}
+
 func TestLayerLimits(t *testing.T) {
 	d := &vmtest.Driver{Agent: &vmtest.Agent{}}
 	v, req := boot(t, d)

@@ -48,6 +48,7 @@ start_daemon "$NAME" "$out" "$guests
 # The suite's exit code says only that something failed; what failed, and whether that is known, the report tells.
 "$BIN/critest" --runtime-endpoint "unix://$PISTIS_SOCKET" --image-endpoint "unix://$PISTIS_SOCKET" --runtime-handler "$handler" \
 	--ginkgo.no-color --ginkgo.v --ginkgo.timeout 3h --ginkgo.json-report "$out/report.json" "$@" >"$out/critest.log" 2>&1 || true
+grep -aE '^(Ran [0-9]|(SUCCESS|FAIL)!)' "$out/critest.log" >&2 || true
 [ -s "$out/report.json" ] || { tail -n 40 "$out/critest.log" >&2; exit 1; }
 if [ -n "$ci" ]; then
 	"$BIN/critest-report" -expect "$here/ci-specs-$handler.txt" "$out/report.json"

@@ -27,11 +27,12 @@ VERSION) echo '{"cniVersion": "1.1.0", "supportedVersions": ["1.0.0", "1.1.0"]}'
 esac
 `
 
-// TestCNI: a handler with a network of its own, beside others with the built-in bridge; its configuration changes, its
+// TestCNI: a handler with a runtime and a network of its own, beside others with the built-in bridge; its configuration changes, its
 // plugins say that they are not ready, and a daemon that comes back looks after what is there.
 func TestCNI(t *testing.T) {
+	needs(t)
 	bin, conf := t.TempDir(), t.TempDir()
-	d := startPrepared(t, fmt.Sprintf("[handlers.runc]\ntype = \"oci\"\n[handlers.mine]\ntype = \"oci\"\npath = %q\ncni_conf_dir = %q\n[handlers.vm]\ntype = \"vm\"\n", runcPath(), conf), func(d *daemon) {
+	d := startPrepared(t, fmt.Sprintf("[handlers.runc]\ntype = \"oci\"\n[handlers.mine]\ntype = \"oci\"\npath = %q\ncni_conf_dir = %q\n[handlers.vm]\ntype = \"vm\"\n", runtimeByPath(t), conf), func(d *daemon) {
 		d.configure(func(s string) string {
 			return strings.Replace(s, "cni_conf_dir = \"\"\n", fmt.Sprintf("cni_conf_dir = \"\"\ncni_bin_dirs = [%q]\n", bin), 1)
 		})
@@ -56,6 +57,8 @@ func TestCNI(t *testing.T) {
 	expect(t, "why the handler is not ready", notReady(d, "mine"), "")
 	pod, _ := d.runPod("first", nil)
 	expect(t, "address", d.ip(pod), "192.0.2.7")
+	d.pull(testImage)
+	expect(t, "a container of a runtime by path", d.run(pod, d.podConfig("first"), shell("c", "ip -4 -o addr show eth0 | grep -c 192.0.2.7")), "1\n")
 	configure("192.0.2.8") // counts at once
 	second, _ := d.runPod("second", nil)
 	expect(t, "address", d.ip(second), "192.0.2.8")
@@ -84,5 +87,16 @@ func TestCNI(t *testing.T) {
 	d.nothing("after CNI")
 }
 
-// runcPath is where the test's runc is: on PATH, or beside the commands.
-func runcPath() string { return filepath.Join(os.Getenv("PISTIS_BIN"), "guest", "runc") }
+// runtimeByPath is an OCI runtime that nothing but its path leads to: a copy of runc under another name.
+func runtimeByPath(t *testing.T) string {
+	t.Helper()
+	program, err := os.ReadFile(filepath.Join(os.Getenv("PISTIS_BIN"), "guest", "runc"))
+	if err != nil {
+		t.Skipf("SKIPPED, not tested: no runc beside the commands: %v", err)
+	}
+	path := filepath.Join(t.TempDir(), "of-the-house")
+	if err := os.WriteFile(path, program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}

@@ -21,7 +21,11 @@ func onHost(t *testing.T, test func(t *testing.T, d *daemon)) {
 			if handler == "crun" {
 				oneHierarchy(t)
 			}
-			d := startDaemon(t, "acceleration = \"tcg\"\n") // or it would try a guest first
+			extra := ""
+			if underKVM() == "" {
+				extra = "acceleration = \"tcg\"\n" // or it would try a guest first
+			}
+			d := startDaemon(t, extra)
 			if reason := notReady(d, handler); reason != "" {
 				t.Skipf("SKIPPED, not tested: handler %s: %s", handler, reason)
 			}
