@@ -150,42 +150,18 @@ func (d disks) rescan(addr *agentv1.DiskAddress) {
 	}
 }
 
-// remove makes the guest forget a disk before the host takes it away: a SCSI disk, or a PCI device that is a disk.
+// remove makes the guest forget a disk before the host takes it away. Only SCSI disks need it.
 func (d disks) remove(addr *agentv1.DiskAddress) error {
-	key, err := diskKey(addr)
-	if err != nil {
-		return err
-	}
-	var file string
-	switch a := addr.GetAddress().(type) {
-	case *agentv1.DiskAddress_ScsiLun:
-		if dev := d.scsi(a.ScsiLun); dev != "" {
-			file = filepath.Join(dev, "delete")
-		}
-	case *agentv1.DiskAddress_Serial:
-		file = d.pciRemove(d.find(addr))
-	}
-	if file == "" {
+	a, ok := addr.GetAddress().(*agentv1.DiskAddress_ScsiLun)
+	if !ok {
 		return nil
 	}
-	if err := os.WriteFile(file, []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("disk %s: remove: %w", key, err)
+	dev := d.scsi(a.ScsiLun)
+	if dev == "" {
+		return nil
+	}
+	if err := os.WriteFile(filepath.Join(dev, "delete"), []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("disk scsi lun %d: remove: %w", a.ScsiLun, err)
 	}
 	return nil
-}
-
-// pciRemove is the file that removes the PCI device behind a block device from the bus, or nothing.
-func (d disks) pciRemove(name string) string {
-	if name == "" {
-		return ""
-	}
-	virtio, err := filepath.EvalSymlinks(filepath.Join(d.sys, "block", name, "device"))
-	if err != nil {
-		return ""
-	}
-	file := filepath.Join(filepath.Dir(virtio), "remove")
-	if _, err := os.Stat(file); err != nil {
-		return "" // it is on no bus from which it could be removed
-	}
-	return file
 }

@@ -74,22 +74,6 @@ func TestFindDisk(t *testing.T) {
 	if text, _ := os.ReadFile(filepath.Join(d.sys, "class/scsi_host/host2/scan")); string(text) != "0 0 2" {
 		t.Errorf("the bus was not scanned: %q", text)
 	}
-	pci := filepath.Join(d.sys, "devices/pci0000:00/0000:00:05.0")
-	if err := os.MkdirAll(filepath.Join(pci, "virtio3"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(pci, "remove"), nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(filepath.Join(pci, "virtio3"), filepath.Join(d.sys, "block/vda/device")); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.remove(serial("layer-1")); err != nil {
-		t.Fatal(err)
-	}
-	if text, _ := os.ReadFile(filepath.Join(pci, "remove")); string(text) != "1" {
-		t.Errorf("the PCI device was not removed: %q", text)
-	}
 	d.rescan(serial("new"))
 	if text, _ := os.ReadFile(filepath.Join(d.sys, "bus/pci/rescan")); string(text) != "1" {
 		t.Errorf("the PCI bus was not scanned: %q", text)

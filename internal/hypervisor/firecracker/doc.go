@@ -5,8 +5,8 @@
 // system calls is Firecracker's own; a VM that runs without one is ended.
 //
 // Disks are plugged as PCI devices. Firecracker tells the guest nothing of that: the guest scans its bus for a disk that
-// it was told of, and removes one from it before the host does. A disk's address is its serial, which Firecracker
-// makes of the image's device and inode.
+// it was told of. A disk that is detached leaves an empty device behind, so that a VM has a limited number of plugs in its
+// life. A disk's address is its serial, which Firecracker makes of the image's device and inode.
 //
 // The control socket is connected to once and then removed, so that nobody else can speak to it. The package owns what
 // belongs to its VMs and nothing else; it imports hypervisor, its vmm and internal/transport.

@@ -29,7 +29,7 @@ func TestDescription(t *testing.T) {
 	}
 	var got strings.Builder
 	got.WriteString(strings.Join(arguments(cfg, true), " ") + "\n")
-	for _, r := range append(description(cfg, []string{"pistap2"}), driveRequest(hypervisor.Disk{ID: "layer-1", ReadOnly: true})) {
+	for _, r := range append(description(cfg, []string{"pistap2"}), driveRequest(hypervisor.Disk{ID: "layer-1", ReadOnly: true}, 3), emptyRequest("layer-1", 3)) {
 		body, err := json.Marshal(r.body)
 		if err != nil {
 			t.Fatal(err)

@@ -1,6 +1,7 @@
 package firecracker
 
 import (
+	"fmt"
 	"net"
 	"strings"
 
@@ -22,6 +23,8 @@ const (
 	apiSocket   = "api.sock"
 	vsockSocket = "vsock.sock"
 	logPipe     = "log"
+	// emptyImage is what drives have whose disk was detached.
+	emptyImage = "empty"
 )
 
 // guestCID is the guest's address on a bus that it has for itself.
@@ -104,10 +107,19 @@ func description(cfg hypervisor.Config, taps []string) []request {
 	return requests
 }
 
-func driveRequest(d hypervisor.Disk) request {
-	id := apiID(d.ID)
+// driveRequest plugs a disk; n makes its name another than that of an earlier plug.
+func driveRequest(d hypervisor.Disk, n int) request {
+	id := driveID(d.ID, n)
 	return request{"/drives/" + id, drive{ID: id, Path: diskPrefix + d.ID, ReadOnly: d.ReadOnly, Cache: "Writeback"}}
 }
+
+// emptyRequest gives a drive the empty image.
+func emptyRequest(id string, n int) request {
+	name := driveID(id, n)
+	return request{"/drives/" + name, map[string]string{"drive_id": name, "path_on_host": vmm.JailDir + "/" + emptyImage}}
+}
+
+func driveID(id string, n int) string { return fmt.Sprintf("%s_%d", apiID(id), n) }
 
 // apiID writes our ids in the letters that Firecracker has for its: '_' for '-', which ours do not have.
 func apiID(id string) string { return strings.ReplaceAll(id, "-", "_") }

@@ -96,6 +96,9 @@ func (s *starter) process(path string) (*vmm.Process, error) {
 	if s.Jail.NetNS, err = s.giveTaps(); err != nil {
 		return nil, err
 	}
+	if err := s.makeEmpty(); err != nil {
+		return nil, fmt.Errorf("empty disk: %w: %w", err, vmm.ErrorClass(err))
+	}
 	if err := s.openLog(); err != nil {
 		return nil, fmt.Errorf("log: %w: %w", err, vmm.ErrorClass(err))
 	}
@@ -115,6 +118,18 @@ func checkKernel(f *os.File) error {
 		return fmt.Errorf("the guest's kernel %s is not a vmlinux, and Firecracker boots nothing else: %w", f.Name(), errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+// makeEmpty makes the image of no disk: one sector.
+func (s *starter) makeEmpty() error {
+	path := filepath.Join(s.cfg.RunDir, emptyImage)
+	if err := os.WriteFile(path, make([]byte, 512), 0o600); err != nil {
+		return err
+	}
+	if s.cfg.User == nil {
+		return nil
+	}
+	return os.Chown(path, int(s.cfg.User.UID), int(s.cfg.User.GID))
 }
 
 // openLog makes the pipe for Firecracker's log.
@@ -205,7 +220,7 @@ func (v *vm) boot(ctx context.Context, cfg hypervisor.Config, taps []string) err
 		return fmt.Errorf("%w; it was built without one (as builds for GNU's C library are): use a release of the project, or put a compiled filter where it is looked for, at %s from the program",
 			err, filterFile)
 	}
-	// Plugged, as all others: a guest that had booted with disks saw none that was plugged later.
+	// Plugged, as all others are: there is one way for a disk to come.
 	for _, d := range cfg.Disks {
 		if _, err := v.attach(ctx, d); err != nil {
 			return fmt.Errorf("disk %s: %w", d.ID, err)

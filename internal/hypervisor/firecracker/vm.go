@@ -24,8 +24,10 @@ type vm struct {
 	user  *hypervisor.User
 	slots *vmm.Slots
 
-	mu  sync.Mutex
-	api *vmm.API // nil before it is connected to
+	mu    sync.Mutex
+	api   *vmm.API       // nil before it is connected to
+	plugs map[string]int // by disk id: which plug of the VM it was; numbers are not used again
+	next  int
 }
 
 // It is no hypervisor.Pauser: Firecracker 1.16 stops serving a guest's vsock when it resumes it, until the guest answers
@@ -34,7 +36,7 @@ var _ hypervisor.DiskPlugger = (*vm)(nil)
 
 // newVM watches over a Firecracker that was just started, and owns it and the starter's ends of its pipes.
 func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
-	v := &vm{user: cfg.User, slots: vmm.NewSlots(maxDisks(len(cfg.NICs)))}
+	v := &vm{user: cfg.User, slots: vmm.NewSlots(maxDisks(len(cfg.NICs))), plugs: map[string]int{}}
 	var log sync.WaitGroup
 	log.Go(func() {
 		io.Copy(proc.Stderr(), s.log) // ends when nobody can write any more
@@ -106,7 +108,7 @@ func (v *vm) attach(ctx context.Context, disk hypervisor.Disk) (address hypervis
 	if err != nil {
 		return address, err
 	}
-	r := driveRequest(disk)
+	r := driveRequest(disk, v.plug(disk.ID))
 	if _, err := v.do(ctx, "PUT", r.path, r.body); err != nil {
 		var refused *vmm.APIError
 		if errors.As(err, &refused) {
@@ -128,7 +130,18 @@ func serial(image unix.Stat_t) string {
 // maxSerial is the length of a virtio disk's serial.
 const maxSerial = 20
 
-// DetachDisk unplugs a disk that the guest has removed from its bus.
+// plug numbers the plugs of the VM.
+func (v *vm) plug(id string) int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.next++
+	v.plugs[id] = v.next
+	return v.next
+}
+
+// DetachDisk makes Firecracker let go of a disk's image. The device stays, as an empty one: Firecracker 1.16 gives a device
+// that is plugged after one was unplugged another address than the guest, and cannot move it. So a VM has a limited number
+// of plugs in its life.
 func (v *vm) DetachDisk(ctx context.Context, id string) error {
 	if err := v.detach(ctx, id); err != nil {
 		return fmt.Errorf("detach disk %s: %w", id, err)
@@ -140,14 +153,17 @@ func (v *vm) detach(ctx context.Context, id string) error {
 	if err := v.slots.ClaimAttached(id); err != nil {
 		return err
 	}
-	keep := true
-	defer func() { v.slots.Settle(id, keep) }()
-	if _, err := v.do(ctx, "DELETE", "/drives/"+apiID(id), nil); err != nil {
+	v.mu.Lock()
+	r := emptyRequest(id, v.plugs[id])
+	v.mu.Unlock()
+	_, err := v.do(ctx, "PATCH", r.path, r.body)
+	if err == nil {
+		err = v.Hide(diskPrefix + id)
+	}
+	if err != nil {
+		v.slots.Settle(id, true)
 		return err
 	}
-	if err := v.Hide(diskPrefix + id); err != nil {
-		return err
-	}
-	keep = false
+	v.slots.Retire(id)
 	return nil
 }

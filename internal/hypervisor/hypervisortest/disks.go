@@ -69,14 +69,12 @@ func (s *suite) disks(t *testing.T) {
 		}
 		f.Close() // the VMM has its own
 		wantDisk(t, v, address, mode, text)
-		ask(t, v, "forget %s", where(t, address))
 		if err := plugger.DetachDisk(t.Context(), "plugged"); err != nil {
 			t.Fatal(err)
 		}
 		ask(t, v, "nodisk %s", where(t, address))
 	}
 	wantDisk(t, v, at[0], "ro", "first")
-	ask(t, v, "forget %s", where(t, at[0]))
 	if err := plugger.DetachDisk(t.Context(), "first"); err != nil {
 		t.Errorf("detach of a disk of the start: %v", err)
 	}

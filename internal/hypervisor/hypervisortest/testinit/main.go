@@ -144,8 +144,6 @@ func obey(word, rest string, body io.Reader) (string, error) {
 		return "", err
 	case "disk":
 		return readDisk(rest)
-	case "forget":
-		return "", forget(rest)
 	case "nodisk":
 		return "", waitFor(func() error {
 			if name, err := diskName(rest); err == nil {
@@ -156,6 +154,13 @@ func obey(word, rest string, body io.Reader) (string, error) {
 	case "write":
 		lun, text, _ := strings.Cut(rest, " ")
 		return "", writeDisk(lun, text)
+	case "kmsg": // the kernel's last words, for a person who looks for an error
+		buf := make([]byte, 256<<10)
+		n, err := unix.Klogctl(unix.SYSLOG_ACTION_READ_ALL, buf)
+		if err != nil {
+			return "", err
+		}
+		return string(buf[max(0, n-4<<10):n]), nil
 	case "nics":
 		return nics()
 	case "work":
@@ -229,22 +234,6 @@ func scan() error {
 		return err
 	}
 	return nil
-}
-
-// forget makes the guest forget a disk before the host takes it away. SCSI disks go by themselves.
-func forget(address string) error {
-	if !strings.HasPrefix(address, "serial:") {
-		return nil
-	}
-	name, err := diskName(address)
-	if err != nil {
-		return err
-	}
-	device, err := filepath.EvalSymlinks("/sys/block/" + name + "/device")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(filepath.Dir(device), "remove"), []byte("1"), 0)
 }
 
 // readDisk returns "ro" or "rw", the size, and the text at the beginning.
