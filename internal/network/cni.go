@@ -24,8 +24,12 @@ import (
 	"github.com/pistis-run/pistis/internal/network/netns"
 )
 
-// statusTimeout bounds what plugins may take to say how they are.
-const statusTimeout = 10 * time.Second
+const (
+	// statusTimeout bounds what plugins may take to say how they are.
+	statusTimeout = 10 * time.Second
+	// garbageTimeout bounds what they may take to free what is nobody's: pods wait for it.
+	garbageTimeout = time.Minute
+)
 
 // ConfDirs are the directories of CNI configurations. An empty one is none.
 type ConfDirs struct {
@@ -66,6 +70,8 @@ type CNI struct {
 	noted map[string]string
 	// collecting is held by CollectGarbage alone: what is being set up is not garbage.
 	collecting sync.RWMutex
+	// patience is how long it holds it at most.
+	patience time.Duration
 }
 
 // NewCNI returns the network that the configurations in the directories describe, which may come later. Plugins are looked
@@ -79,7 +85,7 @@ func NewCNI(dirs ConfDirs, binDirs []string, stateDir string) (*CNI, error) {
 		return nil, fmt.Errorf("CNI network: %w", err)
 	}
 	return &CNI{
-		dirs: dirs, noted: map[string]string{}, binDirs: binDirs, records: cniRecords(records), log: slog.Default(),
+		dirs: dirs, noted: map[string]string{}, binDirs: binDirs, records: cniRecords(records), log: slog.Default(), patience: garbageTimeout,
 		lib: libcni.NewCNIConfigWithCacheDir(binDirs, stateDir, nil),
 	}, nil
 }
@@ -324,8 +330,10 @@ func (c *CNI) Reconcile(ctx context.Context, keep map[string]bool) error {
 
 // CollectGarbage lets the plugins of the configurations (CNI 1.1) free everything that they keep for pods that have no
 // record here. Where another runtime on this host uses the same network its pods would lose their addresses: its
-// configuration must say disableGC then. Pods that are to be set up wait meanwhile.
+// configuration must say disableGC then. Pods that are to be set up wait meanwhile, and no longer than a minute.
 func (c *CNI) CollectGarbage(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, c.patience)
+	defer cancel()
 	c.collecting.Lock()
 	defer c.collecting.Unlock()
 	ids, err := c.records.ids()

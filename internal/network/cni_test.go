@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
@@ -234,6 +235,22 @@ exit 0`)
 			must(t, f.Teardown(t.Context(), kept))
 			f.nothingLeft(t)
 		})
+	}
+}
+
+// TestCNIGarbageIsBounded: a plugin that does not come back does not keep pods waiting for ever.
+func TestCNIGarbageIsBounded(t *testing.T) {
+	dir := t.TempDir()
+	f := fixture{conf: filepath.Join(dir, "net.d"), state: filepath.Join(dir, "state")}
+	must(t, os.Mkdir(f.conf, 0o755))
+	var err error
+	f.CNI, err = NewCNI(ConfDirs{Default: f.conf}, []string{filepath.Join(dir, "bin")}, f.state)
+	must(t, err)
+	f.plugin(t, "stuck", "exec sleep 1000")
+	f.write(t, "10-test.conflist", `{"cniVersion": "1.1.0", "name": "testnet", "plugins": [{"type": "stuck"}]}`)
+	f.patience = 100 * time.Millisecond
+	if err := f.CollectGarbage(t.Context()); !errdefs.IsDeadlineExceeded(err) {
+		t.Errorf("got %v", err)
 	}
 }
 
