@@ -94,7 +94,11 @@ func (m *Manager) create(ctx context.Context, c *container, pod sandbox.Status, 
 	}
 	undo.Add("remove bundle", func(context.Context) error { return os.RemoveAll(m.bundle(rec.ID)) })
 	// Plugins that were asked may have set something aside for it.
-	undo.Add("tell plugins", func(ctx context.Context) error { m.tell(ctx, MomentRemoved, c.snapshot()); return nil })
+	undo.Add("tell plugins", func(ctx context.Context) error {
+		m.tell(ctx, MomentStopped, c.snapshot())
+		m.tell(ctx, MomentRemoved, c.snapshot())
+		return nil
+	})
 	if err := m.adjust(ctx, c, pod, spec); err != nil {
 		return err
 	}

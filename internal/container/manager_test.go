@@ -139,7 +139,7 @@ func TestPluginsLearnOfAFailedCreate(t *testing.T) {
 		fault, want string
 		err         error
 	}{
-		{"layers", "[]", nil}, {"task create", "[asked removed]", nil}, {"", "[asked removed]", errFault},
+		{"layers", "[]", nil}, {"task create", "[asked stopped removed]", nil}, {"", "[asked stopped removed]", errFault},
 	} {
 		w, dir := newWorld(), t.TempDir()
 		m, p := newManager(t, w, dir), &notedPlugins{err: test.err}

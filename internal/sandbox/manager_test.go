@@ -466,6 +466,21 @@ func TestPluginsLearnOfAnEnd(t *testing.T) {
 	}
 }
 
+// TestPluginRefusesAPod: others that were asked before it learn that nothing came of the pod.
+func TestPluginRefusesAPod(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	m := newManager(t, w, dir)
+	m.plugins = worldPlugins{world: w}
+	w.fail("plugins started", errFault)
+	if _, err := m.Run(t.Context(), podConfig("a")); !errors.Is(err, errFault) {
+		t.Errorf("got %v", err)
+	}
+	if last := w.calls[len(w.calls)-2:]; !slices.Equal(last, []string{"plugins stopped", "plugins removed"}) {
+		t.Errorf("at last: %v", last)
+	}
+	assertNothing(t, w, dir)
+}
+
 func TestWaitingForAClaimEndsWithTheContext(t *testing.T) {
 	w, dir := newWorld(), t.TempDir()
 	m := newManager(t, w, dir)

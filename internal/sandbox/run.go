@@ -44,13 +44,12 @@ func (m *Manager) Run(ctx context.Context, cfg Config) (id string, err error) {
 	defer func() { end(err) }()
 	m.add(sb)
 	defer m.plugins.Hold()()
-	err = m.start(ctx, sb, launcher)
-	if err == nil {
-		status, _ := m.status(sb)
-		err = m.plugins.TellPod(ctx, Started, status)
-	}
-	if err != nil {
+	if err = m.start(ctx, sb, launcher); err != nil {
 		return "", errors.Join(err, m.undo(ctx, sb, err))
+	}
+	status, _ := m.status(sb)
+	if err = m.plugins.TellPod(ctx, Started, status); err != nil {
+		return "", errors.Join(err, m.refused(ctx, sb, err))
 	}
 	m.publish(event.Created, id)
 	m.publish(event.Started, id)
@@ -190,6 +189,16 @@ func (m *Manager) undo(ctx context.Context, sb *sandbox, cause error) error {
 	}
 	_, moveErr := m.move(sb, op, func(r *record) { r.Reason = "start failed: " + cause.Error() })
 	return fmt.Errorf("undo: %w", errors.Join(err, moveErr))
+}
+
+// refused undoes a start that a plugin did not want, and says so to those that were asked before it.
+func (m *Manager) refused(ctx context.Context, sb *sandbox, cause error) error {
+	undoErr := m.undo(ctx, sb, cause)
+	ctx, cancel := cleanup.Detach(ctx)
+	defer cancel()
+	m.tell(ctx, Stopped, sb)
+	m.tell(ctx, Removed, sb)
+	return undoErr
 }
 
 // watch waits for the instance to end by itself. The caller has put the instance in place.
