@@ -130,8 +130,8 @@ func (m *Manager) release(ctx context.Context, sb *sandbox) error {
 }
 
 // separate ends the instance and its network. Of a pod on the host's kernel the one beside the other: its containers
-// were stopped before, and networks cut its interface off before or as its addresses become free. A VM takes much longer than its network, and its disk, on a full one of the host's,
-// makes room for the network's own records.
+// were stopped before, and networks cut its interface off before or as its addresses become free. A VM takes much longer
+// than its network, and its disk, on a full one of the host's, makes room for the network's own records.
 func (m *Manager) separate(ctx context.Context, sb *sandbox) error {
 	rec, _ := sb.snapshot()
 	if launcher := m.launchers[rec.Config.Handler]; launcher != nil && launcher.VM() {
