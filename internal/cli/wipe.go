@@ -35,6 +35,8 @@ func (a *app) wipeCommand() *cobra.Command {
 			}
 			wipe := exec.CommandContext(cmd.Context(), program, args...)
 			wipe.Stdout, wipe.Stderr = a.out, a.err
+			// It is asked to end and not killed, so that it ends what it is at.
+			wipe.Cancel = func() error { return wipe.Process.Signal(os.Interrupt) }
 			err = wipe.Run()
 			var exit *exec.ExitError
 			if errors.As(err, &exit) {

@@ -90,7 +90,7 @@ func Start(ctx context.Context, argv []string, stderr *os.File) (_ *Host, err er
 			err = errors.Join(err, h.Close())
 		}
 	}()
-	if err := h.hear(ctx); err != nil {
+	if err := h.hear(ctx, 0); err != nil {
 		return nil, fmt.Errorf("start share server: %w", err)
 	}
 	h.ns, err = os.Open(filepath.Join("/proc", strconv.Itoa(h.cmd.Process.Pid), "ns/mnt"))
@@ -122,28 +122,43 @@ func (h *Host) PID() int { return h.cmd.Process.Pid }
 // Done is closed when the server has ended.
 func (h *Host) Done() <-chan struct{} { return h.done }
 
-// hear waits for a report.
-func (h *Host) hear(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { h.control.SetReadDeadline(time.Unix(1, 0)) })
-	buf := make([]byte, maxControl)
-	n, err := h.control.Read(buf)
+// hear waits for the report on an order.
+func (h *Host) hear(ctx context.Context, number int) error {
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(interrupted)
+		h.control.SetReadDeadline(time.Unix(1, 0))
+	})
+	r, err := h.read(number)
 	if !stop() {
+		<-interrupted
 		h.control.SetReadDeadline(time.Time{})
 		if err != nil {
 			return context.Cause(ctx)
 		}
 	}
-	if err != nil || n == 0 {
-		return fmt.Errorf("it has ended: %w: %w", errors.Join(err, io.ErrUnexpectedEOF), errdefs.ErrUnavailable)
-	}
-	var r report
-	if err := json.Unmarshal(buf[:n], &r); err != nil {
-		return err
+	if err != nil {
+		return fmt.Errorf("it has ended: %w: %w", err, errdefs.ErrUnavailable)
 	}
 	if r.Error != "" {
 		return errors.New(r.Error)
 	}
 	return nil
+}
+
+// read passes over the reports on orders that were given up.
+func (h *Host) read(number int) (r report, err error) {
+	buf := make([]byte, maxControl)
+	for {
+		n, err := h.control.Read(buf)
+		if err != nil || n == 0 {
+			return r, errors.Join(err, io.ErrUnexpectedEOF)
+		}
+		r = report{}
+		if err := json.Unmarshal(buf[:n], &r); err != nil || r.Number == number {
+			return r, err
+		}
+	}
 }
 
 // Close kills the server and waits for its end. It is idempotent.
@@ -189,12 +204,12 @@ func (h *Host) Serve(ctx context.Context, s Share) (_ *Served, err error) {
 	defer theirs.Close()
 	below, err := MountsBelow(s.Path)
 	quiet := err == nil && !below && !s.Follow && served.local
-	data, err := json.Marshal(order{Quiet: quiet, Valid: s.Valid, MaxWrite: cmp.Or(s.MaxWrite, MaxWrite), Passing: s.Follow, Watch: s.Watch && !served.File})
+	data, err := json.Marshal(order{Number: h.next, Quiet: quiet, Valid: s.Valid, MaxWrite: cmp.Or(s.MaxWrite, MaxWrite), Passing: s.Follow, Watch: s.Watch && !served.File})
 	if err == nil {
 		_, _, err = h.control.WriteMsgUnix(data, unix.UnixRights(int(tree.Fd()), int(theirs.Fd())), nil)
 	}
 	if err == nil {
-		err = h.hear(ctx)
+		err = h.hear(ctx, h.next)
 	}
 	if err != nil {
 		ours.Close()

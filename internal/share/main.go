@@ -30,6 +30,8 @@ const (
 
 // order is what the shim asks of the server. Two descriptors come with it: the root and the stream.
 type order struct {
+	// Number is in the answer too.
+	Number int `json:"number"`
 	// Valid is how long the guest may believe what it was told.
 	Valid time.Duration `json:"valid"`
 	// MaxWrite bounds the data of a message.
@@ -42,9 +44,10 @@ type order struct {
 	Watch bool `json:"watch,omitempty"`
 }
 
-// report is the server's answer, and its first word when it is ready.
+// report is the server's answer, and its first word when it is ready, which answers no order and has number 0.
 type report struct {
-	Error string `json:"error,omitempty"`
+	Number int    `json:"number"`
+	Error  string `json:"error,omitempty"`
 }
 
 // Main is the server process: it confines itself and serves shares until its socket is closed. It returns the exit code.
@@ -65,7 +68,7 @@ func Main(stderr io.Writer) int {
 	if err == nil {
 		err = confine()
 	}
-	if tellErr := tell(control, err); err != nil || tellErr != nil {
+	if tellErr := tell(control, 0, err); err != nil || tellErr != nil {
 		return 1
 	}
 	if err := obey(control, room); err != nil && !errors.Is(err, io.EOF) {
@@ -75,8 +78,8 @@ func Main(stderr io.Writer) int {
 	return 0
 }
 
-func tell(control *net.UnixConn, err error) error {
-	var r report
+func tell(control *net.UnixConn, number int, err error) error {
+	r := report{Number: number}
 	if err != nil {
 		r.Error = err.Error()
 	}
@@ -98,7 +101,7 @@ func obey(control *net.UnixConn, room *budget) error {
 		fs, err := open(o, root, room)
 		if err != nil {
 			stream.Close()
-			if err := tell(control, err); err != nil {
+			if err := tell(control, o.Number, err); err != nil {
 				return err
 			}
 			continue
@@ -108,7 +111,7 @@ func obey(control *net.UnixConn, room *budget) error {
 			defer fs.close()
 			_ = serve(halfClosed{stream}, fs, o.MaxWrite) // an error is the guest's, and the stream's end tells the shim
 		}()
-		if err := tell(control, nil); err != nil {
+		if err := tell(control, o.Number, nil); err != nil {
 			return err
 		}
 	}

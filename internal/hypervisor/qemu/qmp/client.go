@@ -149,8 +149,16 @@ func (c *Client) send(ctx context.Context, r request, files []*os.File) error {
 		return context.Cause(ctx)
 	}
 	c.conn.SetWriteDeadline(time.Time{})
-	stop := context.AfterFunc(ctx, func() { c.conn.SetWriteDeadline(time.Unix(1, 0)) })
-	defer stop()
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(interrupted)
+		c.conn.SetWriteDeadline(time.Unix(1, 0))
+	})
+	defer func() {
+		if !stop() {
+			<-interrupted // or it would interrupt the next message
+		}
+	}()
 	n, _, err := c.conn.WriteMsgUnix(body, rights, nil)
 	if err == nil && n < len(body) {
 		_, err = c.conn.Write(body[n:])

@@ -104,6 +104,25 @@ func TestExecute(t *testing.T) {
 	<-c.Done()
 }
 
+// TestSentAndCanceled: a command that is given up when it was sent does not cut off the next.
+func TestSentAndCanceled(t *testing.T) {
+	for range 300 {
+		conn := monitor(t, hello, func(_ string, id uint64) string { return fmt.Sprintf("{\"return\": {}, \"id\": %d}\r\n", id) })
+		c, err := New(t.Context(), conn, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		go cancel()
+		if err := c.Execute(ctx, "x", nil, nil); !errdefs.IsUnavailable(err) { // else it was cut off itself
+			if err := c.Execute(t.Context(), "x", nil, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.Close()
+	}
+}
+
 func TestContext(t *testing.T) {
 	silent, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
