@@ -31,11 +31,10 @@ func (m *Manager) Checkpoint(ctx context.Context, id, location string, notes map
 	if err != nil {
 		return err
 	}
-	release, err := c.acquire(ctx)
-	if err != nil {
-		return err
+	if !c.checkpointing.TryLock() { // no claim, which whoever stops the container would wait for
+		return fmt.Errorf("another checkpoint of it is being made, wait for its end: %w", errdefs.ErrFailedPrecondition)
 	}
-	defer release()
+	defer c.checkpointing.Unlock()
 	rec, tasks, err := m.running(ctx, c.snapshot().ID, Running)
 	if err != nil {
 		return err

@@ -67,6 +67,15 @@ func TestCheckpoint(t *testing.T) {
 	if want := []string{"spec.dump", "config.dump", "checkpoint/pages-1.img"}; !slices.Equal(found, want) {
 		t.Errorf("archive has %q, want %q", found, want)
 	}
+	c, err := m.find(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.checkpointing.Lock()
+	if err := m.Checkpoint(t.Context(), id, filepath.Join(dir, "second.tar"), nil); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a second checkpoint at a time: %v", err)
+	}
+	c.checkpointing.Unlock()
 	w.fail("checkpoint", errdefs.ErrFailedPrecondition)
 	for location, is := range map[string]func(error) bool{
 		location:                          errdefs.IsAlreadyExists,
