@@ -92,10 +92,12 @@ func (m *Manager) create(ctx context.Context, c *container, pod sandbox.Status, 
 	if err := m.mountVolumes(ctx, vols, pod, spec); err != nil {
 		return err
 	}
+	undo.Add("remove bundle", func(context.Context) error { return os.RemoveAll(m.bundle(rec.ID)) })
+	// Plugins that were asked may have set something aside for it.
+	undo.Add("tell plugins", func(ctx context.Context) error { m.tell(ctx, MomentRemoved, c.snapshot()); return nil })
 	if err := m.adjust(ctx, c, pod, spec); err != nil {
 		return err
 	}
-	undo.Add("remove bundle", func(context.Context) error { return os.RemoveAll(m.bundle(rec.ID)) })
 	if err := m.writeBundle(rec.ID, spec); err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/event"
+	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -112,6 +113,45 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 			w.fail(step, nil)
 			mustCreate(t, m)
 		})
+	}
+}
+
+// notedPlugins note what they are told.
+type notedPlugins struct {
+	noPlugins
+	err   error // of Adjust
+	notes []string
+}
+
+func (p *notedPlugins) Adjust(context.Context, sandbox.Status, Status, *specs.Spec) (bool, error) {
+	p.notes = append(p.notes, "asked")
+	return false, p.err
+}
+
+func (p *notedPlugins) Tell(_ context.Context, moment Moment, _ sandbox.Status, _ Status) error {
+	p.notes = append(p.notes, string(moment))
+	return nil
+}
+
+// TestPluginsLearnOfAFailedCreate, once they were asked: they may have set something aside.
+func TestPluginsLearnOfAFailedCreate(t *testing.T) {
+	for _, test := range []struct {
+		fault, want string
+		err         error
+	}{
+		{"layers", "[]", nil}, {"task create", "[asked removed]", nil}, {"", "[asked removed]", errFault},
+	} {
+		w, dir := newWorld(), t.TempDir()
+		m, p := newManager(t, w, dir), &notedPlugins{err: test.err}
+		m.plugins = p
+		w.fail(test.fault, errFault)
+		if _, err := m.Create(t.Context(), config("a")); !errors.Is(err, errFault) {
+			t.Fatalf("got %v", err)
+		}
+		if got := fmt.Sprint(p.notes); got != test.want {
+			t.Errorf("%q: plugins were told %s, want %s", test.fault, got, test.want)
+		}
+		assertNothing(t, w, dir)
 	}
 }
 

@@ -85,8 +85,8 @@ func (v *vmlinuxes) make(kernel, path string) (err error) {
 			err = errors.Join(err, os.Remove(f.Name()))
 		}
 	}()
-	// VMMs read it, as users of their own.
-	err = errors.Join(guestimage.WriteVmlinux(f, kernel), f.Chmod(0o644), f.Close())
+	// VMMs read it, as users of their own. It is on the disk before it has its name, which nobody looks behind later.
+	err = errors.Join(guestimage.WriteVmlinux(f, kernel), f.Chmod(0o644), f.Sync(), f.Close())
 	if err != nil {
 		return err
 	}

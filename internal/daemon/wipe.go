@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
@@ -47,7 +48,13 @@ func locked(cfg config.Config, fn func() error) error {
 
 // wipeRoot removes what a daemon keeps. Nothing may be mounted below it any more: that would be somebody else's.
 func wipeRoot(p paths, log *slog.Logger) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(p.root + "/"))
+	real, err := filepath.EvalSymlinks(p.root) // as the kernel calls it
+	if err != nil {
+		return fmt.Errorf("wipe: %w", err)
+	}
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return !strings.HasPrefix(m.Mountpoint, real+"/"), false
+	})
 	if err != nil {
 		return fmt.Errorf("wipe: %w", err)
 	}

@@ -168,8 +168,8 @@ func (o Options) complete() (Options, error) {
 // digest is over everything that decides what the guest becomes.
 func (o Options) digest(k kernel) (string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "format %d\nkernel %s %s\nmodules %v %q %q\ncompression %s\n",
-		format, k.version, k.source, guestModules, o.ExtraModules, onDemand, o.Compression)
+	fmt.Fprintf(h, "format %d\nkernel %s %s\nmodules %v %q %q %q\ncompression %s\n",
+		format, k.version, k.source, guestModules, o.ExtraModules, onDemand, notOnDemand, o.Compression)
 	files := []string{o.Agent, o.Runc}
 	if !k.packaged {
 		files = append(files, k.image)

@@ -67,6 +67,8 @@ func TestBuildOnlyWhenNeeded(t *testing.T) {
 		}
 		return info
 	}
+	refused := notOnDemand
+	t.Cleanup(func() { notOnDemand = refused })
 	last := build()
 	unchanged := build()
 	if !os.SameFile(last, unchanged) {
@@ -76,6 +78,7 @@ func TestBuildOnlyWhenNeeded(t *testing.T) {
 		"agent":       func() { write(t, o.Agent, program("new agent")) },
 		"runc":        func() { write(t, o.Runc, program("new runc")) },
 		"extra":       func() { o.ExtraModules = []string{"crc"} },
+		"refused":     func() { notOnDemand = append(notOnDemand, "net/x/*") },
 		"compression": func() { o.Compression = Gzip },
 		"module":      func() { write(t, filepath.Join(o.ModulesDir, "kernel/new.ko"), ko()) },
 		"damage":      func() { write(t, filepath.Join(o.Dir, initrdFile), []byte("cut")) },

@@ -49,25 +49,38 @@ func readAll(db *bolt.DB) error {
 	})
 }
 
+// losing is the key of what a context of lose brings along: the blobs that are lost, to which what is found damaged on the way
+// is added.
+type losing struct{}
+
 // lose forgets blobs that are not what they should be, and takes the names off the images that need them: they count as
 // not there, so that who wants one pulls it anew. Containers that run from such an image go on.
 func (s *Service) lose(ctx context.Context, lost ...digest.Digest) error {
 	gone := map[digest.Digest]bool{}
-	s.mu.Lock()
 	for _, d := range lost {
 		gone[d] = true
-		delete(s.parsed, d)
 	}
-	s.mu.Unlock()
 	records, err := s.images.List(ctx)
 	if err != nil {
 		return err
 	}
-	var names []string
-	for _, r := range records {
-		if !s.needs(ctx, r, gone) {
-			continue
+	var doomed []images.Image
+	// Anew whenever more has turned out to be lost.
+	for known := 0; known != len(gone); {
+		known, doomed = len(gone), nil
+		for _, r := range records {
+			if s.needs(context.WithValue(ctx, losing{}, gone), r, gone) {
+				doomed = append(doomed, r)
+			}
 		}
+	}
+	s.mu.Lock()
+	for d := range gone {
+		delete(s.parsed, d)
+	}
+	s.mu.Unlock()
+	var names []string
+	for _, r := range doomed {
 		s.opts.Log.Warn("a part of an image is damaged; it has to be pulled again", logfields.Image, r.Name)
 		names = append(names, r.Name)
 		if err := s.keepForPull(ctx, r, gone); err != nil {
@@ -133,6 +146,10 @@ func (s *Service) damaged(ctx context.Context, d digest.Digest, format string, a
 	ctx, cancel := detached(s.scope(ctx))
 	defer cancel()
 	err := corrupt(format+"; pull the image again", args...)
+	if gone, ok := ctx.Value(losing{}).(map[digest.Digest]bool); ok {
+		gone[d] = true // lose itself has found it
+		return err
+	}
 	return errors.Join(err, s.lose(ctx, d))
 }
 

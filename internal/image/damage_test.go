@@ -182,3 +182,35 @@ func TestDamagedDatabase(t *testing.T) {
 		})
 	}
 }
+
+// TestSeveralDamagedImages: to lose one takes a look at the others, which may be damaged too.
+func TestSeveralDamagedImages(t *testing.T) {
+	for what, of := range map[string]func(img Image) digest.Digest{
+		"manifests": func(img Image) digest.Digest { return img.Manifest.Digest },
+		"configs":   func(img Image) digest.Digest { return img.ID },
+	} {
+		t.Run(what, func(t *testing.T) {
+			r, s := newRegistry(t), openService(t)
+			whole := mustPull(t, s, r.push(t, "whole:1", makeImage(t, thisArch, "whole")))
+			names := []string{"one:1", "two:1", "three:1"}
+			for _, name := range names {
+				img := mustPull(t, s, r.push(t, name, makeImage(t, thisArch, name)))
+				if err := damages()["overwritten"](s.blobPath(of(img))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.parsed = map[digest.Digest]parsedManifest{}
+			for _, name := range names {
+				if _, err := s.Get(t.Context(), r.host+"/"+name); !errdefs.IsDataLoss(err) && !errdefs.IsNotFound(err) {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+			if list, err := s.List(t.Context()); err != nil || len(list) != 1 || list[0].ID != whole.ID {
+				t.Errorf("left are %v, %v", list, err)
+			}
+			for _, name := range names {
+				mustPull(t, s, r.host+"/"+name)
+			}
+		})
+	}
+}

@@ -52,10 +52,11 @@ func podResources(r sandbox.Resources) *api.LinuxResources {
 
 // describe is toContainer for a container that was made, of which the spec lies in its bundle.
 func (p *Plugins) describe(c container.Status) *api.Container {
-	if p.containers == nil {
+	node := p.node.Load()
+	if node == nil {
 		return toContainer(c, &specs.Spec{}) // no plugin is connected yet
 	}
-	spec, err := p.containers.Spec(c.ID)
+	spec, err := node.containers.Spec(c.ID)
 	if err != nil {
 		p.log.Warn("NRI plugins are not told all of a container", logfields.Container, c.ID, logfields.Error, err)
 		spec = &specs.Spec{}

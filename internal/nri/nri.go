@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/nri/pkg/adaptation"
@@ -40,10 +41,16 @@ type containers interface {
 
 // Plugins are those that are connected.
 type Plugins struct {
-	nri        *adaptation.Adaptation
+	nri *adaptation.Adaptation
+	log *slog.Logger
+	// node is nil until Start: containers that were recovered may end, and tell so, before it.
+	node atomic.Pointer[node]
+}
+
+// node has what plugins learn of.
+type node struct {
 	sandboxes  sandboxes
 	containers containers
-	log        *slog.Logger
 }
 
 var errUnknownMoment = fmt.Errorf("nri: moment is not known: %w", errdefs.ErrInternal)
@@ -63,7 +70,7 @@ func New(o Options) (*Plugins, error) {
 
 // Start lets plugins in, once pods and containers were recovered.
 func (p *Plugins) Start(pods sandboxes, containers containers) error {
-	p.sandboxes, p.containers = pods, containers
+	p.node.Store(&node{pods, containers})
 	if err := p.nri.Start(); err != nil {
 		return fmt.Errorf("nri: %w", err)
 	}
@@ -161,15 +168,15 @@ func (p *Plugins) Update(ctx context.Context, pod sandbox.Status, c container.St
 // synchronize tells a plugin that has connected of everything.
 func (p *Plugins) synchronize(ctx context.Context, tell adaptation.SyncCB) error {
 	var pods []*api.PodSandbox
-	known := map[string]bool{}
-	for _, s := range p.sandboxes.List(ctx) {
+	known, node := map[string]bool{}, p.node.Load()
+	for _, s := range node.sandboxes.List(ctx) {
 		if s.State == sandbox.Ready {
 			known[s.ID] = true
 			pods = append(pods, toPod(s))
 		}
 	}
 	var list []*api.Container
-	for _, c := range p.containers.List(ctx) {
+	for _, c := range node.containers.List(ctx) {
 		if known[c.Config.SandboxID] {
 			list = append(list, p.describe(c))
 		}
@@ -187,18 +194,19 @@ func (p *Plugins) update(ctx context.Context, updates []*api.ContainerUpdate) ([
 	return p.apply(ctx, updates)
 }
 
-// apply changes limits of containers, and returns the changes that failed. Those that may fail are no error.
+// apply changes limits of containers, and returns the changes that failed. Those that may fail are no error, nor are those of
+// containers that have gone since the plugin was asked.
 func (p *Plugins) apply(ctx context.Context, updates []*api.ContainerUpdate) (failed []*api.ContainerUpdate, err error) {
 	for _, u := range updates {
 		resources, failure := limits(u)
 		if failure == nil {
-			failure = p.containers.SetLimits(ctx, u.GetContainerId(), resources)
+			failure = p.node.Load().containers.SetLimits(ctx, u.GetContainerId(), resources)
 		}
 		if failure == nil {
 			continue
 		}
 		failed = append(failed, u)
-		if u.GetIgnoreFailure() {
+		if u.GetIgnoreFailure() || errdefs.IsNotFound(failure) {
 			p.log.WarnContext(ctx, "limits that an NRI plugin asked for could not be set", logfields.Container, u.GetContainerId(), logfields.Error, failure)
 			continue
 		}

@@ -426,6 +426,46 @@ func TestInstanceEndsByItself(t *testing.T) {
 	}
 }
 
+// worldPlugins note in the world what they are told.
+type worldPlugins struct {
+	noPlugins
+	*world
+}
+
+func (p worldPlugins) TellPod(_ context.Context, moment Moment, _ Status) error {
+	return p.do("plugins "+string(moment), func() {})
+}
+
+// TestPluginsLearnOfAnEnd once, whether a pod was stopped or ended by itself.
+func TestPluginsLearnOfAnEnd(t *testing.T) {
+	for _, itself := range []bool{false, true} {
+		w := newWorld()
+		m := newManager(t, w, t.TempDir())
+		m.plugins = worldPlugins{world: w}
+		id, err := m.Run(t.Context(), podConfig("a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if itself {
+			cleaned := w.watch("cleanup")
+			w.instance(id).end("the virtual machine was killed")
+			<-cleaned
+		}
+		if err := m.Remove(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+		var told []string
+		for _, call := range w.calls {
+			if moment, ok := strings.CutPrefix(call, "plugins "); ok {
+				told = append(told, moment)
+			}
+		}
+		if want := []string{"started", "stopped", "removed"}; !slices.Equal(told, want) {
+			t.Errorf("ended by itself: %t: told %v, want %v", itself, told, want)
+		}
+	}
+}
+
 func TestWaitingForAClaimEndsWithTheContext(t *testing.T) {
 	w, dir := newWorld(), t.TempDir()
 	m := newManager(t, w, dir)

@@ -224,6 +224,9 @@ func (m *Manager) exited(sb *sandbox, id, reason string) {
 	defer release()
 	ctx, cancel := cleanup.Detach(m.ctx)
 	defer cancel()
+	if rec, _ := sb.snapshot(); rec.Launched { // else a stop came first
+		m.tell(ctx, Stopped, sb)
+	}
 	if err := m.endInstance(ctx, sb); err != nil {
 		m.log.Error("sandbox ended, but not everything of it could be removed; stopping it tries again", logfields.Sandbox, id, logfields.Error, err)
 	}

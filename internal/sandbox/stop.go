@@ -70,7 +70,7 @@ func (m *Manager) stop(ctx context.Context, sb *sandbox) (err error) {
 	if err := failpoint.Hit(ctx, "sandbox.stopping"); err != nil {
 		return err
 	}
-	if rec.Launched { // else it was stopped before
+	if rec.Launched { // else it was stopped before, or has ended by itself
 		m.tell(ctx, Stopped, sb)
 	}
 	return m.release(ctx, sb)

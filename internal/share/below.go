@@ -3,6 +3,7 @@ package share
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,14 +27,26 @@ func readMounts() ([]mountLine, error) {
 		return nil, err
 	}
 	defer f.Close()
+	return parseMounts(f)
+}
+
+// maxMountLine bounds a line: an overlay names all of its layers there.
+const maxMountLine = 1 << 20
+
+func parseMounts(r io.Reader) ([]mountLine, error) {
 	var all []mountLine
-	for lines := bufio.NewScanner(f); lines.Scan(); {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, maxMountLine)
+	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
 		separator := slices.Index(fields, "-")
 		if separator < 6 || len(fields) < separator+2 {
-			return nil, fmt.Errorf("mountinfo: %q is no line of it", lines.Text())
+			return nil, fmt.Errorf("mountinfo: %.200q is no line of it", lines.Text())
 		}
 		all = append(all, mountLine{device: fields[2], root: unescape(fields[3]), point: unescape(fields[4]), fstype: fields[separator+1]})
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("mountinfo: %w", err)
 	}
 	return all, nil
 }

@@ -42,12 +42,12 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 	var events sync.WaitGroup
 	events.Go(func() { readEvents(s.events, func(e event) { v.observe(e, proc) }) })
 	pipe := transport.NewClient(transport.Hybrid{Path: filepath.Join(cfg.RunDir, vsockSocket)}.Pipe())
-	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, pipe.Dial, func() error {
+	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, pipe.Dial, func(m *vmm.Machine) error {
 		pipe.Close()
 		events.Wait()
 		s.events.Close()
 		v.api.Close()
-		return v.why()
+		return v.why(m)
 	})
 	return v
 }
@@ -69,7 +69,7 @@ func (v *vm) observe(e event, proc *vmm.Process) {
 }
 
 // why says how the guest ended; nil is for what the exit status says.
-func (v *vm) why() error {
+func (v *vm) why(m *vmm.Machine) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	switch {
@@ -77,7 +77,7 @@ func (v *vm) why() error {
 		return errReset
 	case v.quit:
 		return errors.New("Cloud Hypervisor was told to quit")
-	case v.Success():
+	case m.Success():
 		return hypervisor.ErrPoweredOff
 	}
 	return nil

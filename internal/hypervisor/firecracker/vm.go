@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-
 	"strings"
 	"sync"
 
@@ -42,7 +41,7 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 		io.Copy(proc.Stderr(), s.log) // ends when nobody can write any more
 	})
 	pipe := transport.NewClient(transport.Hybrid{Path: filepath.Join(cfg.RunDir, vsockSocket)}.Pipe())
-	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, pipe.Dial, func() error {
+	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, pipe.Dial, func(m *vmm.Machine) error {
 		pipe.Close()
 		s.logKeeper.Close()
 		log.Wait()
@@ -50,17 +49,17 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 		if api := v.control(); api != nil {
 			api.Close()
 		}
-		return v.why()
+		return why(m)
 	})
 	return v
 }
 
 // why says how the guest ended, as its console tells: Firecracker knows of its reset and nothing else.
-func (v *vm) why() error {
-	if strings.Contains(v.Console.Lines(3), "reboot: Restarting system") {
+func why(m *vmm.Machine) error {
+	if strings.Contains(m.Console.Lines(3), "reboot: Restarting system") {
 		return hypervisor.ErrPoweredOff
 	}
-	if v.Success() {
+	if m.Success() {
 		return errors.New("the guest reset itself, as a kernel does that panics")
 	}
 	return nil

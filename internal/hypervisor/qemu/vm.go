@@ -32,7 +32,7 @@ var (
 func newVM(cfg hypervisor.Config, proc *vmm.Process, g *gift) *vm {
 	dial, pipe := g.dialer()
 	v := &vm{disks: newDisks(cfg.Disks)}
-	v.Machine = vmm.Watch(proc, g.console, cfg.Console, dial, func() error {
+	v.Machine = vmm.Watch(proc, g.console, cfg.Console, dial, func(m *vmm.Machine) error {
 		if pipe != nil {
 			<-pipe.Done() // the last bytes of streams are in
 			pipe.Close()
@@ -41,7 +41,7 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, g *gift) *vm {
 			<-monitor.Done() // the last events are in
 			monitor.Close()
 		}
-		return v.why()
+		return v.why(m)
 	})
 	return v
 }
@@ -73,10 +73,10 @@ func (v *vm) observe(e qmp.Event) {
 }
 
 // why says how the guest ended; nil is for what QEMU's exit status says.
-func (v *vm) why() error {
+func (v *vm) why(m *vmm.Machine) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if !v.Success() {
+	if !m.Success() {
 		return nil
 	}
 	switch v.reason {

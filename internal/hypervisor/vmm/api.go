@@ -82,17 +82,24 @@ func (a *API) do(ctx context.Context, method, path string, body any, files []*os
 		return nil, context.Cause(ctx)
 	}
 	a.conn.SetDeadline(time.Time{})
-	stop := context.AfterFunc(ctx, func() { a.conn.SetDeadline(time.Unix(1, 0)) })
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(interrupted)
+		a.conn.SetDeadline(time.Unix(1, 0))
+	})
 	var status int
 	var answer []byte
 	if err = a.send(request, files); err == nil {
 		status, answer, err = readResponse(a.r)
 	}
-	if !stop() && err != nil && ctx.Err() != nil {
-		err = context.Cause(ctx)
-		a.broken = err
-		a.conn.Close()
-		return nil, fmt.Errorf("no answer: %w", err)
+	if !stop() {
+		<-interrupted // or it would interrupt the next request
+		if err != nil {
+			err = context.Cause(ctx)
+			a.broken = err
+			a.conn.Close()
+			return nil, fmt.Errorf("no answer: %w", err)
+		}
 	}
 	if err != nil {
 		a.broken = err

@@ -92,6 +92,22 @@ func TestAPICutOff(t *testing.T) {
 	}
 }
 
+// TestAPIAnsweredAndCutOff: a request that is cut off when its answer is there does not cut off the next.
+func TestAPIAnsweredAndCutOff(t *testing.T) {
+	const answer = "HTTP/1.1 204 \r\n\r\n"
+	for range 200 {
+		api := serveAPI(t, answer, answer)
+		ctx, cancel := context.WithCancel(t.Context())
+		go cancel()
+		if _, err := api.Do(ctx, "GET", "/x", nil); err != nil {
+			continue // it was cut off before
+		}
+		if _, err := api.Do(t.Context(), "GET", "/x", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func FuzzResponse(f *testing.F) {
 	f.Add([]byte("HTTP/1.1 204 \r\nServer: x\r\n\r\n"))
 	f.Add([]byte("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n{\"a\": 1}"))

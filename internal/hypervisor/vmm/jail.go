@@ -180,7 +180,8 @@ func showFile(name string, clone int) error {
 }
 
 // Show gives a file a name in the root of the jail of a running VMM, and returns what the VMM will see of it. A device
-// becomes a node of the VMM's user's; anything else must be that user's to read, and to write.
+// becomes a node of the VMM's user's, or one that its group can only read; anything else must be that user's to read, and to
+// write.
 func (p *Process) Show(name string, f *os.File, readOnly bool) (seen unix.Stat_t, err error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -188,6 +189,9 @@ func (p *Process) Show(name string, f *os.File, readOnly bool) (seen unix.Stat_t
 	}
 	if info.Mode()&fs.ModeDevice != 0 {
 		node := device{name: name, mode: unix.S_IFBLK | 0o600, rdev: info.Sys().(*syscall.Stat_t).Rdev}
+		if readOnly {
+			node.mode, node.foreign = unix.S_IFBLK|0o040, true
+		}
 		err := p.inside(func() error {
 			if err := node.make(p.user()); err != nil {
 				return err
@@ -234,6 +238,8 @@ type device struct {
 	name string
 	mode uint32
 	rdev uint64
+	// foreign nodes are the VMM's group's and not its user's, who could change their mode.
+	foreign bool
 }
 
 // devices looks the names up on the host.
@@ -260,7 +266,11 @@ func (d device) make(user *hypervisor.User) error {
 	if user == nil {
 		return nil
 	}
-	return os.Chown(d.name, int(user.UID), int(user.GID))
+	owner := int(user.UID)
+	if d.foreign {
+		owner = 0
+	}
+	return os.Chown(d.name, owner, int(user.GID))
 }
 
 // libraryPlaces are where programs look for their libraries.

@@ -77,6 +77,23 @@ func TestJail(t *testing.T) {
 	if err := p.Hide("/gone"); err != nil {
 		t.Fatal(err)
 	}
+	for _, readOnly := range []bool{false, true} {
+		name := fmt.Sprintf("/block-%t", readOnly)
+		stat, err := p.Show(name, blockDevice(t), readOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		owner, mode := uint32(jailUID), uint32(0o600)
+		if readOnly {
+			owner, mode = 0, 0o040
+		}
+		if stat.Uid != owner || stat.Gid != jailUID || stat.Mode != unix.S_IFBLK|mode || stat.Rdev != testDevice {
+			t.Errorf("%s is %#o of %d:%d, device %#x", name, stat.Mode, stat.Uid, stat.Gid, stat.Rdev)
+		}
+		if err := p.Hide(name); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if p.Ending() {
 		t.Error("it is ending while it waits")
 	}
@@ -106,6 +123,25 @@ func TestJail(t *testing.T) {
 	if err != nil || string(before) != string(after) {
 		t.Errorf("the host's mounts changed: %v", err)
 	}
+}
+
+// testDevice is a number that no driver has.
+const testDevice = 240<<8 | 7
+
+// blockDevice is a block device that nothing can be done with.
+func blockDevice(t *testing.T) *os.File {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "block")
+	if err := unix.Mknod(path, unix.S_IFBLK|0o600, testDevice); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	t.Cleanup(func() { f.Close() })
+	return f
 }
 
 func exists(path string) bool {

@@ -36,10 +36,10 @@ type Machine struct {
 }
 
 // Watch takes over a process that was just started and its end of the guest's console, which is read until its end and
-// closed. end is called when the process was reaped and all of the console is in: it ends what else belongs to the VM
-// and says why the VM ended; ErrPoweredOff as it is, everything else is completed with the last words of VMM and guest,
+// closed. end is called when the process was reaped and all of the console is in, which may be before Watch returns: it
+// ends what else belongs to the VM and says why the machine ended; ErrPoweredOff as it is, everything else is completed with the last words of VMM and guest,
 // and nil is how the process ended.
-func Watch(p *Process, console io.ReadCloser, to io.Writer, dial DialFunc, end func() error) *Machine {
+func Watch(p *Process, console io.ReadCloser, to io.Writer, dial DialFunc, end func(*Machine) error) *Machine {
 	life, cancel := context.WithCancelCause(context.Background())
 	m := &Machine{Process: p, Console: NewTail(consoleTail, ""), dial: dial, life: life, over: make(chan struct{})}
 	var reader sync.WaitGroup
@@ -48,7 +48,7 @@ func Watch(p *Process, console io.ReadCloser, to io.Writer, dial DialFunc, end f
 		<-p.done
 		reader.Wait()
 		console.Close()
-		m.err = m.why(end())
+		m.err = m.why(end(m))
 		cancel(m.err)
 		close(m.over)
 	}()

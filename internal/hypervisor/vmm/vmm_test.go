@@ -52,6 +52,32 @@ func TestTail(t *testing.T) {
 	}
 }
 
+// TestWatchOfWhatHasEnded: why a VM ended is asked when Watch may not have returned.
+func TestWatchOfWhatHasEnded(t *testing.T) {
+	path, err := exec.LookPath("true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := Start(Command{Name: "true", Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-p.Done()
+	said := make(chan struct{})
+	m := Watch(p, io.NopCloser(strings.NewReader("last words")), nil, nil, func(m *Machine) error {
+		defer close(said)
+		if !m.Success() || m.Console.Lines(1) != "last words" {
+			t.Errorf("it is not the machine: %s, %q", m.End(), m.Console.Lines(1))
+		}
+		return hypervisor.ErrPoweredOff
+	})
+	<-said
+	<-m.Done()
+	if m.Err() != hypervisor.ErrPoweredOff {
+		t.Errorf("it ended with %v", m.Err())
+	}
+}
+
 // parentEnv makes this test binary a parent for TestDiesWithParent.
 const parentEnv = "PISTIS_TEST_VMM_PARENT"
 
