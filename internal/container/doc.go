@@ -7,7 +7,7 @@
 //
 // Concurrency: every method may be called from any goroutine. Create, Start and Remove hold a container's claim, which is
 // waited for with the caller's context; Stop takes it for a moment only, so that a second Stop with a shorter grace
-// period is not held up by the first. Readers see the last saved state and wait for nobody. Each running container has one
+// period is not held up by the first, and Checkpoint does without, as it may take long. Readers see the last saved state and wait for nobody. Each running container has one
 // goroutine that waits for its exit, publishes it after its output was drained, and ends with Close.
 //
 // Errors say what went wrong and leave it to the caller to name the operation and the container that it asked for.

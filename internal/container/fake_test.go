@@ -144,6 +144,9 @@ func (s fakeSandboxes) Tasks(context.Context, string) (task.Service, error) {
 	if s.state != sandbox.Ready {
 		return nil, fmt.Errorf("pod is %s: %w", s.state, errdefs.ErrFailedPrecondition)
 	}
+	if s.host {
+		return hostTasks{fakeTasks{s.world}}, nil
+	}
 	return fakeTasks{s.world}, nil
 }
 

@@ -52,6 +52,8 @@ type container struct {
 	claim chan struct{}
 	// writer orders changes of the record: memory and disk change together.
 	writer sync.Mutex
+	// checkpointing is held while a checkpoint is made, which may take long: nobody waits for it.
+	checkpointing sync.Mutex
 
 	mu      sync.Mutex // guards what follows; held for moments
 	rec     record

@@ -92,7 +92,7 @@ func TestSemanticVersion(t *testing.T) {
 func TestUnbuilt(t *testing.T) {
 	h := newHarness(t)
 	ctx := t.Context()
-	_, err := h.runtime.CheckpointContainer(ctx, &runtime.CheckpointContainerRequest{})
+	_, err := h.runtime.CheckpointPod(ctx, &runtime.CheckpointPodRequest{})
 	wantCode(t, err, codes.Unimplemented)
 	if !strings.Contains(status.Convert(err).Message(), "not supported by this version") {
 		t.Error(err)

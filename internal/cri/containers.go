@@ -43,6 +43,8 @@ type containerReader interface {
 type containerUpdater interface {
 	Update(ctx context.Context, id string, resources *specs.LinuxResources) error
 	ReopenLog(ctx context.Context, id string) error
+	// Checkpoint writes a running container, which goes on, with notes into a new archive.
+	Checkpoint(ctx context.Context, id, location string, notes map[string]any) error
 }
 
 // imageReader finds images.

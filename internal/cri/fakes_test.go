@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -212,6 +213,14 @@ func (e ctrs) Update(_ context.Context, id string, r *specs.LinuxResources) erro
 
 func (e ctrs) ReopenLog(_ context.Context, id string) error {
 	return e.set(id, func(s *container.Status) { s.Message = "reopened" })
+}
+
+func (e ctrs) Checkpoint(_ context.Context, id, location string, notes map[string]any) error {
+	text, err := json.Marshal(notes)
+	if err != nil {
+		return err
+	}
+	return e.set(id, func(s *container.Status) { s.Message = location + " " + string(text) })
 }
 
 func (e ctrs) ExecSync(ctx context.Context, _ string, cmd []string, timeout time.Duration) (stdout, stderr []byte, code int32, err error) {

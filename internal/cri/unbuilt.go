@@ -17,11 +17,7 @@ func notBuilt(what string) error {
 	return fmt.Errorf("%s: %w", what, errdefs.ErrNotImplemented)
 }
 
-const noCheckpoints = "checkpoints of pods and containers are not supported by this version"
-
-func (unbuiltCalls) CheckpointContainer(context.Context, *runtime.CheckpointContainerRequest) (*runtime.CheckpointContainerResponse, error) {
-	return nil, notBuilt(noCheckpoints)
-}
+const noCheckpoints = "checkpoints of pods are not supported by this version"
 
 func (unbuiltCalls) CheckpointPod(context.Context, *runtime.CheckpointPodRequest) (*runtime.CheckpointPodResponse, error) {
 	return nil, notBuilt(noCheckpoints)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -50,6 +51,10 @@ type roots interface {
 	Remove(ctx context.Context, id string) error
 	// Usage of the writable layer.
 	Usage(ctx context.Context, id string) (bytes, inodes uint64, err error)
+	// Diff writes what the writable layer holds as an archive of an image's layer.
+	Diff(ctx context.Context, id string, to io.Writer) error
+	// Work makes a directory for temporary files beside the writable layer, which goes with the root at the latest.
+	Work(id string) (path string, err error)
 	// FileSystem is the one that writable layers are on.
 	FileSystem() (task.FileSystem, error)
 }

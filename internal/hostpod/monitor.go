@@ -28,6 +28,8 @@ type containers interface {
 	Create(ctx context.Context, req monitorclient.CreateRequest) error
 	// InitPID is the first process of a running container. FailedPrecondition for one that does not run.
 	InitPID(ctx context.Context, container string) (uint32, error)
+	// Checkpoint writes the processes of a running container, which goes on, and criu's log into two directories.
+	Checkpoint(ctx context.Context, container, images, work string) error
 	task.LogReopener
 	task.Updater
 }

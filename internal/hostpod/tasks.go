@@ -33,13 +33,14 @@ type tasks struct {
 }
 
 var (
-	_ task.Service     = (*tasks)(nil)
-	_ task.Attacher    = (*tasks)(nil)
-	_ task.Resizer     = (*tasks)(nil)
-	_ task.LogReopener = (*tasks)(nil)
-	_ task.Updater     = (*tasks)(nil)
-	_ task.Statter     = (*tasks)(nil)
-	_ task.Dialer      = (*tasks)(nil)
+	_ task.Service      = (*tasks)(nil)
+	_ task.Attacher     = (*tasks)(nil)
+	_ task.Resizer      = (*tasks)(nil)
+	_ task.LogReopener  = (*tasks)(nil)
+	_ task.Updater      = (*tasks)(nil)
+	_ task.Checkpointer = (*tasks)(nil)
+	_ task.Statter      = (*tasks)(nil)
+	_ task.Dialer       = (*tasks)(nil)
 )
 
 // Create makes a container's root and its final spec. The runtime is called when it is started.

@@ -263,3 +263,10 @@ func (c *Client) ReopenLog(ctx context.Context, container string) error {
 func (c *Client) Update(ctx context.Context, container string, resources *specs.LinuxResources) error {
 	return c.call(ctx, Request{Verb: VerbUpdate, ID: task.ID{Container: container}}, resources, nil)
 }
+
+// Checkpoint writes the processes of a running container into the directory images, and criu's log into work; the container
+// goes on. When ctx ends the runtime is killed, and criu undoes what it has done to the container.
+func (c *Client) Checkpoint(ctx context.Context, container, images, work string) error {
+	args := CheckpointArgs{Images: images, Work: work}
+	return c.call(ctx, Request{Verb: VerbCheckpoint, ID: task.ID{Container: container}}, args, nil)
+}

@@ -17,19 +17,20 @@ type Verb string
 
 // The calls of version 1, with their arguments and results.
 const (
-	VerbHello    Verb = "hello"  // does nothing but answer
-	VerbCreate   Verb = "create" // CreateRequest
-	VerbStart    Verb = "start"  // result StartResult
-	VerbPID      Verb = "pid"    // result StartResult, of a container that runs
-	VerbExec     Verb = "exec"   // ExecArgs and descriptors, result StartResult and a terminal; a second reply has the task.Exit
-	VerbSignal   Verb = "signal" // SignalArgs; the one call that is about containers and execs
-	VerbWait     Verb = "wait"   // result task.Exit
-	VerbDelete   Verb = "delete"
-	VerbAttach   Verb = "attach"   // AttachArgs; frames of internal/stdio follow the reply
-	VerbResize   Verb = "resize"   // ResizeArgs
-	VerbReopen   Verb = "reopen"   // the log
-	VerbUpdate   Verb = "update"   // linux.resources of the runtime specification
-	VerbShutdown Verb = "shutdown" // ShutdownArgs
+	VerbHello      Verb = "hello"  // does nothing but answer
+	VerbCreate     Verb = "create" // CreateRequest
+	VerbStart      Verb = "start"  // result StartResult
+	VerbPID        Verb = "pid"    // result StartResult, of a container that runs
+	VerbExec       Verb = "exec"   // ExecArgs and descriptors, result StartResult and a terminal; a second reply has the task.Exit
+	VerbSignal     Verb = "signal" // SignalArgs; the one call that is about containers and execs
+	VerbWait       Verb = "wait"   // result task.Exit
+	VerbDelete     Verb = "delete"
+	VerbAttach     Verb = "attach"     // AttachArgs; frames of internal/stdio follow the reply
+	VerbResize     Verb = "resize"     // ResizeArgs
+	VerbReopen     Verb = "reopen"     // the log
+	VerbUpdate     Verb = "update"     // linux.resources of the runtime specification
+	VerbCheckpoint Verb = "checkpoint" // CheckpointArgs, of a container that runs and goes on
+	VerbShutdown   Verb = "shutdown"   // ShutdownArgs
 )
 
 // Request is a call. ID names the process that it is about.
@@ -94,6 +95,12 @@ type AttachArgs struct {
 type ResizeArgs struct {
 	Width  uint16 `json:"width"`
 	Height uint16 `json:"height"`
+}
+
+// CheckpointArgs name directories that are there: for the images of criu, and for its log.
+type CheckpointArgs struct {
+	Images string `json:"images"`
+	Work   string `json:"work"`
 }
 
 // ShutdownArgs say whether containers that are there are killed and deleted first.

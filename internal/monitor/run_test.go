@@ -241,3 +241,29 @@ func (p *pod) expectFile(controller, v1, v2, want string) {
 		p.t.Errorf("%s = %s, %v, want %s", v1, got, err, want)
 	}
 }
+
+// TestCheckpoint: whether criu works here or not, the container goes on, and one that does not run is refused.
+func TestCheckpoint(t *testing.T) {
+	forEach(t, func(t *testing.T, p *pod) {
+		images, work := t.TempDir(), t.TempDir()
+		p.create("c1", []string{"/prog", "pause"})
+		if err := p.Checkpoint(t.Context(), "c1", images, work); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("checkpoint before the start = %v", err)
+		}
+		if _, err := p.Start(t.Context(), c1); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Checkpoint(t.Context(), "c1", images, work); err != nil {
+			t.Logf("SKIPPED, not tested: the images of criu: %v", err)
+		} else if _, err := os.Stat(filepath.Join(images, "inventory.img")); err != nil {
+			t.Error(err)
+		}
+		if _, err := p.InitPID(t.Context(), "c1"); err != nil {
+			t.Errorf("after the checkpoint: %v", err)
+		}
+		p.kill("c1")
+		if exit := p.end("c1"); exit.Code != 137 {
+			t.Errorf("exit = %+v", exit)
+		}
+	})
+}

@@ -7,7 +7,7 @@
 // only, not with a reboot; the mounts are.
 //
 // Concurrency: methods for different ids may be called from any goroutine. Two calls for one id must not overlap, save
-// Usage, which may come at any time.
+// Usage, Diff and Work, which may come at any time.
 //
 // [Watched] adds one goroutine, while there is something to be measured; its Close ends it.
 //

@@ -116,6 +116,13 @@ func (r *Runc) Pause(ctx context.Context, id string) error { return r.run(ctx, n
 // Resume thaws what Pause froze.
 func (r *Runc) Resume(ctx context.Context, id string) error { return r.run(ctx, nil, "resume", id) }
 
+// Checkpoint writes what a running container's processes are into the directory images, and the container goes on; dir takes
+// criu's log. What would be refused for the sake of a restart elsewhere is not: connections, locks, sockets to others.
+func (r *Runc) Checkpoint(ctx context.Context, id, images, dir string) error {
+	return r.run(ctx, nil, "checkpoint", "--leave-running", "--tcp-established", "--file-locks", "--ext-unix-sk",
+		"--image-path", images, "--work-path", dir, id)
+}
+
 // Delete removes a container whose process has ended; one that does not exist is deleted already.
 func (r *Runc) Delete(ctx context.Context, id string) error {
 	err := r.run(ctx, nil, "delete", id)
@@ -258,6 +265,8 @@ func failure(call string, code uint32, log []byte) error {
 		strings.Contains(message, "container not running"),
 		strings.Contains(message, "cannot pause"), strings.Contains(message, "container not paused"):
 		class = errdefs.ErrFailedPrecondition
+	case strings.Contains(message, "unknown command"):
+		class = errdefs.ErrNotImplemented
 	}
 	return fmt.Errorf("%s: %s: %w", call, message, class)
 }

@@ -31,6 +31,7 @@ func TestFailure(t *testing.T) {
 	}
 	for msg, is := range map[string]func(error) bool{
 		"container does not exist":                 errdefs.IsNotFound,
+		"unknown command checkpoint":               errdefs.IsNotImplemented,
 		"cannot exec in a stopped container":       errdefs.IsFailedPrecondition,
 		"unable to apply cgroup configuration: no": errdefs.IsInternal,
 	} {

@@ -1,6 +1,7 @@
 package task
 
 import (
+	"archive/tar"
 	"context"
 	"encoding/json"
 	"io"
@@ -121,6 +122,13 @@ type LogReopener interface {
 // Updater changes the resource limits of a running container.
 type Updater interface {
 	Update(ctx context.Context, container string, resources *specs.LinuxResources) error
+}
+
+// Checkpointer tells what a running container is at this moment.
+type Checkpointer interface {
+	// Checkpoint adds to an archive what is needed to look into the container, in the layout that is known from other
+	// engines. The container goes on.
+	Checkpoint(ctx context.Context, container string, archive *tar.Writer) error
 }
 
 // Statter reads statistics of a sandbox and all its containers; with ids only of those containers, and what is the

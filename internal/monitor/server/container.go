@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"time"
@@ -285,6 +286,21 @@ func (s *Server) update(c *container, resources json.RawMessage) error {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	return s.runtime.Update(ctx, c.id.Container, file)
+}
+
+// checkpoint writes an image of a container that runs. A client that has gone ends it.
+func (s *Server) checkpoint(ctx context.Context, c *container, arguments json.RawMessage) error {
+	var args monitor.CheckpointArgs
+	if err := decode(arguments, &args); err != nil {
+		return err
+	}
+	if err := c.check(opCheckpoint); err != nil {
+		return err
+	}
+	if _, err := exec.LookPath("criu"); err != nil { // where the runtime looks too
+		return fmt.Errorf("%w: install criu, which checkpoints are made with: Debian's package has that name: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return s.runtime.Checkpoint(ctx, c.id.Container, args.Images, args.Work)
 }
 
 // writeTemp writes a temporary file and returns its path.

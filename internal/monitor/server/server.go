@@ -237,6 +237,8 @@ func (s *Server) dispatch(ctx context.Context, req monitor.Request) (result any,
 		return nil, c.streams.reopenLog()
 	case monitor.VerbUpdate:
 		return nil, s.update(c, req.Args)
+	case monitor.VerbCheckpoint:
+		return nil, s.checkpoint(ctx, c, req.Args)
 	}
 	return nil, fmt.Errorf("monitor protocol: unknown call %q: %w", req.Verb, errdefs.ErrNotImplemented)
 }

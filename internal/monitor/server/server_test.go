@@ -9,7 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/pistis-run/pistis/internal/stdio"
+	"github.com/pistis-run/pistis/internal/task"
 )
 
 // TestHeldPipe: somebody who holds a pipe open does not keep its reader for ever, and what was in the pipe is not lost.
@@ -52,5 +55,15 @@ func TestMergeResources(t *testing.T) {
 	want := `{"linux":{"resources":{"cpu":{"shares":3},"devices":[{"allow":false}],"memory":{"limit":9007199254740993,"swap":2}}},"process":{"x":18446744073709551615}}`
 	if string(data) != want || err != nil {
 		t.Errorf("spec = %s, %v", data, err)
+	}
+}
+
+// TestNoCriu: where criu is not installed, a checkpoint says that it has to be.
+func TestNoCriu(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	s, c := &Server{}, &container{process: newProcess(task.ID{Container: "c"}, running)}
+	err := s.checkpoint(t.Context(), c, json.RawMessage("{}"))
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "install criu") {
+		t.Error(err)
 	}
 }
