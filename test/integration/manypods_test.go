@@ -127,13 +127,13 @@ func TestLongLogWhileDown(t *testing.T) {
 	pod, config := d.runPod("long", nil)
 	const size = 100 << 20
 	const line = "0123456789abcdefghijklmnopqrstuvwxyz the quick brown fox jumps over the lazy dog 0123456789 ABCDEFG\n"
-	write := fmt.Sprintf("while ! [ -e /dev/shm/go ]; do sleep 0.1; done; yes '%s' | head -c %d; echo; echo done >&2; exit 3", strings.TrimSuffix(line, "\n"), size)
+	write := fmt.Sprintf("while ! [ -e /dev/shm/go ]; do sleep 0.1; done; yes '%s' | head -c %d; echo; echo done; exit 3", strings.TrimSuffix(line, "\n"), size)
 	writer := d.launch(pod, config, shell("writer", write))
 	logPath := d.status(writer).LogPath
 	d.execSync(writer, "sh", "-c", "(sleep 1; touch /dev/shm/go) >/dev/null 2>&1 &")
 	d.kill()
 	start := time.Now()
-	eventually(t, "the writer's last line", func() bool { return strings.Contains(tail(t, logPath), " stderr F done") })
+	eventually(t, "the writer's last line", func() bool { return strings.Contains(tail(t, logPath), " stdout F done") })
 	took := time.Since(start)
 	t.Logf("%d bytes in %v: %.1f MB/s", size, took, size/1e6/took.Seconds())
 	d.start()
@@ -145,8 +145,8 @@ func TestLongLogWhileDown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want.Write([]byte("\n"))
-	expect(t, "bytes in the log", n, copied+1)
+	want.Write([]byte("\ndone\n"))
+	expect(t, "bytes in the log", n, copied+int64(len("\ndone\n")))
 	expect(t, "digest of the log", sum, fmt.Sprintf("%x", want.Sum(nil)))
 	d.stopAndRemove(pod)
 }
