@@ -221,11 +221,12 @@ func (c *statsCalls) ofContainers(ctx context.Context, list []container.Status, 
 
 func (c *statsCalls) containerStats(ctx context.Context, s container.Status, stats task.ContainerStats, at time.Time) *runtime.ContainerStats {
 	nano := at.UnixNano()
-	writable := &runtime.FilesystemUsage{
-		Timestamp: nano, UsedBytes: number(stats.WritableBytes), InodesUsed: number(stats.WritableInodes),
-	}
-	if fs, err := c.containerFS(ctx); err == nil {
-		writable.FsId = &runtime.FilesystemIdentifier{Mountpoint: fs.Mountpoint}
+	var writable *runtime.FilesystemUsage
+	if stats.WritableInodes > 0 { // none is that it could not be measured
+		writable = &runtime.FilesystemUsage{Timestamp: nano, UsedBytes: number(stats.WritableBytes), InodesUsed: number(stats.WritableInodes)}
+		if fs, err := c.containerFS(ctx); err == nil {
+			writable.FsId = &runtime.FilesystemIdentifier{Mountpoint: fs.Mountpoint}
+		}
 	}
 	return &runtime.ContainerStats{
 		Attributes: &runtime.ContainerAttributes{

@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/pistis-run/pistis/internal/cleanup"
+	"github.com/pistis-run/pistis/internal/logfields"
 	monitorclient "github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/network/netns"
 	"github.com/pistis-run/pistis/internal/rootfs"
@@ -195,11 +196,16 @@ func (t *tasks) Stats(ctx context.Context, containers ...string) (task.Stats, er
 		if errdefs.IsNotFound(err) {
 			continue // it does not run
 		} else if err != nil {
-			return stats, err
+			t.l.Log.WarnContext(ctx, "a container is missing from the statistics", logfields.Container, id, logfields.Error, err)
+			continue
 		}
 		usage.ID = id
-		if usage.WritableBytes, usage.WritableInodes, err = t.l.Roots.Usage(ctx, id); err != nil && !errdefs.IsNotFound(err) {
-			return stats, err
+		// One whose files cannot be counted has its other numbers all the same.
+		usage.WritableBytes, usage.WritableInodes, err = t.l.Roots.Usage(ctx, id)
+		if ctx.Err() != nil {
+			return stats, context.Cause(ctx)
+		} else if err != nil && !errdefs.IsNotFound(err) {
+			t.l.Log.WarnContext(ctx, "the writable layer of a container is missing from the statistics", logfields.Container, id, logfields.Error, err)
 		}
 		stats.Containers = append(stats.Containers, usage)
 	}

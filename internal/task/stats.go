@@ -23,7 +23,9 @@ type ContainerStats struct {
 	// Pids counts tasks, which are threads, and processes are what Processes counts; 0 where they are not counted.
 	Pids, PidsLimit, Processes uint64
 	// OpenFiles is the soft limit of the first process; nil where it is not known.
-	OpenFiles      *uint64
+	OpenFiles *uint64
+	// WritableBytes and WritableInodes are what its writable layer holds. It has one inode at least: none is that it could not
+	// be measured.
 	WritableBytes  uint64
 	WritableInodes uint64
 }
