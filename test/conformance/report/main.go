@@ -125,7 +125,7 @@ func table(specs []spec, reasons []rule, handler, commit string) string {
 		took += s.RunTime
 	}
 	failed := len(specs) - counts["passed"] - counts["skipped"]
-	fmt.Fprintf(&b, "critest v1.36.0 at commit %s, %s, %d minutes.\n\n", commit, time.Now().UTC().Format(time.DateOnly), int(took.Minutes()))
+	fmt.Fprintf(&b, "critest v1.36.0 at commit %s, %s, %s.\n\n", commit, time.Now().UTC().Format(time.DateOnly), minutes(took))
 	fmt.Fprintf(&b, "| passed | failed | skipped by the suite |\n|---|---|---|\n| %d | %d | %d |\n", counts["passed"], failed, counts["skipped"])
 	if counts["passed"] < len(specs) {
 		fmt.Fprintf(&b, "\n| spec | result | reason |\n|---|---|---|\n")
@@ -257,4 +257,16 @@ func readRules(file string) ([]rule, error) {
 		rules = append(rules, rule{match, strings.TrimSpace(text)})
 	}
 	return rules, lines.Err()
+}
+
+// minutes says a time in whole minutes.
+func minutes(d time.Duration) string {
+	switch n := int(d.Round(time.Minute).Minutes()); n {
+	case 0:
+		return "less than a minute"
+	case 1:
+		return "1 minute"
+	default:
+		return fmt.Sprintf("%d minutes", n)
+	}
 }
