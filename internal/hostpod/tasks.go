@@ -52,7 +52,11 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 		return task.User{}, fmt.Errorf("container directory: %w", err)
 	}
 	undo.Add("remove root", func(ctx context.Context) error { return t.l.Roots.Remove(ctx, req.ID) })
-	var owners rootfs.Options
+	own, err := t.l.labelsOf(t.p, req.Spec.Process.SelinuxLabel)
+	if err != nil {
+		return task.User{}, err
+	}
+	owners := rootfs.Options{MountLabel: own.files}
 	if t.p.cfg.User != nil {
 		owners.UserNS = t.p.user()
 	}
@@ -68,6 +72,10 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 		return task.User{}, err
 	}
 	t.p.finish(req.Spec, req, root, user.User)
+	own.set(req.Spec)
+	if err := t.l.relabel(req.Relabel, own.files); err != nil {
+		return task.User{}, err
+	}
 	if err := t.l.clamp.apply(req.Spec); err != nil {
 		return task.User{}, err
 	}

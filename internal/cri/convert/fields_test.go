@@ -72,7 +72,15 @@ var podFields = map[string]podVerdict{
 	"LinuxSandboxSecurityContext.namespace_options": {
 		carried: func(c *runtime.PodSandboxConfig) { podSecurity(c).NamespaceOptions = nil },
 	},
-	"LinuxSandboxSecurityContext.selinux_options":            {ignored: noPauseProcess},
+	"LinuxSandboxSecurityContext.selinux_options": {
+		carried: func(c *runtime.PodSandboxConfig) {
+			podSecurity(c).SelinuxOptions = &runtime.SELinuxOption{Level: "s0:c1,c2"}
+		},
+	},
+	"SELinuxOption.user":                                     {carried: func(c *runtime.PodSandboxConfig) { podSecurity(c).SelinuxOptions = &runtime.SELinuxOption{User: "u"} }},
+	"SELinuxOption.role":                                     {carried: func(c *runtime.PodSandboxConfig) { podSecurity(c).SelinuxOptions = &runtime.SELinuxOption{Role: "r"} }},
+	"SELinuxOption.type":                                     {carried: func(c *runtime.PodSandboxConfig) { podSecurity(c).SelinuxOptions = &runtime.SELinuxOption{Type: "t"} }},
+	"SELinuxOption.level":                                    {carried: func(c *runtime.PodSandboxConfig) { podSecurity(c).SelinuxOptions = &runtime.SELinuxOption{Level: "s0"} }},
 	"LinuxSandboxSecurityContext.run_as_user":                {ignored: noPauseProcess},
 	"LinuxSandboxSecurityContext.run_as_group":               {ignored: noPauseProcess},
 	"LinuxSandboxSecurityContext.readonly_rootfs":            {ignored: noPauseProcess},
@@ -168,7 +176,7 @@ var ctrFields = map[string]ctrVerdict{
 	"Mount.recursive_read_only":      {carried: func(c *runtime.ContainerConfig) { c.Mounts[0].RecursiveReadOnly = true }},
 	"Mount.image":                    {carried: func(c *runtime.ContainerConfig) { c.Mounts[1].Image.Image = "other" }},
 	"Mount.image_sub_path":           {carried: func(c *runtime.ContainerConfig) { c.Mounts[1].ImageSubPath = "other" }},
-	"Mount.mount_options":            {refused: func(c *runtime.ContainerConfig) { c.Mounts[0].MountOptions = []string{"noexec"} }},
+	"Mount.mount_options":            {carried: func(c *runtime.ContainerConfig) { c.Mounts[0].MountOptions = []string{"noexec"} }},
 	"Mount.propagation": {carried: func(c *runtime.ContainerConfig) {
 		c.Mounts[0].Propagation = runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL
 	}},
@@ -280,7 +288,7 @@ func TestEveryFieldHasAVerdict(t *testing.T) {
 		"pod": {
 			&runtime.PodSandboxConfig{}, &runtime.PodSandboxMetadata{}, &runtime.DNSConfig{}, &runtime.PortMapping{},
 			&runtime.LinuxPodSandboxConfig{}, &runtime.LinuxSandboxSecurityContext{}, &runtime.NamespaceOption{},
-			&runtime.UserNamespace{}, &runtime.LinuxContainerResources{},
+			&runtime.UserNamespace{}, &runtime.LinuxContainerResources{}, &runtime.SELinuxOption{},
 		},
 		"container": {
 			&runtime.ContainerConfig{}, &runtime.ContainerMetadata{}, &runtime.ImageSpec{}, &runtime.KeyValue{}, &runtime.Mount{},

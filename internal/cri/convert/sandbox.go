@@ -167,6 +167,9 @@ func linuxSandboxConfig(c *runtime.LinuxPodSandboxConfig, cfg *sandbox.Config) e
 		return invalid("config.linux.security_context: run_as_group needs run_as_user")
 	}
 	cfg.Privileged = security.GetPrivileged()
+	if cfg.SELinuxLabel, err = selinuxLabel("config.linux.security_context", security.GetSelinuxOptions()); err != nil {
+		return err
+	}
 	return sandboxNamespaces(security.GetNamespaceOptions(), cfg)
 }
 

@@ -77,6 +77,7 @@ func TestContainerConfigRefuses(t *testing.T) {
 		"mount host":     {func(c *runtime.ContainerConfig) { c.Mounts[0].HostPath = "x" }, "host path"},
 		"mount both":     {func(c *runtime.ContainerConfig) { c.Mounts[1].HostPath = "/x" }, "exclude each other"},
 		"mount sub path": {func(c *runtime.ContainerConfig) { c.Mounts[1].ImageSubPath = "../x" }, "out of the image"},
+		"mount option":   {func(c *runtime.ContainerConfig) { c.Mounts[0].MountOptions = []string{"rw"} }, "noexec"},
 		"mount nil":      {func(c *runtime.ContainerConfig) { c.Mounts[0] = nil }, "empty"},
 		"propagation":    {func(c *runtime.ContainerConfig) { c.Mounts[0].Propagation = 7 }, "propagation"},
 		"device":         {func(c *runtime.ContainerConfig) { c.Devices[0].HostPath = "x" }, "devices"},
