@@ -165,3 +165,49 @@ func TestHostMountsAndDevices(t *testing.T) {
 		d.nothing("after mounts and devices")
 	})
 }
+
+// TestHostCannotStart: what no runtime can do is the request's fault, is said so, and leaves a container that has ended.
+func TestHostCannotStart(t *testing.T) {
+	onHost(t, func(t *testing.T, d *daemon) {
+		file := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(file, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		pod, config := d.runPod("unstartable", nil)
+		for name, test := range map[string]struct {
+			adjust func(*runtime.ContainerConfig)
+			code   int32
+		}{
+			"directory-is-a-file":    {func(c *runtime.ContainerConfig) { c.WorkingDir = "/etc/passwd" }, 128},
+			"file-over-a-directory":  {func(c *runtime.ContainerConfig) { c.Mounts = []*runtime.Mount{{ContainerPath: "/etc", HostPath: file}} }, 128},
+			"processors-not-there":   {func(c *runtime.ContainerConfig) { c.Linux.Resources.CpusetCpus = "4000" }, 128},
+			"program-not-there":      {func(c *runtime.ContainerConfig) { c.Command = []string{"/none"} }, 127},
+			"program-not-executable": {func(c *runtime.ContainerConfig) { c.Command = []string{"/etc/passwd"} }, 126},
+		} {
+			c := shell(name, "true")
+			test.adjust(c)
+			id := d.create(pod, config, c)
+			_, err := d.StartContainer(d.call(), &runtime.StartContainerRequest{ContainerId: id})
+			refused(t, name, err, codes.InvalidArgument)
+			if s := d.status(id); s.State != runtime.ContainerState_CONTAINER_EXITED || s.ExitCode != test.code {
+				t.Errorf("%s: state %v, exit code %d, reason %s", name, s.State, s.ExitCode, s.Reason)
+			}
+		}
+		running := d.launch(pod, config, shell("running", forever))
+		refused(t, "an update to processors that are not there", d.updateLimits(running, &runtime.LinuxContainerResources{CpusetCpus: "4000"}), codes.InvalidArgument)
+		for name, set := range map[string]func(*runtime.PodSandboxConfig){
+			"a cgroup parent that leads upwards": func(c *runtime.PodSandboxConfig) { c.Linux.CgroupParent = "/x/../../y" },
+			"a host port on the host's network": func(c *runtime.PodSandboxConfig) {
+				c.Hostname, c.Linux.SecurityContext.NamespaceOptions.Network = "", runtime.NamespaceMode_NODE
+				c.PortMappings = []*runtime.PortMapping{{ContainerPort: 80, HostPort: 8080}}
+			},
+		} {
+			bad := d.podConfig("bad")
+			set(bad)
+			_, err := d.RunPodSandbox(d.call(), &runtime.RunPodSandboxRequest{Config: bad, RuntimeHandler: d.handler})
+			refused(t, name, err, codes.InvalidArgument)
+		}
+		d.stopAndRemove(pod)
+		d.nothing("after what cannot start")
+	})
+}
