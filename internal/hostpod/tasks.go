@@ -217,7 +217,7 @@ func (t *tasks) Stats(ctx context.Context, containers ...string) (task.Stats, er
 func (t *tasks) ofPod(stats *task.Stats) {
 	if t.p.own || t.p.cfg.CgroupParent != "" {
 		if cpu, memory, err := t.l.cgroups.Total(t.p.group); err == nil {
-			stats.CPU, stats.Memory = cpu, memory
+			stats.CPU, stats.Memory, stats.IOPSI = cpu, memory, t.l.cgroups.IOPressure(t.p.group)
 			return
 		}
 	}

@@ -99,6 +99,8 @@ func UpdatedResources(req *runtime.UpdateContainerResourcesRequest, s container.
 		return nil, unsupported("windows: this node runs Linux containers")
 	case req.Linux == nil:
 		return nil, invalid("the request has no resources")
+	case len(req.Annotations) > 0:
+		return nil, unsupported("annotations: none is known that would change resources")
 	case MovesOOMScore(req.Linux, s) && onlyOOMScore(req.Linux):
 		return nil, unsupported("linux.oom_score_adj: the OOM score of a container (%d) cannot be changed", s.Config.OOMScore)
 	}
