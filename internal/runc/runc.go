@@ -274,7 +274,7 @@ func failure(call string, code uint32, log []byte) error {
 		class = errdefs.ErrNotImplemented
 	// What a container's configuration asks for, and no root file system or kernel can give.
 	case slices.ContainsFunc([]string{
-		"not a directory", "proc-safety", "unable to set memory limit", "cpuset.cpus", "cpuset.mems", "hugetlb.", "unified resource",
+		"not a directory", "proc-safety", "memory limit", "cpuset.cpus", "cpuset.mems", "hugetlb.", "unified resource",
 	}, func(word string) bool { return strings.Contains(strings.ToLower(message), word) }):
 		class = errdefs.ErrInvalidArgument
 	}

@@ -38,6 +38,7 @@ func TestFailure(t *testing.T) {
 		"error during container init: mkdir /etc/passwd: not a directory":        errdefs.IsInvalidArgument,
 		"write /sys/fs/cgroup/cpuset/c/cpuset.cpus: invalid argument":            errdefs.IsInvalidArgument,
 		"writing file `cpuset.cpus`: Numerical result out of range":              errdefs.IsInvalidArgument,
+		"container init was OOM-killed (memory limit too low?)":                  errdefs.IsInvalidArgument,
 		"mount `/f` to `etc`: Not a directory":                                   errdefs.IsInvalidArgument,
 		"unable to set memory limit to 1 (current usage: 2, peak usage: 3)":      errdefs.IsInvalidArgument,
 		"create mountpoint for /proc mount: check proc-safety of /proc mount: x": errdefs.IsInvalidArgument,
