@@ -225,8 +225,14 @@ func createRequest(rec record, bundle string, spec *specs.Spec, layers []string,
 	if user.User == "" {
 		user.User = img.Config.Config.User
 	}
+	var relabel []string
+	for _, m := range rec.Config.Mounts {
+		if m.SELinuxRelabel && m.Image == "" {
+			relabel = append(relabel, m.HostPath)
+		}
+	}
 	return task.CreateRequest{
-		ID: rec.ID, Bundle: bundle, Spec: spec, Layers: layers, User: user, LogPath: rec.LogPath,
+		ID: rec.ID, Bundle: bundle, Spec: spec, Layers: layers, Relabel: relabel, User: user, LogPath: rec.LogPath,
 		Stdin: rec.Config.Stdin, StdinOnce: rec.Config.StdinOnce, Terminal: rec.Config.TTY,
 	}
 }

@@ -186,7 +186,7 @@ func (c *statsCalls) sandboxStats(ctx context.Context, s sandbox.Status, running
 	linux := &runtime.LinuxPodSandboxStats{
 		Cpu: c.cpuUsage(s.ID, stats.CPU, stats.At), Memory: memoryUsage(stats.Memory, stats.At), Network: networkUsage(stats),
 		Process:    &runtime.ProcessUsage{Timestamp: stats.At.UnixNano(), ProcessCount: number(processes(stats))},
-		Containers: c.ofContainers(ctx, running, stats),
+		Containers: c.ofContainers(ctx, running, stats), Io: ioUsage(stats.IOPSI, stats.At),
 	}
 	return &runtime.PodSandboxStats{
 		Attributes: &runtime.PodSandboxAttributes{
@@ -228,12 +228,16 @@ func (c *statsCalls) containerStats(ctx context.Context, s container.Status, sta
 			writable.FsId = &runtime.FilesystemIdentifier{Mountpoint: fs.Mountpoint}
 		}
 	}
+	var pressure *task.PSI
+	if stats.IO != nil {
+		pressure = stats.IO.PSI
+	}
 	return &runtime.ContainerStats{
 		Attributes: &runtime.ContainerAttributes{
 			Id: s.ID, Metadata: containerMetadata(s.Config), Labels: s.Config.Labels, Annotations: s.Config.Annotations,
 		},
 		Cpu: c.cpuUsage(s.ID, stats.CPU, at), Memory: memoryUsage(stats.Memory, at), WritableLayer: writable,
-		Swap: &runtime.SwapUsage{Timestamp: nano, SwapUsageBytes: number(stats.Memory.Swap)},
+		Swap: &runtime.SwapUsage{Timestamp: nano, SwapUsageBytes: number(stats.Memory.Swap)}, Io: ioUsage(pressure, at),
 	}
 }
 
@@ -256,6 +260,14 @@ func memoryUsage(m task.Memory, at time.Time) *runtime.MemoryUsage {
 		usage.AvailableBytes = number(m.Available)
 	}
 	return usage
+}
+
+// ioUsage is nothing but the pressure, in CRI.
+func ioUsage(pressure *task.PSI, at time.Time) *runtime.IoUsage {
+	if pressure == nil {
+		return nil
+	}
+	return &runtime.IoUsage{Timestamp: at.UnixNano(), Psi: psi(pressure)}
 }
 
 func psi(p *task.PSI) *runtime.PsiStats {

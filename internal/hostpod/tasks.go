@@ -54,7 +54,11 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 		return task.User{}, fmt.Errorf("container directory: %w", err)
 	}
 	undo.Add("remove root", func(ctx context.Context) error { return t.l.Roots.Remove(ctx, req.ID) })
-	var owners rootfs.Options
+	own, err := t.l.labelsOf(t.p, req.Spec.Process.SelinuxLabel)
+	if err != nil {
+		return task.User{}, err
+	}
+	owners := rootfs.Options{MountLabel: own.files}
 	if t.p.cfg.User != nil {
 		owners.UserNS = t.p.user()
 	}
@@ -72,6 +76,10 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 		return task.User{}, err
 	}
 	t.p.finish(req.Spec, req, root, user.User)
+	own.set(req.Spec)
+	if err := t.l.relabel(req.Relabel, own.files); err != nil {
+		return task.User{}, err
+	}
 	if err := t.l.clamp.apply(req.Spec); err != nil {
 		return task.User{}, err
 	}
@@ -227,7 +235,7 @@ func (t *tasks) Stats(ctx context.Context, containers ...string) (task.Stats, er
 func (t *tasks) ofPod(stats *task.Stats) {
 	if t.p.own || t.p.cfg.CgroupParent != "" {
 		if cpu, memory, err := t.l.cgroups.Total(t.p.group); err == nil {
-			stats.CPU, stats.Memory = cpu, memory
+			stats.CPU, stats.Memory, stats.IOPSI = cpu, memory, t.l.cgroups.IOPressure(t.p.group)
 			return
 		}
 	}

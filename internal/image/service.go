@@ -111,9 +111,11 @@ type background struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+	// swept is closed when what a process that died left behind has been removed.
+	swept chan struct{}
 }
 
-// Open opens the store in opts.Root, which it owns until Close, and removes what a process that died left behind.
+// Open opens the store in opts.Root, which it owns until Close, and begins to remove what a process that died left behind.
 // FailedPrecondition when another process has it open.
 func Open(ctx context.Context, opts Options) (*Service, error) {
 	s, err := newService(opts)
@@ -124,6 +126,7 @@ func Open(ctx context.Context, opts Options) (*Service, error) {
 		return nil, fmt.Errorf("image store %s: %w", opts.Root, errors.Join(classify(err), s.closeDB()))
 	}
 	s.ctx, s.cancel = context.WithCancel(s.scope(context.WithoutCancel(ctx)))
+	s.swept = make(chan struct{})
 	s.wg.Go(s.janitor)
 	return s, nil
 }

@@ -4,9 +4,11 @@ import "time"
 
 // Stats of a sandbox at one moment.
 type Stats struct {
-	At         time.Time
-	CPU        CPU
-	Memory     Memory
+	At     time.Time
+	CPU    CPU
+	Memory Memory
+	// IOPSI is the pressure of I/O on the sandbox as a whole; nil where it is not measured.
+	IOPSI      *PSI
 	Interfaces []Interface
 	// Writable is the file system that the containers' writable layers are on; nil where it is not known.
 	Writable   *FileSystem
