@@ -49,7 +49,8 @@ type Config struct {
 	Binary string
 	// Dir is its bundle, absolute. Launch makes it; it must not be there.
 	Dir string
-	// Runtime is the OCI runtime's path, RuntimeArgs its arguments before every command, as --root.
+	// Runtime is the OCI runtime's path, RuntimeArgs its arguments before every command, as --root. Empty: all containers
+	// are external.
 	Runtime     string
 	RuntimeArgs []string
 	// Cgroup is a group for this monitor alone, relative to the root of each hierarchy. Launch makes it, Cleanup kills
@@ -65,9 +66,11 @@ type Config struct {
 func Launch(ctx context.Context, cfg Config) (_ *Client, err error) {
 	var undo cleanup.Stack
 	defer undo.Unwind(ctx, &err)
-	runtime, err := exec.LookPath(cfg.Runtime)
-	if err != nil {
-		return nil, fmt.Errorf("launch monitor: runtime: %w: install it, or say in the configuration where it is: %w", err, errdefs.ErrNotFound)
+	runtime := cfg.Runtime
+	if runtime != "" {
+		if runtime, err = exec.LookPath(runtime); err != nil {
+			return nil, fmt.Errorf("launch monitor: runtime: %w: install it, or say in the configuration where it is: %w", err, errdefs.ErrNotFound)
+		}
 	}
 	if cfg.Cgroup != "" {
 		if _, err := cgroup.Open(cfg.Cgroup); err != nil {
@@ -259,9 +262,11 @@ func deleteContainers(ctx context.Context, d bundle.Dir) error {
 	}
 	var errs []error
 	for _, entry := range left {
-		if err := deleteContainer(ctx, settings, entry.Name()); err != nil {
-			errs = append(errs, err)
-			continue
+		if settings.Runtime != "" { // external ones are others' to delete
+			if err := deleteContainer(ctx, settings, entry.Name()); err != nil {
+				errs = append(errs, err)
+				continue
+			}
 		}
 		errs = append(errs, os.RemoveAll(filepath.Join(ContainerDirs(d), entry.Name())))
 	}

@@ -64,6 +64,9 @@ func (s *Server) exec(c *container, req monitor.Request, files []*os.File) (*pro
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", p.name(), err)
 	}
+	if c.request.External {
+		return nil, nil, c.foreign("exec")
+	}
 	if err := c.check(opExec); err != nil {
 		return nil, nil, err
 	}
