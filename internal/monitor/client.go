@@ -102,7 +102,7 @@ func (c *Client) WaitEnd(ctx context.Context) (reason string, err error) {
 		return "", context.Cause(ctx)
 	}
 	reason = "the container monitor ended unexpectedly"
-	if text := lastWords(c.dir); text != "" {
+	if text := bundle.LastWords(c.dir.Log()); text != "" {
 		reason += "; its last log lines: " + text
 	}
 	return reason, nil

@@ -170,4 +170,3 @@ func (e *execution) await(conn Conn) {
 	conn.Close()
 	e.Finish(exit, err)
 }
-

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -34,7 +33,7 @@ const (
 	path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	// deleteTimeout bounds the removal of one container by the runtime.
 	deleteTimeout = 60 * time.Second
-	// maxText is how much of a monitor's log, or of what a runtime says, an error shows.
+	// maxText is how much of what a runtime says an error shows.
 	maxText = 2 << 10
 )
 
@@ -204,24 +203,11 @@ func listen(path string) (*os.File, error) {
 
 // explain adds the last lines that a dead monitor logged.
 func explain(err error, dir bundle.Dir) error {
-	text := lastWords(dir)
+	text := bundle.LastWords(dir.Log())
 	if text == "" || !errdefs.IsUnavailable(err) {
 		return err
 	}
 	return fmt.Errorf("%w; its last log lines:\n%s", err, text)
-}
-
-func lastWords(dir bundle.Dir) string {
-	f, err := os.Open(dir.Log())
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err == nil && info.Size() > maxText {
-		f.Seek(-maxText, io.SeekEnd)
-	}
-	text, _ := io.ReadAll(io.LimitReader(f, maxText))
-	return string(bytes.TrimSpace(text))
 }
 
 // Connect connects to the monitor of a bundle. Unavailable when it has gone.
