@@ -55,7 +55,7 @@ func TestDefaultFileExplainsEveryKey(t *testing.T) {
 			case field.Type.Kind() == reflect.Struct:
 				walk(field.Type, sub)
 			case field.Type == reflect.TypeFor[map[string]Handler]():
-				walk(reflect.TypeFor[Handler](), sub+".vm")
+				walk(reflect.TypeFor[Handler](), sub+".runsc")
 			case field.Type.Kind() == reflect.Map:
 				if !strings.Contains(string(DefaultFile()), "["+sub+"]") {
 					t.Errorf("no table [%s]", sub)
