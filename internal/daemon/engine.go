@@ -56,7 +56,7 @@ func (p paths) runtimes() string { return filepath.Join(p.state, "runtimes") }
 
 // Sockets of containerd shims: theirs, and that of what they tell.
 func (p paths) shimSockets() string { return filepath.Join(p.state, "s") }
-func (p paths) shimEvents() string  { return filepath.Join(p.state, "events.sock") }
+func (p paths) shimEvents() string  { return filepath.Join(p.shimSockets(), "events.sock") }
 
 // ofState are the directories below state that hold files alone.
 func (p paths) ofState() []string {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/containerd/ttrpc"
@@ -22,6 +23,9 @@ type Events struct {
 
 // Serve listens at a path, in place of an earlier daemon.
 func Serve(path string) (*Events, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return nil, fmt.Errorf("events of shims: %w", err)
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("events of shims: %w", err)
 	}

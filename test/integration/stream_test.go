@@ -182,8 +182,12 @@ func TestLogRotation(t *testing.T) {
 	d := startDaemon(t, "")
 	d.pull(testImage)
 	pod, config := d.runPod("rotation", nil)
+	rotated(t, d, pod, config)
+}
+
+func rotated(t *testing.T, d *daemon, pod string, config *runtime.PodSandboxConfig) {
 	const count = 20000
-	id := d.launch(pod, config, shell("main", fmt.Sprintf("seq %d; sleep 1; echo last", count)))
+	id := d.launch(pod, config, shell("rotated", fmt.Sprintf("seq %d; sleep 1; echo last", count)))
 	path := d.status(id).LogPath
 	var whole strings.Builder
 	take := func(file string) {
