@@ -116,8 +116,13 @@ func (e *Execution) Attach(ctx context.Context, streams task.Stdio) error {
 	stop := context.AfterFunc(ctx, e.ends.Close)
 	defer stop()
 	<-e.ends.Ready()
-	if f := e.ends.Ours(stdio.Stdin); f != nil && streams.Stdin != nil {
+	if streams.Stdin != nil {
 		go func() { // ends with its reader or, at the next read, with the process's end
+			<-e.ends.InputReady()
+			f := e.ends.Ours(stdio.Stdin)
+			if f == nil {
+				return
+			}
 			_, _ = copyBytes(f, streams.Stdin)
 			e.ends.CloseInput()
 			if e.InputEnded != nil {

@@ -14,8 +14,8 @@ import (
 func FIFO(dir string, fd int) string { return filepath.Join(dir, strconv.Itoa(fd)) }
 
 // NewFIFOs makes FIFOs, in a directory that it makes too, for the descriptors that are wanted of a process which somebody
-// else runs. Until CloseChild both ends are held open here: then that somebody has opened his own, whose closing is seen.
-// terminal tells that he has a terminal behind them.
+// else runs. Both ends of the outputs are held open here until CloseChild: then that somebody has opened his own, whose
+// closing is seen. The input is opened from then on, when he has. terminal tells that he has a terminal behind them.
 func NewFIFOs(dir string, wanted [3]bool, terminal bool) (_ *Ends, err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("stdio: %w", err)
@@ -32,32 +32,77 @@ func NewFIFOs(dir string, wanted [3]bool, terminal bool) (_ *Ends, err error) {
 		if !wanted[fd] {
 			continue
 		}
-		if e.ours[fd], e.theirs[fd], err = openFIFO(FIFO(dir, fd), fd == Stdin); err != nil {
+		path := FIFO(dir, fd)
+		if err := unix.Mkfifo(path, 0o600); err != nil {
+			return nil, fmt.Errorf("stdio: %w", &os.PathError{Op: "mkfifo", Path: path, Err: err})
+		}
+		if fd == Stdin {
+			e.fifo = &fifoInput{path: path, ready: make(chan struct{})}
+			continue
+		}
+		// Open for both there is no waiting for the other end.
+		if e.theirs[fd], err = os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0); err != nil {
 			return nil, fmt.Errorf("stdio: %w", err)
+		}
+		if e.ours[fd], err = os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
+			return nil, fmt.Errorf("stdio: %w", err)
+		}
+		if raw, err := e.ours[fd].SyscallConn(); err == nil {
+			// A FIFO that stays small is only slower.
+			_ = raw.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, PipeSize) })
 		}
 	}
 	return e, nil
 }
 
-func openFIFO(path string, input bool) (ours, theirs *os.File, err error) {
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		return nil, nil, &os.PathError{Op: "mkfifo", Path: path, Err: err}
+// fifoInput is a FIFO that is opened for writing when its reader has opened it: what was written before would be lost with the
+// last one who holds it, and he who reads may open it later than he says.
+type fifoInput struct {
+	path  string
+	ready chan struct{}
+	// The mutex of the ends guards these. ended: it is closed as soon as it is open.
+	opening, ended bool
+}
+
+// open begins to wait for the reader; the caller has the lock of the ends.
+func (i *fifoInput) open(e *Ends) {
+	if i.opening {
+		return
 	}
-	// Open for both there is no waiting for the other end, whichever that is.
-	if theirs, err = os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0); err != nil {
-		return nil, nil, err
+	i.opening = true
+	go func() { // ends with the reader, or with giveUp
+		defer close(i.ready)
+		f, err := os.OpenFile(i.path, os.O_WRONLY, 0)
+		if err != nil {
+			return // its directory was removed: nobody will read
+		}
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if e.closed || i.ended {
+			f.Close()
+			return
+		}
+		e.ours[Stdin] = f
+	}()
+}
+
+// giveUp lets nobody wait any more; the caller has the lock of the ends.
+func (i *fifoInput) giveUp() {
+	if !i.opening {
+		i.opening = true
+		close(i.ready)
+		return
 	}
-	way := os.O_RDONLY
-	if input {
-		way = os.O_WRONLY
+	// A reader, for a moment, is what a writer that waits needs.
+	if f, err := os.OpenFile(i.path, os.O_RDONLY|unix.O_NONBLOCK, 0); err == nil {
+		f.Close()
 	}
-	if ours, err = os.OpenFile(path, way|unix.O_NONBLOCK, 0); err != nil {
-		theirs.Close()
-		return nil, nil, err
+}
+
+// InputReady is closed when the input can be written to, or never will.
+func (e *Ends) InputReady() <-chan struct{} {
+	if e.fifo != nil {
+		return e.fifo.ready
 	}
-	if raw, err := ours.SyscallConn(); err == nil {
-		// A FIFO that stays small is only slower.
-		_ = raw.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, PipeSize) })
-	}
-	return ours, theirs, nil
+	return e.ready
 }

@@ -216,7 +216,7 @@ func TestContainerdShimStreams(t *testing.T) {
 		id := d.launch(pod, config, shell("main", "httpd -p "+listen+" -h /srv; "+forever))
 		for protocol, dial := range executors {
 			t.Run(protocol+" exec", func(t *testing.T) { execStreams(t, d, id, dial) })
-			t.Run(protocol+" tty", func(t *testing.T) { execTTY(t, d, id, dial) })
+			t.Run(protocol+" tty", func(t *testing.T) { execTTY(t, d, id, "test -t 1 && echo yes", "yes", dial) })
 			t.Run(protocol+" attach", func(t *testing.T) {
 				cat := shell("cat-"+protocol, "for i in 1 2; do read line; echo \"got $line\"; done; echo end")
 				cat.Stdin, cat.StdinOnce = true, true

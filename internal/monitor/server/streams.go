@@ -203,7 +203,7 @@ func (s *streams) CloseStdin() { s.ends.CloseInput() }
 
 // WriteStdin gives input to the process. It blocks until there is one, and while that does not read.
 func (s *streams) WriteStdin(b []byte) error {
-	<-s.ends.Ready()
+	<-s.ends.InputReady()
 	f := s.ends.Ours(stdio.Stdin)
 	if f == nil {
 		return fmt.Errorf("stdin: %w", errdefs.ErrFailedPrecondition)
