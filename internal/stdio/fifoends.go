@@ -61,7 +61,8 @@ type fifoInput struct {
 	path  string
 	ready chan struct{}
 	// The mutex of the ends guards these. ended: it is closed as soon as it is open.
-	opening, ended bool
+	opening, opened, ended bool
+	reader                 *os.File // of giveUp
 }
 
 // open begins to wait for the reader; the caller has the lock of the ends.
@@ -73,16 +74,19 @@ func (i *fifoInput) open(e *Ends) {
 	go func() { // ends with the reader, or with giveUp
 		defer close(i.ready)
 		f, err := os.OpenFile(i.path, os.O_WRONLY, 0)
-		if err != nil {
-			return // its directory was removed: nobody will read
-		}
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		if e.closed || i.ended {
-			f.Close()
-			return
+		i.opened = true
+		if i.reader != nil {
+			i.reader.Close()
 		}
-		e.ours[Stdin] = f
+		switch {
+		case err != nil: // its directory was removed: nobody will read
+		case e.closed || i.ended:
+			f.Close()
+		default:
+			e.ours[Stdin] = f
+		}
 	}()
 }
 
@@ -93,9 +97,12 @@ func (i *fifoInput) giveUp() {
 		close(i.ready)
 		return
 	}
-	// A reader, for a moment, is what a writer that waits needs.
+	if i.opened {
+		return
+	}
+	// A reader is what the writer waits for, or is about to.
 	if f, err := os.OpenFile(i.path, os.O_RDONLY|unix.O_NONBLOCK, 0); err == nil {
-		f.Close()
+		i.reader = f
 	}
 }
 
