@@ -27,6 +27,9 @@ func (p *Pod) Usage(ctx context.Context, id string) (task.ContainerStats, error)
 	}
 	metrics, err := shim.Metrics(ctx, id)
 	if err != nil {
+		if state, gone := shim.State(ctx, c.task()); errdefs.IsNotFound(gone) || state == "stopped" {
+			err = fmt.Errorf("container %s has ended: %w", id, errdefs.ErrNotFound)
+		}
 		return task.ContainerStats{}, classified(err)
 	}
 	usage, err := fromMetrics(metrics)

@@ -124,6 +124,13 @@ func TestContainerdShimPod(t *testing.T) {
 		if s := stats.Stats; s.Cpu.UsageCoreNanoSeconds.Value == 0 || s.Memory.WorkingSetBytes.Value == 0 || s.WritableLayer == nil {
 			t.Errorf("statistics: %v", s)
 		}
+		listed, err := d.ListContainerStats(d.call(), &runtime.ListContainerStatsRequest{Filter: &runtime.ContainerStatsFilter{PodSandboxId: pod}})
+		if err != nil || !slices.ContainsFunc(listed.Stats, func(s *runtime.ContainerStats) bool { return s.Attributes.Id == web }) {
+			t.Errorf("statistics beside containers that have ended: %v, %v", listed, err)
+		}
+		if _, err := d.PodSandboxStats(d.call(), &runtime.PodSandboxStatsRequest{PodSandboxId: pod}); err != nil {
+			t.Error(err)
+		}
 		missing := shell("missing", "")
 		missing.Command = []string{"/no/such/program"}
 		id := d.create(pod, config, missing)
@@ -182,6 +189,34 @@ func TestContainerdShimCrash(t *testing.T) {
 		eventually(t, "the pod to be not ready", func() bool { return d.sandboxState(pod) == runtime.PodSandboxState_SANDBOX_NOTREADY })
 		d.stopAndRemove(pod)
 		d.nothing("after the shim's end")
+	})
+}
+
+// TestContainerdShimNotedExit: an exit that a shim has noted counts, although it died before anybody asked.
+func TestContainerdShimNotedExit(t *testing.T) {
+	onShims(t, func(t *testing.T, d *daemon, shim foreign) {
+		if shim.gvisor {
+			t.Skip("SKIPPED, not tested: this shim takes no notes")
+		}
+		pod, config := d.runPod("noted", nil)
+		id := d.launch(pod, config, shell("c", "sleep 1; echo last; exit 3"))
+		d.kill()
+		note := filepath.Join(d.scope.State, "bundles", id, "exit.json")
+		eventually(t, "the shim's note", func() bool {
+			_, err := os.Stat(note)
+			return err == nil
+		})
+		for _, pid := range processesWith(t, d.scope.State, "containerd-shim-") {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d.start()
+		s := d.wait(id)
+		expect(t, "exit code", s.ExitCode, int32(3))
+		expect(t, "log", d.logOf(s, "stdout"), "last\n")
+		d.stopAndRemove(pod)
+		d.nothing("after a shim that took a note")
 	})
 }
 
