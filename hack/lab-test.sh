@@ -5,6 +5,7 @@
 #   pods      pods through CRI: image, network, exec, logs, port-forward, volumes, stop
 #   volumes   every kind of volume, a row each
 #   critest   the specs of test/conformance/ci-specs-HANDLER.txt; not among the default, and for fc alone
+#   bench     volumes of QEMU's pods against the host and virtio-fs, as VOLUMES=1 make bench does; not among the default
 # It prints what passed, as tables. HANDLERS and SUITES choose a part, TESTS single tests of the pods' suites. A run of all
 # handlers that has the suite volumes writes its table into docs/volumes.md, critest writes its own into docs/conformance.md.
 set -euo pipefail
@@ -35,6 +36,11 @@ prepare() {
 		images+=(-conformance)
 		test/conformance/run.sh fc --build
 	fi
+	if [[ " $1 " == *' bench '* ]]; then
+		images+=(-storage)
+		command -v fio >/dev/null || apt-get install -y --no-install-recommends fio >/dev/null
+		go build -o "$BIN/bench-volumes/" ./test/bench/fsload ./test/bench/volumes
+	fi
 	# shellcheck source=hack/daemon.sh
 	. hack/daemon.sh
 	start_registry "$out" -cache "$here/.cache/images" "${images[@]}"
@@ -47,7 +53,7 @@ lab() {
 	local handler=$1 log=$out/$1.log
 	echo "== $handler: $("${program[$handler]}" --version 2>/dev/null | head -n 1)" | tee "$log"
 	"$BIN/lab" -vcpus 1 -memory 8192 -timeout 3h -cache "$(dirname "$GUEST")/kernels" "$here/hack/lab-test.sh" --inside "$handler" "$2" 2>&1 |
-		tee -a "$log" | grep -aE --line-buffered '^(== |lab:| *--- |[0-9]+ specs)' || true
+		tee -a "$log" | grep -aE --line-buffered '^(== |lab:| *--- |[0-9]+ specs|\|)' || true
 	if grep -aq '^lab: ' "$log" || ! grep -aq '^== end' "$log"; then
 		tail -n 60 "$log" >&2
 		return 1
@@ -67,6 +73,7 @@ inside() {
 		pods) tests integration "${TESTS:-$pods}" ;;
 		volumes) tests integration "${TESTS:-$volumes}" ;;
 		critest) critest "$1" ;;
+		bench) BUILT=1 DIR=/mnt/bench hack/volumes.sh ;;
 		*) echo "no suite $suite" && false ;;
 		esac || failed=1
 	done
@@ -79,12 +86,16 @@ tests() {
 	(cd test/integration && "$BIN/tests/$1.test" -test.v -test.timeout 2h -test.run "^(${2// /|})\$")
 }
 
-# critest prints the suite's report too: files do not leave the lab.
+# critest prints the suite's log and report too, and the daemon's log where a spec failed: files do not leave the lab.
 critest() {
-	local result=0
+	local result=0 dir=/mnt/conformance/$1-lab-critest
+	tail -n +1 -s 5 -F "$dir/critest.log" 2>/dev/null &
+	local log=$!
 	OUT=/mnt/conformance NAME=lab-critest BUILT=1 test/conformance/run.sh "$1" --ci || result=1
+	kill "$log"
+	[ $result = 0 ] || cat "$dir/pistisd.log"
 	echo "== report"
-	gzip -c "/mnt/conformance/$1-lab-critest/report.json" | base64
+	gzip -c "$dir/report.json" | base64
 	return $result
 }
 
@@ -95,6 +106,7 @@ fi
 suites=${SUITES:-${SUITE:-doctor contract pods volumes}}
 handlers=${HANDLERS:-qemu fc clh}
 [ "$suites" != critest ] || handlers=${HANDLERS:-fc}
+[ "$suites" != bench ] || handlers=qemu
 prepare "$suites"
 failed=0 logs=()
 for handler in $handlers; do
