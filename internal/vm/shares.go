@@ -16,6 +16,7 @@ import (
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agentclient"
 	"github.com/pistis-run/pistis/internal/share"
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 // shares keeps which directories and files of the host the guest has mounted, and who uses them. Each is served once,
@@ -166,7 +167,11 @@ func (s *shares) mount(ctx context.Context, e *shared, want share.Share) (err er
 	if err != nil {
 		return errors.Join(fmt.Errorf("share %s: %w", want.Path, err), e.served.Close())
 	}
-	taken, err := e.served.Hand(conn)
+	err = transport.Widen(conn, agentv1.ShareRoom)
+	taken := false
+	if err == nil {
+		taken, err = e.served.Hand(conn)
+	}
 	if taken || err != nil {
 		err = errors.Join(err, conn.Close())
 	} else {
