@@ -13,6 +13,7 @@ here=$(realpath "$(dirname "$0")/..")
 cd "$here"
 export PISTIS_BIN=${PISTIS_BIN:-$here/bin} PISTIS_GUEST=${PISTIS_GUEST:-$here/.cache/guest}
 BIN=$PISTIS_BIN GUEST=$PISTIS_GUEST
+export CGO_ENABLED=0 # the guest's programs are static
 out=$here/.cache/lab-test
 declare -A package=([qemu]=qemu [fc]=firecracker [clh]=cloudhypervisor)
 declare -A program=([qemu]=qemu-system-x86_64 [fc]=firecracker [clh]=cloud-hypervisor)
