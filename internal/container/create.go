@@ -46,7 +46,11 @@ func (m *Manager) Create(ctx context.Context, cfg Config) (id string, err error)
 	defer release()
 	ctx, end := span.Start(ctx, "container create", span.Container.String(id), span.Sandbox.String(pod.ID), span.Image.String(cfg.Image))
 	defer func() { end(err) }()
-	defer m.plugins.Hold()()
+	unhold, err := m.plugins.Hold(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer unhold()
 	if err := m.create(ctx, c, pod, tasks); err != nil {
 		return "", err
 	}

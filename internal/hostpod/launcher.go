@@ -21,6 +21,7 @@ import (
 	"github.com/pistis-run/pistis/internal/podfiles"
 	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
+	"github.com/pistis-run/pistis/internal/span"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -158,12 +159,17 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (_ san
 	if err := p.writeFile(parentFile, []byte(p.cfg.CgroupParent)); err != nil {
 		return nil, err
 	}
-	if err := p.share(); err != nil {
+	_, shared := span.Start(ctx, "namespaces")
+	err = p.share()
+	shared(err)
+	if err != nil {
 		return nil, err
 	}
-	m, err := l.monitors.launch(ctx, monitorclient.Config{
+	launching, launched := span.Start(ctx, "monitor process")
+	m, err := l.monitors.launch(launching, monitorclient.Config{
 		Binary: program, Dir: p.monitor(), Runtime: runtime, RuntimeArgs: []string{"--root", l.RuntimeRoot}, Cgroup: p.monitorGroup(), Adopt: l.adopt(ctx, p),
 	})
+	launched(err)
 	if err != nil {
 		return nil, err
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/pistis-run/pistis/internal/network/netns"
 	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/rtnl"
+	"github.com/pistis-run/pistis/internal/span"
 	"github.com/pistis-run/pistis/internal/task"
 	"github.com/pistis-run/pistis/internal/userdb"
 )
@@ -56,7 +57,9 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 	if t.p.cfg.User != nil {
 		owners.UserNS = t.p.user()
 	}
-	root, err := t.l.Roots.Mount(ctx, req.ID, req.Layers, owners)
+	mounting, mounted := span.Start(ctx, "root file system")
+	root, err := t.l.Roots.Mount(mounting, req.ID, req.Layers, owners)
+	mounted(err)
 	if err != nil {
 		return task.User{}, err
 	}
@@ -77,15 +80,24 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 	if err := writeSpec(req.Bundle, req.Spec); err != nil {
 		return task.User{}, err
 	}
-	err = t.monitor.Create(ctx, monitorclient.CreateRequest{
+	calling, called := span.Call(ctx, "monitor create")
+	err = t.monitor.Create(calling, monitorclient.CreateRequest{
 		ID: req.ID, Bundle: req.Bundle, CgroupsPath: req.Spec.Linux.CgroupsPath,
 		LogPath: req.LogPath, Terminal: req.Terminal, Stdin: req.Stdin, StdinOnce: req.StdinOnce,
 	})
+	called(err)
 	if err != nil {
 		return task.User{}, err
 	}
 	undo.Release()
 	return user.User, nil
+}
+
+// Start runs what Create or Exec made.
+func (t *tasks) Start(ctx context.Context, id task.ID) (pid uint32, err error) {
+	ctx, end := span.Call(ctx, "monitor start")
+	defer func() { end(err) }()
+	return t.monitor.Start(ctx, id)
 }
 
 // pinPID keeps the PID namespace of another container that is to be joined: that one may have ended, and its pid be
