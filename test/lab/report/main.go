@@ -86,7 +86,7 @@ func report(args []string, commit, doc string) error {
 
 var (
 	resultLine  = regexp.MustCompile(`^ *--- (PASS|FAIL|SKIP): (\S+) \(([\d.]+)s\)`)
-	criticsLine = regexp.MustCompile(`^(\d+ specs) passed`)
+	critestLine = regexp.MustCompile(`^(\d+ specs) passed`)
 )
 
 func (m *matrix) read(handler, file string) error {
@@ -103,7 +103,7 @@ func (m *matrix) read(handler, file string) error {
 		if version, ok := strings.CutPrefix(line, "== "+handler+": "); ok {
 			r.version = version
 		}
-		if found := criticsLine.FindStringSubmatch(line); found != nil {
+		if found := critestLine.FindStringSubmatch(line); found != nil {
 			m.tests = add(m.tests, "critest")
 			r.results["critest"] = found[1]
 		}
