@@ -2,7 +2,7 @@
 # The suites that need KVM, in a lab for each hypervisor whose program is on PATH:
 #   doctor    pistis tells the truth about this host
 #   contract  what every driver has to hold
-#   pods      pods through CRI: image, network, exec, logs, port-forward, volumes, stop
+#   pods      pods through CRI: image, network, exec, logs, attach, port-forward, stop
 #   volumes   every kind of volume, a row each
 #   critest   the specs of test/conformance/ci-specs-HANDLER.txt; not among the default, and for fc alone
 #   bench     volumes of QEMU's pods against the host and virtio-fs, as VOLUMES=1 make bench does; not among the default
@@ -17,7 +17,7 @@ export CGO_ENABLED=0 # the guest's programs are static
 out=$here/.cache/lab-test
 declare -A package=([qemu]=qemu [fc]=firecracker [clh]=cloudhypervisor)
 declare -A program=([qemu]=qemu-system-x86_64 [fc]=firecracker [clh]=cloud-hypervisor)
-pods='TestPod TestStreams TestNetwork TestLogRotation TestVolumes'
+pods='TestPod TestStreams TestNetwork'
 volumes='TestVolumeKinds TestBlockVolumes TestImageVolumesInVM TestReloaders TestRefusedVolumes'
 
 # What follows runs on this machine.
