@@ -85,7 +85,8 @@ func report(args []string, commit, doc string) error {
 }
 
 var (
-	resultLine  = regexp.MustCompile(`^ *--- (PASS|FAIL|SKIP): (\S+) \(([\d.]+)s\)`)
+	// What is further in is the output of tests inside guests.
+	resultLine  = regexp.MustCompile(`^(?:    )?--- (PASS|FAIL|SKIP): (\S+) \(([\d.]+)s\)`)
 	critestLine = regexp.MustCompile(`^(\d+ specs) passed`)
 )
 
@@ -124,7 +125,7 @@ func (m *matrix) note(r *run, result, test, seconds string) {
 	case isSub && top == kinds && !strings.Contains(sub, "/"):
 		name = strings.ReplaceAll(sub, "_", " ")
 		m.volumes = add(m.volumes, name)
-	case isSub:
+	case isSub, strings.HasSuffix(top, "InGuest"):
 		return
 	case isVolume:
 		name = title
