@@ -203,7 +203,24 @@ func (a *Agent) create(ctx context.Context, c *container, place placement, req *
 		return nil, err
 	}
 	undo = append(undo, func(context.Context) error { c.init.stdio.Close(); return nil })
+	undo = append(undo, func(ctx context.Context) error { return a.endInit(ctx, c) })
 	return user, a.spawnInit(ctx, c)
+}
+
+// endInit undoes spawnInit.
+func (a *Agent) endInit(ctx context.Context, c *container) error {
+	if c.init.pid() == 0 {
+		return nil
+	}
+	if err := c.group.Kill(); err != nil {
+		return err
+	}
+	select {
+	case <-c.init.done:
+		return a.Runtime.Delete(ctx, c.id)
+	case <-ctx.Done():
+		return fmt.Errorf("container %s does not end: %w", c.id, context.Cause(ctx))
+	}
 }
 
 func newStdio(terminal, stdin bool) (*stdio.Set, error) {

@@ -118,7 +118,6 @@ func (s *Server) start(ctx context.Context, c *container) (pid int, err error) {
 		if errors.Is(ctx.Err(), context.Canceled) {
 			err = fmt.Errorf("killed while it was started: %w: %w", err, errdefs.ErrAborted)
 		}
-		err = fmt.Errorf("start container %s: %w", c.id.Container, err)
 		c.streams.close()
 		c.fail(task.Exit{Code: exitUnknown, At: time.Now(), Reason: err.Error()})
 		return 0, err
