@@ -146,13 +146,21 @@ type VM struct {
 	Machine         string   `toml:"machine" json:"machine"`
 	KernelParams    []string `toml:"kernel_params" json:"kernel_params"`
 	// Acceleration is auto, kvm or tcg.
-	Acceleration string   `toml:"acceleration" json:"acceleration"`
-	VCPUs        uint32   `toml:"vcpus" json:"vcpus"`             // default of a pod without limits
-	MemoryMiB    uint64   `toml:"memory_mib" json:"memory_mib"`   // default, and the base that limits are added to
-	ScratchMiB   uint64   `toml:"scratch_mib" json:"scratch_mib"` // size of a pod's writable disk (sparse)
-	BootTimeout  Duration `toml:"boot_timeout" json:"boot_timeout"`
+	Acceleration string `toml:"acceleration" json:"acceleration"`
+	VMSize
+	ScratchMiB  uint64   `toml:"scratch_mib" json:"scratch_mib"` // size of a pod's writable disk (sparse)
+	BootTimeout Duration `toml:"boot_timeout" json:"boot_timeout"`
 	// UIDs is the range, as 2000000-2065535, that VMMs run as, one each; empty: as the shim.
 	UIDs string `toml:"uids" json:"uids"`
+}
+
+// VMSize is what a VM has.
+type VMSize struct {
+	VCPUs     uint32 `toml:"vcpus" json:"vcpus"`           // default of a pod without limits
+	MemoryMiB uint64 `toml:"memory_mib" json:"memory_mib"` // default, and the base that limits are added to
+	// MaxVCPUs and MaxMemoryMiB are the most, also while it runs; 0 is what the host has.
+	MaxVCPUs     uint32 `toml:"max_vcpus" json:"max_vcpus"`
+	MaxMemoryMiB uint64 `toml:"max_memory_mib" json:"max_memory_mib"`
 }
 
 // Duration is a time.Duration that is written as "1m30s" in files.

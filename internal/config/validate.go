@@ -191,6 +191,12 @@ func (v VM) validate(bad func(string, ...any)) {
 	if v.MemoryMiB < 64 || v.MemoryMiB > 16<<20 {
 		bad("vm.memory_mib: %d is not between 64 and 16777216 MiB", v.MemoryMiB)
 	}
+	if v.MaxVCPUs != 0 && (v.MaxVCPUs < v.VCPUs || v.MaxVCPUs > 255) {
+		bad("vm.max_vcpus: %d is not between vm.vcpus, %d, and 255; 0 is what the host has", v.MaxVCPUs, v.VCPUs)
+	}
+	if v.MaxMemoryMiB != 0 && (v.MaxMemoryMiB < v.MemoryMiB || v.MaxMemoryMiB > 16<<20) {
+		bad("vm.max_memory_mib: %d is not between vm.memory_mib, %d, and 16777216 MiB; 0 is what the host has", v.MaxMemoryMiB, v.MemoryMiB)
+	}
 	if v.ScratchMiB < 16 || v.ScratchMiB > 16<<20 {
 		bad("vm.scratch_mib: %d is not between 16 MiB and 16 TiB", v.ScratchMiB)
 	}

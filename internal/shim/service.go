@@ -56,6 +56,7 @@ type Service struct {
 	asked      vm.Request // from the sandbox's creation on
 	vm         *vm.VM
 	limits     *limits.Pod // of the VM's containers; set with vm
+	wanted     vm.Size     // by the VM's maker
 	exit       task.Exit
 	created    time.Time
 	starting   startup

@@ -63,6 +63,21 @@ type networkInterface struct {
 	MTU int    `json:"mtu,omitempty"`
 }
 
+// memoryHotplug is the device that adds memory. Blocks and slots have Firecracker's default sizes.
+type memoryHotplug struct {
+	TotalMiB uint64 `json:"total_size_mib"`
+}
+
+type memoryRequest struct {
+	MiB uint64 `json:"requested_size_mib"`
+}
+
+type memoryStatus struct {
+	PluggedMiB uint64 `json:"plugged_size_mib"`
+}
+
+const memoryPath = "/hotplug/memory"
+
 type vsock struct {
 	CID  int    `json:"guest_cid"`
 	Path string `json:"uds_path"`
@@ -97,6 +112,9 @@ func description(cfg hypervisor.Config, taps []string) []request {
 		{"/boot-source", boot},
 		{"/vsock", vsock{CID: guestCID, Path: vmm.JailDir + "/" + vsockSocket}},
 		{"/entropy", struct{}{}},
+	}
+	if growth := cfg.Growth(); growth > 0 {
+		requests = append(requests, request{memoryPath, memoryHotplug{TotalMiB: growth >> 20}})
 	}
 	for i, nic := range cfg.NICs {
 		id := apiID(nic.ID)
@@ -134,5 +152,6 @@ func kernelParams(cfg hypervisor.Config) string {
 		"random.trust_cpu=on", "cryptomgr.notests", "rcupdate.rcu_expedited=1",
 		transport.Param + transport.KindPipe,
 	}
+	params = append(params, vmm.GrowthParams(cfg)...)
 	return strings.Join(append(params, cfg.Params...), " ")
 }

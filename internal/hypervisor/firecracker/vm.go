@@ -20,8 +20,9 @@ import (
 // vm is a running Firecracker.
 type vm struct {
 	*vmm.Machine
-	user  *hypervisor.User
-	slots *vmm.Slots
+	cfg      hypervisor.Config
+	slots    *vmm.Slots
+	resizing sync.Mutex // one change of the memory at a time
 
 	mu    sync.Mutex
 	api   *vmm.API       // nil before it is connected to
@@ -31,11 +32,15 @@ type vm struct {
 
 // It is no hypervisor.Pauser: Firecracker 1.16 stops serving a guest's vsock when it resumes it, until the guest answers
 // what it was never sent.
-var _ hypervisor.DiskPlugger = (*vm)(nil)
+// Nor does it add processors: Firecracker cannot.
+var (
+	_ hypervisor.DiskPlugger   = (*vm)(nil)
+	_ hypervisor.MemoryResizer = (*vm)(nil)
+)
 
 // newVM watches over a Firecracker that was just started, and owns it and the starter's ends of its pipes.
 func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
-	v := &vm{user: cfg.User, slots: vmm.NewSlots(maxDisks(len(cfg.NICs))), plugs: map[string]int{}}
+	v := &vm{cfg: cfg, slots: vmm.NewSlots(maxDisks(len(cfg.NICs))), plugs: map[string]int{}}
 	var log sync.WaitGroup
 	log.Go(func() {
 		io.Copy(proc.Stderr(), s.log) // ends when nobody can write any more
@@ -94,7 +99,7 @@ func (v *vm) attach(ctx context.Context, disk hypervisor.Disk) (address hypervis
 	if err := vmm.CheckDisk(disk); err != nil {
 		return address, err
 	}
-	if err := vmm.GiveDisk(disk, v.user); err != nil {
+	if err := vmm.GiveDisk(disk, v.cfg.User); err != nil {
 		return address, err
 	}
 	if err := v.slots.Claim(disk.ID); err != nil {

@@ -161,6 +161,8 @@ func obey(word, rest string, body io.Reader) (string, error) {
 			return "", err
 		}
 		return string(buf[max(0, n-4<<10):n]), nil
+	case "size":
+		return size(rest)
 	case "nics":
 		return nics()
 	case "work":
