@@ -113,12 +113,7 @@ type Config struct {
 	Initrd  string
 	// Params are added to the kernel command line that the driver itself needs.
 	Params []string
-	VCPUs  int
-	// Memory in bytes.
-	Memory uint64
-	// MaxVCPUs and MaxMemory are what the guest can grow to while it runs; 0 is that it cannot.
-	MaxVCPUs  int
-	MaxMemory uint64
+	Size
 	// Disks that are there from the start.
 	Disks []Disk
 	NICs  []NIC
@@ -131,6 +126,16 @@ type Config struct {
 	// Started, where set, is called with the VMM's pid before the guest runs, to put it into a cgroup and to
 	// record it. An error aborts the start.
 	Started func(pid int) error
+}
+
+// Size is what a guest starts with and can have.
+type Size struct {
+	VCPUs int
+	// Memory in bytes.
+	Memory uint64
+	// MaxVCPUs and MaxMemory are what the guest can grow to while it runs; 0 is that it cannot.
+	MaxVCPUs  int
+	MaxMemory uint64
 }
 
 // User is the VMM's identity on the host.
@@ -180,39 +185,39 @@ type NIC struct {
 const ControlTimeout = 10 * time.Second
 
 // Limit leaves out the growth that a driver's VMs are not capable of.
-func (c *Config) Limit(caps Capabilities) {
+func (s *Size) Limit(caps Capabilities) {
 	if !caps.ResizeVCPUs {
-		c.MaxVCPUs = 0
+		s.MaxVCPUs = 0
 	}
 	if !caps.ResizeMemory {
-		c.MaxMemory = 0
+		s.MaxMemory = 0
 	}
 }
 
 // Growth is how many bytes of memory can be added while the guest runs, in whole steps.
-func (c Config) Growth() uint64 {
-	if c.MaxMemory <= c.Memory {
+func (s Size) Growth() uint64 {
+	if s.MaxMemory <= s.Memory {
 		return 0
 	}
-	return (c.MaxMemory - c.Memory) / MemoryStep * MemoryStep
+	return (s.MaxMemory - s.Memory) / MemoryStep * MemoryStep
 }
 
 // Added is how much of Growth a guest with so many bytes uses: whole steps, or an error for what cannot be.
-func (c Config) Added(bytes uint64) (uint64, error) {
-	if bytes <= c.Memory {
+func (s Size) Added(bytes uint64) (uint64, error) {
+	if bytes <= s.Memory {
 		return 0, nil
 	}
-	added := (bytes - c.Memory + MemoryStep - 1) / MemoryStep * MemoryStep
-	if growth := c.Growth(); added > growth {
-		return 0, fmt.Errorf("memory of %d MiB: this VM can have %d MiB at most: %w", bytes>>20, (c.Memory+growth)>>20, ErrTooLarge)
+	added := (bytes - s.Memory + MemoryStep - 1) / MemoryStep * MemoryStep
+	if growth := s.Growth(); added > growth {
+		return 0, fmt.Errorf("memory of %d MiB: this VM can have %d MiB at most: %w", bytes>>20, (s.Memory+growth)>>20, ErrTooLarge)
 	}
 	return added, nil
 }
 
 // CheckVCPUs reports a number of processors that the guest cannot have while it runs.
-func (c Config) CheckVCPUs(n int) error {
-	if most := max(c.VCPUs, c.MaxVCPUs); n < c.VCPUs || n > most {
-		return fmt.Errorf("%d processors: this VM can have %d to %d: %w", n, c.VCPUs, most, ErrTooLarge)
+func (s Size) CheckVCPUs(n int) error {
+	if most := max(s.VCPUs, s.MaxVCPUs); n < s.VCPUs || n > most {
+		return fmt.Errorf("%d processors: this VM can have %d to %d: %w", n, s.VCPUs, most, ErrTooLarge)
 	}
 	return nil
 }

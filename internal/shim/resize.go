@@ -80,9 +80,9 @@ func (s *Service) makeRoom(ctx context.Context, v *vm.VM, grows limits.Sum) erro
 		return to
 	})
 	if err != nil {
-		now := v.Size()
+		now, sum := v.Size(), s.limits.Sum()
 		return fmt.Errorf("the limits of the pod's containers would be %d.%03d processors and %d MiB together, and its virtual machine has %d and %d MiB for them: %w",
-			grows.MilliCPU/1000, grows.MilliCPU%1000, grows.Memory>>20, now.VCPUs, (now.Memory-min(now.Memory, s.ownMemory()))>>20, err)
+			sum.MilliCPU/1000, sum.MilliCPU%1000, sum.Memory>>20, now.VCPUs, (now.Memory-min(now.Memory, s.ownMemory()))>>20, err)
 	}
 	return nil
 }

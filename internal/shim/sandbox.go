@@ -144,7 +144,7 @@ func (s *Service) boot(ctx context.Context) error {
 	if err := s.stepLocked(opStarted); err != nil {
 		return err
 	}
-	s.vm, s.limits, s.wanted = v, limits.New(func() int { return v.Size().VCPUs }), v.Size()
+	s.vm, s.room = v, room{limits: limits.New(func() int { return v.Size().VCPUs }), wanted: v.Size()}
 	s.running.Go(func() { s.supervise(v) })
 	args := []any{logfields.Sandbox, s.options.ID, logfields.PID, v.PID()}
 	for _, p := range v.Phases() {

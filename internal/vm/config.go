@@ -54,11 +54,11 @@ func Config(id string, o *shimv1.VMOptions, nics []tap.NIC) hypervisor.Config {
 		Kernel:  o.GetKernel(),
 		Initrd:  o.GetInitrd(),
 		Params:  slices.Clone(o.GetKernelParams()),
-		VCPUs:   int(o.GetVcpus()),
-		Memory:  o.GetMemoryBytes(),
-		// A VM that is larger than what it may grow to does not grow.
-		MaxVCPUs:  int(max(o.GetMaxVcpus(), o.GetVcpus())),
-		MaxMemory: max(o.GetMaxMemoryBytes(), o.GetMemoryBytes()),
+		Size: hypervisor.Size{
+			VCPUs: int(o.GetVcpus()), Memory: o.GetMemoryBytes(),
+			// A VM that is larger than what it may grow to does not grow.
+			MaxVCPUs: int(max(o.GetMaxVcpus(), o.GetVcpus())), MaxMemory: max(o.GetMaxMemoryBytes(), o.GetMemoryBytes()),
+		},
 	}
 	for i, nic := range nics {
 		c.NICs = append(c.NICs, hypervisor.NIC{ID: fmt.Sprintf("nic%d", i), Tap: nic.Tap, MAC: nic.MAC, MTU: nic.MTU})

@@ -33,6 +33,13 @@ type machine struct {
 	bounds        bounds
 }
 
+// Room to grow that is not used costs memory: that of a GiB 96 KiB of QEMU's, that of a processor 280 KiB of the guest's. So
+// there is not more of it than this, unless the configuration says how much a VM may have.
+const (
+	roomVCPUs  = 16
+	roomMemory = 32 << 30
+)
+
 // bounds are the most that a VM gets.
 type bounds struct {
 	vcpus  uint32
@@ -58,6 +65,13 @@ func boundsOf(vm config.VM) (bounds, error) {
 // sandboxOptions is the complete description that a shim gets.
 func sandboxOptions(cfg sandbox.Config, vm config.VM, m machine) *shimv1.SandboxOptions {
 	vcpus, memory := size(cfg, vm, m.bounds.vcpus)
+	most := m.bounds
+	if vm.MaxVCPUs == 0 {
+		most.vcpus = min(most.vcpus, vcpus+roomVCPUs)
+	}
+	if vm.MaxMemoryMiB == 0 {
+		most.memory = min(most.memory, memory+roomMemory)
+	}
 	return &shimv1.SandboxOptions{
 		Vm: &shimv1.VMOptions{
 			Hypervisor:   m.Hypervisor,
@@ -73,7 +87,7 @@ func sandboxOptions(cfg sandbox.Config, vm config.VM, m machine) *shimv1.Sandbox
 			BootTimeout:  durationpb.New(vm.BootTimeout.Duration),
 			Machine:      machineType(vm, m),
 
-			MaxVcpus: m.bounds.vcpus, MaxMemoryBytes: m.bounds.memory, BaseMemoryBytes: base(cfg, vm),
+			MaxVcpus: most.vcpus, MaxMemoryBytes: most.memory, BaseMemoryBytes: base(cfg, vm),
 		},
 		Hostname:   cfg.Hostname,
 		Hosts:      m.hosts,

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -14,8 +13,8 @@ import (
 )
 
 const (
-	// ejecting is in what it says while the guest has not let go of a processor that was taken away.
-	ejecting = "Still pending removed vCPU"
+	// ejecting is its status while the guest has not let go of a processor that was taken away.
+	ejecting = 429
 	// ejectInterval is the pause between two attempts then: it gives no event for that.
 	ejectInterval = 20 * time.Millisecond
 )
@@ -80,7 +79,7 @@ func (v *vm) resizeVCPUs(ctx context.Context, n int) error {
 	for {
 		err := v.do(ctx, "vm.resize", resize{VCPUs: n})
 		var refused *vmm.APIError
-		if !errors.As(err, &refused) || !strings.Contains(refused.Message, ejecting) {
+		if !errors.As(err, &refused) || refused.Status != ejecting {
 			return err
 		}
 		select {

@@ -24,7 +24,7 @@ var update = flag.Bool("update", false, "write the golden files")
 // TestDescription: what is said to Firecracker.
 func TestDescription(t *testing.T) {
 	cfg := hypervisor.Config{
-		ID: "pod-1", Accel: hypervisor.KVM, VCPUs: 2, Memory: 256 << 20, Initrd: "/i", Params: []string{"audit=0"},
+		ID: "pod-1", Accel: hypervisor.KVM, Size: hypervisor.Size{VCPUs: 2, Memory: 256 << 20, MaxMemory: 1000 << 20}, Initrd: "/i", Params: []string{"audit=0"},
 		NICs: []hypervisor.NIC{{ID: "nic-0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1450}},
 	}
 	var got strings.Builder
@@ -52,7 +52,7 @@ func TestDescription(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
-	good := hypervisor.Config{ID: "x", Accel: hypervisor.KVM, Kernel: "/k", VCPUs: 1, Memory: minMemory, RunDir: "/r"}
+	good := hypervisor.Config{ID: "x", Accel: hypervisor.KVM, Kernel: "/k", Size: hypervisor.Size{VCPUs: 1, Memory: minMemory}, RunDir: "/r"}
 	if err := check(good); err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func realGuest(t *testing.T) hypervisor.Config {
 		t.Fatal(err)
 	}
 	return hypervisor.Config{
-		ID: "test", Accel: hypervisor.KVM, Kernel: vmlinux.Name(), Initrd: guest.Initrd, VCPUs: 1, Memory: minMemory,
+		ID: "test", Accel: hypervisor.KVM, Kernel: vmlinux.Name(), Initrd: guest.Initrd, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory},
 		User: &hypervisor.User{UID: 2_000_001, GID: 2_000_001},
 	}
 }

@@ -141,7 +141,7 @@ func (cfg ProbeConfig) run(ctx context.Context) (usable bool, reason string, err
 	began := time.Now()
 	v, err := Driver{}.Start(limit, hypervisor.Config{
 		ID: "kvm-probe", Binary: cfg.Binary, Accel: hypervisor.KVM, Kernel: cfg.Kernel, Initrd: cfg.Initrd,
-		Params: []string{ProbeParam}, VCPUs: 1, Memory: probeMemory, Console: console, User: cfg.User,
+		Params: []string{ProbeParam}, Size: hypervisor.Size{VCPUs: 1, Memory: probeMemory}, Console: console, User: cfg.User,
 	})
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)

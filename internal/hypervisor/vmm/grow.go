@@ -12,12 +12,13 @@ import (
 // back.
 const growInterval = 20 * time.Millisecond
 
-// GrowthParams tell the guest's kernel to use memory that is added, most of it in a way that lets it go again.
+// GrowthParams tell the guest's kernel to use memory that is added, most of it in a way that lets it go again, and not to set
+// memory aside for devices that cannot reach what lies above 4 GiB: virtio can.
 func GrowthParams(cfg hypervisor.Config) []string {
 	if cfg.Growth() == 0 {
 		return nil
 	}
-	return []string{"memhp_default_state=online", "memory_hotplug.online_policy=auto-movable"}
+	return []string{"memhp_default_state=online", "memory_hotplug.online_policy=auto-movable", "swiotlb=noforce"}
 }
 
 // AwaitAdded asks, until ctx or the VM ends, how much memory the guest has taken of what can be added, and returns the last
