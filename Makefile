@@ -75,8 +75,8 @@ lab-test: tools
 	@go build -o $(BIN)/ ./test/lab
 	@PISTIS_BIN=$(BIN) PISTIS_GUEST=$(GUEST) hack/lab-test.sh
 
-# The suites about cgroups and critest's named specs for runc on an emulated host with cgroup v2, without systemd and with it:
-# make lab-host-test [DRIVER=systemd [SUITE=groups]]
+# The suites about cgroups, and critest for runc and crun, on an emulated host with cgroup v2 and AppArmor, without systemd and
+# with it: make lab-host-test [DRIVER=systemd [SUITE=groups]]
 lab-host-test: tools
 	@PISTIS_BIN=$(BIN) PISTIS_GUEST=$(GUEST) hack/lab-host.sh $(DRIVER) $(SUITE)
 

@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/ttrpc"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	"github.com/pistis-run/pistis/internal/steps"
+	stepsrpc "github.com/pistis-run/pistis/internal/steps/rpc"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -55,7 +57,7 @@ func Connect(ctx context.Context, dial DialFunc, timeout time.Duration) (*Client
 		return nil, fmt.Errorf("connect to agent: %w", err)
 	}
 	c := &Client{dial: dial, timeout: timeout, done: make(chan struct{})}
-	c.rpc = ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(c.done) }))
+	c.rpc = ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(c.done) }), ttrpc.WithUnaryClientInterceptor(stepsrpc.Client))
 	c.agent = agentv1.NewAgentClient(c.rpc)
 	if err := c.hello(ctx); err != nil {
 		c.Close()
@@ -117,6 +119,8 @@ func call[Q, R any](c *Client, ctx context.Context, what string, f func(context.
 			fmt.Errorf("no answer within %s: %w", c.timeout, context.DeadlineExceeded))
 		defer cancel()
 	}
+	ctx, end := steps.Start(ctx, "guest "+what)
+	defer end()
 	r, err := f(ctx, req)
 	if err != nil {
 		var none R

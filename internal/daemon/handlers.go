@@ -141,6 +141,13 @@ func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *root
 	if h.groups, err = newGroups(cfg); err != nil {
 		return nil, err
 	}
+	dirs := []string{p.pods()}
+	for name := range cfg.Handlers {
+		dirs = append(dirs, filepath.Join(p.hostPods(), name))
+	}
+	if err := h.groups.settle(p.state, dirs...); err != nil {
+		return nil, err
+	}
 	for name, handler := range cfg.Handlers {
 		if handler.Type == config.HandlerOCI {
 			h.launchers[name], err = h.openHost(name, handler, p, roots, log)

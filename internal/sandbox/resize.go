@@ -52,6 +52,10 @@ func (m *Manager) UpdateResources(ctx context.Context, id string, overhead, reso
 	if rec.State != Ready {
 		return fmt.Errorf("sandbox %s is %s: %w", rec.ID, rec.State, errdefs.ErrFailedPrecondition)
 	}
+	status, _ := m.status(sb)
+	if err := m.plugins.UpdatePod(ctx, status, overhead, resources); err != nil {
+		return err
+	}
 	set := func(cfg *Config) {
 		if overhead != nil {
 			cfg.Overhead = *overhead
@@ -67,5 +71,9 @@ func (m *Manager) UpdateResources(ctx context.Context, id string, overhead, reso
 			return err
 		}
 	}
-	return m.update(sb, func(r *record) { set(&r.Config) })
+	if err := m.update(sb, func(r *record) { set(&r.Config) }); err != nil {
+		return err
+	}
+	m.tell(ctx, Updated, sb)
+	return nil
 }

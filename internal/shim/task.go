@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/pistis-run/pistis/internal/steps"
 	"github.com/pistis-run/pistis/internal/task"
 	"github.com/pistis-run/pistis/internal/version"
 )
@@ -73,6 +74,8 @@ func awaitClient(ctx context.Context, p *process, died <-chan struct{}) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
 	defer cancel()
+	_, end := steps.Start(ctx, "client of the streams")
+	defer end()
 	select {
 	case <-p.io.client.joined:
 		return nil

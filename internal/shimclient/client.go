@@ -17,6 +17,7 @@ import (
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
 	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/span"
+	stepsrpc "github.com/pistis-run/pistis/internal/steps/rpc"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -55,7 +56,7 @@ func connect(dir bundle.Dir, id string) (*Client, error) {
 		return nil, fmt.Errorf("connect to shim: %w", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &Client{dir: dir, id: id, rpc: ttrpc.NewClient(conn), process: process, cancel: cancel, died: make(chan struct{}), closed: ctx.Done()}
+	c := &Client{dir: dir, id: id, rpc: ttrpc.NewClient(conn, ttrpc.WithUnaryClientInterceptor(stepsrpc.Client)), process: process, cancel: cancel, died: make(chan struct{}), closed: ctx.Done()}
 	c.watch.Go(func() {
 		if process.Wait(ctx) == nil {
 			close(c.died)
@@ -79,7 +80,7 @@ func openShim(dir bundle.Dir) (*bundle.Handle, error) {
 
 // call makes one call and gives its error the classes of errdefs.
 func (c *Client) call(ctx context.Context, service, method string, req, answer proto.Message) (err error) {
-	ctx, end := span.Start(ctx, "shim "+method)
+	ctx, end := span.Call(ctx, "shim "+method)
 	defer func() { end(err) }()
 	err = c.rpc.Call(ctx, service, method, req, answer)
 	switch {

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -150,7 +149,10 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (sandb
 		shim: l.Shim, id: req.ID, bundle: l.bundle(req.ID), netns: req.NetNS,
 		options: sandboxOptions(req.Config, l.Config, m), annotations: req.Config.Annotations, adopt: l.adopt(ctx, req),
 		prepare: func() error {
-			if err := l.NewScratch(ctx, m.scratch, int64(l.Config.ScratchMiB)<<20); err != nil {
+			ctx, end := span.Start(ctx, "scratch disk")
+			err := l.NewScratch(ctx, m.scratch, int64(l.Config.ScratchMiB)<<20)
+			end(err)
+			if err != nil {
 				return err
 			}
 			return failpoint.Hit(ctx, "vm.scratch")
@@ -163,12 +165,8 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (sandb
 	if err != nil {
 		return nil, err
 	}
-	// The shim tells how long each phase took, one after the other; the last has ended just now.
-	at := time.Now()
-	for _, phase := range slices.Backward(i.phases) {
+	for _, phase := range i.phases {
 		l.Booted(phase.name, phase.took)
-		span.Past(ctx, "vm "+phase.name, at.Add(-phase.took), at)
-		at = at.Add(-phase.took)
 	}
 	return i, nil
 }

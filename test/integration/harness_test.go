@@ -61,6 +61,8 @@ type daemon struct {
 	images runtime.ImageServiceClient
 	// handler is that of the pods that runPod runs.
 	handler string
+	// traceparent has calls made within a trace, as the kubelet makes them; empty: none.
+	traceparent string
 }
 
 // startDaemon starts a pistisd of the test's own; extra is TOML that is added to its configuration, where it

@@ -10,19 +10,17 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestSecurityContext: what a container's security context says holds inside the guest.
-func TestSecurityContext(t *testing.T) {
-	d := startDaemon(t, "")
-	d.pull(testImage)
-	pod, config := d.runPod("security", func(c *runtime.PodSandboxConfig) {
-		c.Linux.SecurityContext.Privileged = true // one of the containers is
-	})
-	cases := []struct {
-		name   string
-		script string
-		adjust func(*runtime.LinuxContainerSecurityContext)
-		want   string
-	}{
+// securityCase is what a container finds that has a security context.
+type securityCase struct {
+	name   string
+	script string
+	adjust func(*runtime.LinuxContainerSecurityContext)
+	want   string
+}
+
+// securityCases hold for pods of both kinds.
+func securityCases() []securityCase {
+	return []securityCase{
 		{"uid", "id -u; id -g; id -G", func(s *runtime.LinuxContainerSecurityContext) {
 			s.RunAsUser, s.RunAsGroup, s.SupplementalGroups = &runtime.Int64Value{Value: 1234}, &runtime.Int64Value{Value: 4321}, []int64{77}
 		}, "1234\n4321\n4321 77\n"},
@@ -42,7 +40,19 @@ func TestSecurityContext(t *testing.T) {
 		}, "Seccomp:\t0\n"},
 		{"masked", "cat /proc/version | wc -c", func(s *runtime.LinuxContainerSecurityContext) { s.MaskedPaths = []string{"/proc/version"} }, "0\n"},
 		{"privileged", "grep CapEff /proc/self/status | cut -c 1-14; mount -t tmpfs none /mnt && echo mounted", func(s *runtime.LinuxContainerSecurityContext) { s.Privileged = true }, "CapEff:\t000001\nmounted\n"},
+		{"ambient", "grep CapAmb /proc/self/status", func(s *runtime.LinuxContainerSecurityContext) {
+			s.RunAsUser = &runtime.Int64Value{Value: 1234}
+			s.Capabilities = &runtime.Capability{AddAmbientCapabilities: []string{"NET_BIND_SERVICE"}}
+		}, "CapAmb:\t0000000000000400\n"},
 	}
+}
+
+// secured runs each case in a container of its own.
+func secured(t *testing.T, d *daemon, cases []securityCase) {
+	t.Helper()
+	pod, config := d.runPod("security", func(c *runtime.PodSandboxConfig) {
+		c.Linux.SecurityContext.Privileged = true // one of the containers is
+	})
 	for _, c := range cases {
 		ctr := shell(c.name, c.script)
 		c.adjust(ctr.Linux.SecurityContext)
@@ -50,6 +60,14 @@ func TestSecurityContext(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", c.name, got, c.want)
 		}
 	}
+	d.stopAndRemove(pod)
+}
+
+// TestSecurityContext: what a container's security context says holds inside the guest.
+func TestSecurityContext(t *testing.T) {
+	d := startDaemon(t, "")
+	d.pull(testImage)
+	secured(t, d, securityCases())
 }
 
 // TestResources: limits hold in the guest, can be changed, and what is used is reported.

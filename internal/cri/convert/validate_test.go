@@ -32,14 +32,15 @@ func TestSandboxConfigRefuses(t *testing.T) {
 		"dns search": {func(c *runtime.PodSandboxConfig) {
 			c.DnsConfig = &runtime.DNSConfig{Searches: []string{"a\nnameserver 6.6.6.6"}}
 		}, "not one word"},
-		"port":         {func(c *runtime.PodSandboxConfig) { c.PortMappings = []*runtime.PortMapping{port(0, 1)} }, "container port"},
-		"host port":    {func(c *runtime.PodSandboxConfig) { c.PortMappings = []*runtime.PortMapping{port(1, 70000)} }, "host port"},
-		"nil port":     {func(c *runtime.PodSandboxConfig) { c.PortMappings = []*runtime.PortMapping{nil} }, "empty"},
-		"sysctl":       {func(c *runtime.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"../../x": "1"} }, "sysctl"},
-		"group":        {func(c *runtime.PodSandboxConfig) { podSecurity(c).RunAsGroup = &runtime.Int64Value{} }, "run_as_group"},
-		"network mode": {func(c *runtime.PodSandboxConfig) { podNamespaces(c).Network = runtime.NamespaceMode_TARGET }, "not POD or NODE"},
-		"pid mode":     {func(c *runtime.PodSandboxConfig) { podNamespaces(c).Pid = runtime.NamespaceMode_TARGET }, "PID namespace of a container"},
-		"memory":       {func(c *runtime.PodSandboxConfig) { c.Linux.Resources.MemoryLimitInBytes = -5 }, "negative"},
+		"port":                {func(c *runtime.PodSandboxConfig) { c.PortMappings = []*runtime.PortMapping{port(0, 1)} }, "container port"},
+		"host port":           {func(c *runtime.PodSandboxConfig) { c.PortMappings = []*runtime.PortMapping{port(1, 70000)} }, "host port"},
+		"host network's port": {func(c *runtime.PodSandboxConfig) { podNamespaces(c).Network = runtime.NamespaceMode_NODE }, "host's network"},
+		"nil port":            {func(c *runtime.PodSandboxConfig) { c.PortMappings = []*runtime.PortMapping{nil} }, "empty"},
+		"sysctl":              {func(c *runtime.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"../../x": "1"} }, "sysctl"},
+		"group":               {func(c *runtime.PodSandboxConfig) { podSecurity(c).RunAsGroup = &runtime.Int64Value{} }, "run_as_group"},
+		"network mode":        {func(c *runtime.PodSandboxConfig) { podNamespaces(c).Network = runtime.NamespaceMode_TARGET }, "not POD or NODE"},
+		"pid mode":            {func(c *runtime.PodSandboxConfig) { podNamespaces(c).Pid = runtime.NamespaceMode_TARGET }, "PID namespace of a container"},
+		"memory":              {func(c *runtime.PodSandboxConfig) { c.Linux.Resources.MemoryLimitInBytes = -5 }, "negative"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := fullPod()
@@ -77,6 +78,7 @@ func TestContainerConfigRefuses(t *testing.T) {
 		"mount host":     {func(c *runtime.ContainerConfig) { c.Mounts[0].HostPath = "x" }, "host path"},
 		"mount both":     {func(c *runtime.ContainerConfig) { c.Mounts[1].HostPath = "/x" }, "exclude each other"},
 		"mount sub path": {func(c *runtime.ContainerConfig) { c.Mounts[1].ImageSubPath = "../x" }, "out of the image"},
+		"mount option":   {func(c *runtime.ContainerConfig) { c.Mounts[0].MountOptions = []string{"rw"} }, "noexec"},
 		"mount nil":      {func(c *runtime.ContainerConfig) { c.Mounts[0] = nil }, "empty"},
 		"propagation":    {func(c *runtime.ContainerConfig) { c.Mounts[0].Propagation = 7 }, "propagation"},
 		"device":         {func(c *runtime.ContainerConfig) { c.Devices[0].HostPath = "x" }, "devices"},
@@ -85,6 +87,7 @@ func TestContainerConfigRefuses(t *testing.T) {
 		"signal":         {func(c *runtime.ContainerConfig) { c.StopSignal = 99 }, "signal"},
 		"oom score":      {func(c *runtime.ContainerConfig) { c.Linux.Resources.OomScoreAdj = 1001 }, "oom_score_adj"},
 		"period":         {func(c *runtime.ContainerConfig) { c.Linux.Resources.CpuPeriod = 5 }, "cpu_period"},
+		"shares":         {func(c *runtime.ContainerConfig) { c.Linux.Resources.CpuShares = 1 }, "cpu_shares"},
 		"quota":          {func(c *runtime.ContainerConfig) { c.Linux.Resources.CpuQuota = 5 }, "cpu_quota"},
 		"swap":           {func(c *runtime.ContainerConfig) { c.Linux.Resources.MemorySwapLimitInBytes = 1 }, "swap"},
 		"cpuset":         {func(c *runtime.ContainerConfig) { c.Linux.Resources.CpusetCpus = "a" }, "cpuset_cpus"},
