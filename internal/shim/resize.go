@@ -9,16 +9,13 @@ import (
 	"github.com/pistis-run/pistis/internal/vm"
 )
 
-// maxVCPUs bounds the processors that one may ask for.
-const maxVCPUs = 1 << 16
-
 // Resize gives the VM what is asked for, or takes it, as far as its containers' limits allow.
 func (x extras) Resize(ctx context.Context, r *shimv1.ResizeRequest) (*shimv1.Empty, error) {
 	v, err := x.s.machine()
 	if err != nil {
 		return nil, err
 	}
-	return &shimv1.Empty{}, x.s.resize(ctx, v, vm.Size{VCPUs: int(min(r.Vcpus, maxVCPUs)), Memory: r.MemoryBytes})
+	return &shimv1.Empty{}, x.s.resize(ctx, v, vm.Size{VCPUs: int(r.Vcpus), Memory: r.MemoryBytes})
 }
 
 func (s *Service) resize(ctx context.Context, v *vm.VM, asked vm.Size) error {
@@ -50,18 +47,10 @@ func (s *Service) target(v *vm.VM) vm.Size {
 	}
 }
 
-// needed is the size for containers with such limits; it is 0 where they have none.
-func (s *Service) needed(sum limits.Sum) (size vm.Size) {
-	if sum.Memory > 0 {
-		size.Memory = s.base() + uint64(sum.Memory)
-	}
-	size.VCPUs = int((sum.MilliCPU + 999) / 1000)
-	return size
-}
-
-// base is the part of the memory that is not meant for containers with limits.
-func (s *Service) base() uint64 {
-	return max(s.asked.Options.GetVm().GetBaseMemoryBytes(), s.ownMemory())
+// needed is the size for containers with such limits, beside which there is memory for those without.
+func (s *Service) needed(sum limits.Sum) vm.Size {
+	base := max(s.asked.Options.GetVm().GetBaseMemoryBytes(), s.ownMemory())
+	return vm.Size{VCPUs: int((sum.MilliCPU + 999) / 1000), Memory: base + uint64(sum.Memory)}
 }
 
 // ownMemory is what the guest needs for itself at least.
@@ -70,14 +59,11 @@ func (s *Service) ownMemory() uint64 { return s.asked.Driver.Capabilities().MinM
 // makeRoom lets the VM grow where limits that grow do not fit into it.
 func (s *Service) makeRoom(ctx context.Context, v *vm.VM, grows limits.Sum) error {
 	err := v.Resize(ctx, func(now vm.Size) vm.Size {
-		to := now
-		if grows.Memory > 0 && uint64(grows.Memory)+s.ownMemory() > now.Memory {
-			to.Memory = s.base() + uint64(grows.Memory)
+		to := s.needed(grows)
+		if uint64(grows.Memory)+s.ownMemory() <= now.Memory {
+			to.Memory = now.Memory
 		}
-		if needed := s.needed(grows); needed.VCPUs > now.VCPUs {
-			to.VCPUs = needed.VCPUs
-		}
-		return to
+		return vm.Size{VCPUs: max(now.VCPUs, to.VCPUs), Memory: to.Memory}
 	})
 	if err != nil {
 		now, sum := v.Size(), s.limits.Sum()
