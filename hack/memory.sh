@@ -17,7 +17,7 @@ fi
 trap 'stop_all' EXIT
 out=$(mktemp -d /mnt/memory.XXXX)
 start_registry "$out" -cache "$cache/images"
-start_daemon pistis-memory "$out" 'acceleration = "kvm"'
+start_daemon pistis-memory "$out" $'acceleration = "kvm"\nboot_timeout = "5m"'
 declare -A program=([qemu]=qemu-system-x86_64 [fc]=firecracker [clh]=cloud-hypervisor)
 for h in $HANDLERS; do
 	if ! command -v "${program[$h]}" >/dev/null; then

@@ -14,7 +14,8 @@ type Config struct {
 	Network Network `toml:"network" json:"network"`
 	Stream  Stream  `toml:"stream" json:"stream"`
 	Runtimes
-	VM VM `toml:"vm" json:"vm"`
+	VM          VM          `toml:"vm" json:"vm"`
+	Firecracker Firecracker `toml:"firecracker" json:"firecracker"`
 	Cgroups
 	// Monitor is the path of pistis-monitor; empty: beside pistisd, then PATH.
 	Monitor string `toml:"monitor" json:"monitor"`
@@ -124,6 +125,16 @@ type Handler struct {
 	Path string `toml:"path" json:"path"`
 	// CNIConfDir is for pods of this handler; empty: [network]'s.
 	CNIConfDir string `toml:"cni_conf_dir" json:"cni_conf_dir"`
+}
+
+// Firecracker is what that hypervisor does to its VMs, and others cannot. Rates are per second, 0 is no bound.
+type Firecracker struct {
+	DiskBandwidth uint64 `toml:"disk_bandwidth" json:"disk_bandwidth"` // bytes, of each disk
+	DiskOps       uint64 `toml:"disk_ops" json:"disk_ops"`
+	NetBandwidth  uint64 `toml:"net_bandwidth" json:"net_bandwidth"` // bytes, of each card in each direction
+	NetOps        uint64 `toml:"net_ops" json:"net_ops"`
+	// CPUTemplate is the path of a description of the guest's processors; empty: the host's.
+	CPUTemplate string `toml:"cpu_template" json:"cpu_template"`
 }
 
 // The hypervisors, by the names of their drivers.

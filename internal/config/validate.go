@@ -36,6 +36,9 @@ func (c Config) Validate() error {
 	c.validateHandlers(bad)
 	c.Network.validate(bad)
 	c.VM.validate(bad)
+	if t := c.Firecracker.CPUTemplate; t != "" && !filepath.IsAbs(t) {
+		bad("firecracker.cpu_template: %q is not an absolute path", t)
+	}
 	oneOf := func(key, value string, allowed ...string) {
 		if !slices.Contains(allowed, value) {
 			bad("%s: %q is not one of %q", key, value, allowed)

@@ -78,6 +78,8 @@ type Capabilities struct {
 	HotplugDisk bool
 	// ResizeMemory: the VMs implement MemoryResizer, ResizeVCPUs: VCPUResizer.
 	ResizeMemory, ResizeVCPUs bool
+	// Tunable: Config.Tuning works.
+	Tunable bool
 	// MaxDisks is how many disks a VM can have in all.
 	MaxDisks int
 	// MinMemory is the least guest memory in bytes with which a guest boots.
@@ -114,6 +116,7 @@ type Config struct {
 	// Params are added to the kernel command line that the driver itself needs.
 	Params []string
 	Size
+	Tuning
 	// Disks that are there from the start.
 	Disks []Disk
 	NICs  []NIC
@@ -138,6 +141,17 @@ type Size struct {
 	MaxMemory uint64
 }
 
+// Tuning is what some VMMs can do to their VMs.
+type Tuning struct {
+	// DiskRate is of each disk, NetRate of each card in each direction.
+	DiskRate, NetRate Rate
+	// CPUTemplate is the VMM's own description of the guest's processors; nil are the host's.
+	CPUTemplate []byte
+}
+
+// Rate is per second; 0 is no bound.
+type Rate struct{ Bytes, Ops uint64 }
+
 // User is the VMM's identity on the host.
 type User struct{ UID, GID uint32 }
 
@@ -151,12 +165,14 @@ type Disk struct {
 	ReadOnly bool
 }
 
-// DiskAddress is where the guest finds a disk. Exactly one field is meaningful, by Kind.
+// DiskAddress is where the guest finds a disk. One of the first fields is meaningful, by Kind.
 type DiskAddress struct {
 	Kind   DiskAddressKind
 	LUN    uint32
 	Serial string
 	Device string
+	// Bytes, where it is not 0, is the size that the guest has to see before it uses the disk: the device was there before.
+	Bytes uint64
 }
 
 // DiskAddressKind says which field of a DiskAddress is meaningful.
@@ -246,6 +262,8 @@ func (c Config) Validate(caps Capabilities) error {
 		return fmt.Errorf("vm config: at most %d MiB of memory, and %d to begin with: %w", c.MaxMemory>>20, c.Memory>>20, ErrInvalidConfig)
 	case c.MaxMemory > c.Memory && !caps.ResizeMemory:
 		return fmt.Errorf("vm config: %d MiB of memory later, and this hypervisor cannot add any: %w", c.MaxMemory>>20, ErrInvalidConfig)
+	case !caps.Tunable && (c.DiskRate != Rate{} || c.NetRate != Rate{} || c.CPUTemplate != nil):
+		return fmt.Errorf("vm config: rates of disks and networks, or a CPU template, and this hypervisor has none: %w", ErrInvalidConfig)
 	case caps.MaxDisks > 0 && len(c.Disks) > caps.MaxDisks:
 		return fmt.Errorf("vm config: %d disks, at most %d can be attached: %w", len(c.Disks), caps.MaxDisks, ErrInvalidConfig)
 	}

@@ -60,6 +60,12 @@ func Config(id string, o *shimv1.VMOptions, nics []tap.NIC) hypervisor.Config {
 			MaxVCPUs: int(max(o.GetMaxVcpus(), o.GetVcpus())), MaxMemory: max(o.GetMaxMemoryBytes(), o.GetMemoryBytes()),
 		},
 	}
+	if t := o.GetTuning(); t != nil {
+		c.Tuning = hypervisor.Tuning{
+			DiskRate: hypervisor.Rate{Bytes: t.DiskBytes, Ops: t.DiskOps}, NetRate: hypervisor.Rate{Bytes: t.NetBytes, Ops: t.NetOps},
+			CPUTemplate: t.CpuTemplate,
+		}
+	}
 	for i, nic := range nics {
 		c.NICs = append(c.NICs, hypervisor.NIC{ID: fmt.Sprintf("nic%d", i), Tap: nic.Tap, MAC: nic.MAC, MTU: nic.MTU})
 	}

@@ -28,9 +28,11 @@ import (
 // scratchSuffix ends the names of writable disks, which begin with the sandbox's id.
 const scratchSuffix = ".img"
 
-// Options of a launcher. All but CgroupParent and Units are needed.
+// Options of a launcher. All but CgroupParent, Units and Firecracker are needed.
 type Options struct {
 	Config config.VM
+	// Firecracker is for VMs that it runs.
+	Firecracker config.Firecracker
 	// Shim is the path of containerd-shim-pistis-v2.
 	Shim string
 	// Host says how VMs are run on this host. It is asked at each launch.
@@ -192,8 +194,12 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 	if _, memory := size(req.Config, l.Config, bounds.vcpus); l.Config.MaxMemoryMiB > 0 && memory > bounds.memory {
 		return machine{}, fmt.Errorf("the pod's microVM would need %d MiB of memory, and vm.max_memory_mib is %d: %w", memory>>20, l.Config.MaxMemoryMiB, errdefs.ErrResourceExhausted)
 	}
+	tuning, err := tuningOf(l.Firecracker, host)
+	if err != nil {
+		return machine{}, err
+	}
 	return machine{
-		Machine: host,
+		Machine: host, tuning: tuning,
 		scratch: l.scratch(req.ID), cgroup: l.cgroup(req),
 		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, bounds: bounds,
 	}, nil

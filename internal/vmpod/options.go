@@ -1,11 +1,14 @@
 package vmpod
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
+	"os"
 	"runtime"
 	"slices"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -31,6 +34,30 @@ type machine struct {
 	cgroup        string
 	hosts, resolv []byte
 	bounds        bounds
+	tuning        *shimv1.Tuning
+}
+
+// maxTemplate bounds a CPU template.
+const maxTemplate = 32 << 10
+
+// tuningOf reads what the configuration names.
+func tuningOf(t config.Firecracker, m Machine) (*shimv1.Tuning, error) {
+	if m.Hypervisor != config.DriverFirecracker {
+		return nil, nil
+	}
+	out := &shimv1.Tuning{DiskBytes: t.DiskBandwidth, DiskOps: t.DiskOps, NetBytes: t.NetBandwidth, NetOps: t.NetOps}
+	if t.CPUTemplate == "" {
+		return out, nil
+	}
+	text, err := os.ReadFile(t.CPUTemplate)
+	if err != nil {
+		return nil, fmt.Errorf("CPU template: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	if len(text) > maxTemplate || !json.Valid(text) {
+		return nil, fmt.Errorf("CPU template %s: it is not JSON of at most %d bytes: %w", t.CPUTemplate, maxTemplate, errdefs.ErrFailedPrecondition)
+	}
+	out.CpuTemplate = text
+	return out, nil
 }
 
 // Room to grow that is not used costs memory: that of a GiB 96 KiB of QEMU's, that of a processor 280 KiB of the guest's. So
@@ -88,6 +115,7 @@ func sandboxOptions(cfg sandbox.Config, vm config.VM, m machine) *shimv1.Sandbox
 			Machine:      machineType(vm, m),
 
 			MaxVcpus: most.vcpus, MaxMemoryBytes: most.memory, BaseMemoryBytes: base(cfg, vm),
+			Tuning: m.tuning,
 		},
 		Hostname:   cfg.Hostname,
 		Hosts:      m.hosts,

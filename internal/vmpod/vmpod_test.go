@@ -266,6 +266,28 @@ func TestMaxMemory(t *testing.T) {
 	}
 }
 
+// TestTuning: what Firecracker does to its VMs is said of those alone.
+func TestTuning(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "template.json")
+	c := config.Firecracker{DiskBandwidth: 5, NetOps: 6, CPUTemplate: file}
+	if got, err := tuningOf(c, Machine{Hypervisor: config.DriverQEMU}); got != nil || err != nil {
+		t.Errorf("for QEMU: %v, %v", got, err)
+	}
+	fc := Machine{Hypervisor: config.DriverFirecracker}
+	if _, err := tuningOf(c, fc); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a template that is not there: %v", err)
+	}
+	for text, ok := range map[string]bool{"{}": true, "nonsense": false} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := tuningOf(c, fc)
+		if ok != (err == nil) || ok && (got.DiskBytes != 5 || got.NetOps != 6 || string(got.CpuTemplate) != text) {
+			t.Errorf("template %q: %v, %v", text, got, err)
+		}
+	}
+}
+
 func TestResizeOfAnOlderShim(t *testing.T) {
 	l, f, _ := newTestLauncher(t, NewUIDs(1000, 1001))
 	f.vm = &shimv1.VM{Vcpus: 1, MemoryBytes: 384 << 20}

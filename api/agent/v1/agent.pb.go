@@ -292,7 +292,9 @@ type DiskAddress struct {
 	//	*DiskAddress_ScsiLun
 	//	*DiskAddress_Serial
 	//	*DiskAddress_Device
-	Address       isDiskAddress_Address `protobuf_oneof:"address"`
+	Address isDiskAddress_Address `protobuf_oneof:"address"`
+	// bytes, where set, is the size of the disk. One that has another size still was a smaller one before: the agent waits.
+	Bytes         uint64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -359,6 +361,13 @@ func (x *DiskAddress) GetDevice() string {
 		}
 	}
 	return ""
+}
+
+func (x *DiskAddress) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
 }
 
 type isDiskAddress_Address interface {
@@ -3930,11 +3939,12 @@ const file_agent_proto_rawDesc = "" +
 	"\bfeatures\x18\x02 \x03(\tR\bfeatures\x12#\n" +
 	"\ragent_version\x18\x03 \x01(\tR\fagentVersion\x12\x16\n" +
 	"\x06kernel\x18\x04 \x01(\tR\x06kernel\x12\x1b\n" +
-	"\tuptime_ns\x18\x05 \x01(\x04R\buptimeNs\"i\n" +
+	"\tuptime_ns\x18\x05 \x01(\x04R\buptimeNs\"\x7f\n" +
 	"\vDiskAddress\x12\x1b\n" +
 	"\bscsi_lun\x18\x01 \x01(\rH\x00R\ascsiLun\x12\x18\n" +
 	"\x06serial\x18\x02 \x01(\tH\x00R\x06serial\x12\x18\n" +
-	"\x06device\x18\x03 \x01(\tH\x00R\x06deviceB\t\n" +
+	"\x06device\x18\x03 \x01(\tH\x00R\x06device\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytesB\t\n" +
 	"\aaddress\"\xae\x01\n" +
 	"\aNetwork\x12:\n" +
 	"\n" +

@@ -1904,8 +1904,10 @@ type VMOptions struct {
 	MaxMemoryBytes uint64 `protobuf:"varint,15,opt,name=max_memory_bytes,json=maxMemoryBytes,proto3" json:"max_memory_bytes,omitempty"`
 	// base_memory_bytes is what of the memory is not meant for containers with limits; 0 is what a guest boots with.
 	BaseMemoryBytes uint64 `protobuf:"varint,16,opt,name=base_memory_bytes,json=baseMemoryBytes,proto3" json:"base_memory_bytes,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// tuning is refused by a hypervisor that cannot do it.
+	Tuning        *Tuning `protobuf:"bytes,17,opt,name=tuning,proto3" json:"tuning,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VMOptions) Reset() {
@@ -2050,6 +2052,92 @@ func (x *VMOptions) GetBaseMemoryBytes() uint64 {
 	return 0
 }
 
+func (x *VMOptions) GetTuning() *Tuning {
+	if x != nil {
+		return x.Tuning
+	}
+	return nil
+}
+
+// Tuning has rates per second; 0 is no bound.
+type Tuning struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// disk_bytes and disk_ops are of each disk, net_bytes and net_ops of each card in each direction.
+	DiskBytes uint64 `protobuf:"varint,1,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	DiskOps   uint64 `protobuf:"varint,2,opt,name=disk_ops,json=diskOps,proto3" json:"disk_ops,omitempty"`
+	NetBytes  uint64 `protobuf:"varint,3,opt,name=net_bytes,json=netBytes,proto3" json:"net_bytes,omitempty"`
+	NetOps    uint64 `protobuf:"varint,4,opt,name=net_ops,json=netOps,proto3" json:"net_ops,omitempty"`
+	// cpu_template is the hypervisor's description of the guest's processors; empty are the host's.
+	CpuTemplate   []byte `protobuf:"bytes,5,opt,name=cpu_template,json=cpuTemplate,proto3" json:"cpu_template,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tuning) Reset() {
+	*x = Tuning{}
+	mi := &file_shim_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tuning) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tuning) ProtoMessage() {}
+
+func (x *Tuning) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tuning.ProtoReflect.Descriptor instead.
+func (*Tuning) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Tuning) GetDiskBytes() uint64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+func (x *Tuning) GetDiskOps() uint64 {
+	if x != nil {
+		return x.DiskOps
+	}
+	return 0
+}
+
+func (x *Tuning) GetNetBytes() uint64 {
+	if x != nil {
+		return x.NetBytes
+	}
+	return 0
+}
+
+func (x *Tuning) GetNetOps() uint64 {
+	if x != nil {
+		return x.NetOps
+	}
+	return 0
+}
+
+func (x *Tuning) GetCpuTemplate() []byte {
+	if x != nil {
+		return x.CpuTemplate
+	}
+	return nil
+}
+
 // CreateOptions is the Any in task/v3 CreateTaskRequest.options, from pistisd only. Without it the spec's
 // numeric user and the request's stdio paths are used.
 type CreateOptions struct {
@@ -2067,7 +2155,7 @@ type CreateOptions struct {
 
 func (x *CreateOptions) Reset() {
 	*x = CreateOptions{}
-	mi := &file_shim_proto_msgTypes[26]
+	mi := &file_shim_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2079,7 +2167,7 @@ func (x *CreateOptions) String() string {
 func (*CreateOptions) ProtoMessage() {}
 
 func (x *CreateOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[26]
+	mi := &file_shim_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2092,7 +2180,7 @@ func (x *CreateOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOptions.ProtoReflect.Descriptor instead.
 func (*CreateOptions) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{26}
+	return file_shim_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CreateOptions) GetUser() *UserRequest {
@@ -2145,7 +2233,7 @@ type PIDNamespace struct {
 
 func (x *PIDNamespace) Reset() {
 	*x = PIDNamespace{}
-	mi := &file_shim_proto_msgTypes[27]
+	mi := &file_shim_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2157,7 +2245,7 @@ func (x *PIDNamespace) String() string {
 func (*PIDNamespace) ProtoMessage() {}
 
 func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[27]
+	mi := &file_shim_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2170,7 +2258,7 @@ func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PIDNamespace.ProtoReflect.Descriptor instead.
 func (*PIDNamespace) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{27}
+	return file_shim_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PIDNamespace) GetOf() isPIDNamespace_Of {
@@ -2229,7 +2317,7 @@ type UserRequest struct {
 
 func (x *UserRequest) Reset() {
 	*x = UserRequest{}
-	mi := &file_shim_proto_msgTypes[28]
+	mi := &file_shim_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2241,7 +2329,7 @@ func (x *UserRequest) String() string {
 func (*UserRequest) ProtoMessage() {}
 
 func (x *UserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[28]
+	mi := &file_shim_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2254,7 +2342,7 @@ func (x *UserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRequest.ProtoReflect.Descriptor instead.
 func (*UserRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{28}
+	return file_shim_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UserRequest) GetUser() string {
@@ -2299,7 +2387,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_shim_proto_msgTypes[29]
+	mi := &file_shim_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2311,7 +2399,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[29]
+	mi := &file_shim_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2324,7 +2412,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{29}
+	return file_shim_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StreamHeader) GetKind() isStreamHeader_Kind {
@@ -2385,7 +2473,7 @@ type AttachStream struct {
 
 func (x *AttachStream) Reset() {
 	*x = AttachStream{}
-	mi := &file_shim_proto_msgTypes[30]
+	mi := &file_shim_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2397,7 +2485,7 @@ func (x *AttachStream) String() string {
 func (*AttachStream) ProtoMessage() {}
 
 func (x *AttachStream) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[30]
+	mi := &file_shim_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2410,7 +2498,7 @@ func (x *AttachStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachStream.ProtoReflect.Descriptor instead.
 func (*AttachStream) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{30}
+	return file_shim_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AttachStream) GetContainer() string {
@@ -2459,7 +2547,7 @@ type DialStream struct {
 
 func (x *DialStream) Reset() {
 	*x = DialStream{}
-	mi := &file_shim_proto_msgTypes[31]
+	mi := &file_shim_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2471,7 +2559,7 @@ func (x *DialStream) String() string {
 func (*DialStream) ProtoMessage() {}
 
 func (x *DialStream) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[31]
+	mi := &file_shim_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2484,7 +2572,7 @@ func (x *DialStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialStream.ProtoReflect.Descriptor instead.
 func (*DialStream) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{31}
+	return file_shim_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DialStream) GetNetwork() string {
@@ -2511,7 +2599,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_shim_proto_msgTypes[32]
+	mi := &file_shim_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2523,7 +2611,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[32]
+	mi := &file_shim_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2536,7 +2624,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{32}
+	return file_shim_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StreamReply) GetError() string {
@@ -2736,7 +2824,7 @@ const file_shim_proto_rawDesc = "" +
 	"\amodules\x18\v \x01(\tR\amodules\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa4\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd4\x04\n" +
 	"\tVMOptions\x12\x1e\n" +
 	"\n" +
 	"hypervisor\x18\x01 \x01(\tR\n" +
@@ -2756,7 +2844,15 @@ const file_shim_proto_rawDesc = "" +
 	"\amachine\x18\r \x01(\tR\amachine\x12\x1b\n" +
 	"\tmax_vcpus\x18\x0e \x01(\rR\bmaxVcpus\x12(\n" +
 	"\x10max_memory_bytes\x18\x0f \x01(\x04R\x0emaxMemoryBytes\x12*\n" +
-	"\x11base_memory_bytes\x18\x10 \x01(\x04R\x0fbaseMemoryBytes\"\xd3\x01\n" +
+	"\x11base_memory_bytes\x18\x10 \x01(\x04R\x0fbaseMemoryBytes\x12.\n" +
+	"\x06tuning\x18\x11 \x01(\v2\x16.pistis.shim.v1.TuningR\x06tuning\"\x9b\x01\n" +
+	"\x06Tuning\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x01 \x01(\x04R\tdiskBytes\x12\x19\n" +
+	"\bdisk_ops\x18\x02 \x01(\x04R\adiskOps\x12\x1b\n" +
+	"\tnet_bytes\x18\x03 \x01(\x04R\bnetBytes\x12\x17\n" +
+	"\anet_ops\x18\x04 \x01(\x04R\x06netOps\x12!\n" +
+	"\fcpu_template\x18\x05 \x01(\fR\vcpuTemplate\"\xd3\x01\n" +
 	"\rCreateOptions\x12/\n" +
 	"\x04user\x18\x01 \x01(\v2\x1b.pistis.shim.v1.UserRequestR\x04user\x12\x19\n" +
 	"\blog_path\x18\x02 \x01(\tR\alogPath\x12\x14\n" +
@@ -2820,7 +2916,7 @@ func file_shim_proto_rawDescGZIP() []byte {
 }
 
 var file_shim_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_shim_proto_goTypes = []any{
 	(FrameKind)(0),                // 0: pistis.shim.v1.FrameKind
 	(*Empty)(nil),                 // 1: pistis.shim.v1.Empty
@@ -2849,27 +2945,28 @@ var file_shim_proto_goTypes = []any{
 	(*InterfaceStats)(nil),        // 24: pistis.shim.v1.InterfaceStats
 	(*SandboxOptions)(nil),        // 25: pistis.shim.v1.SandboxOptions
 	(*VMOptions)(nil),             // 26: pistis.shim.v1.VMOptions
-	(*CreateOptions)(nil),         // 27: pistis.shim.v1.CreateOptions
-	(*PIDNamespace)(nil),          // 28: pistis.shim.v1.PIDNamespace
-	(*UserRequest)(nil),           // 29: pistis.shim.v1.UserRequest
-	(*StreamHeader)(nil),          // 30: pistis.shim.v1.StreamHeader
-	(*AttachStream)(nil),          // 31: pistis.shim.v1.AttachStream
-	(*DialStream)(nil),            // 32: pistis.shim.v1.DialStream
-	(*StreamReply)(nil),           // 33: pistis.shim.v1.StreamReply
-	nil,                           // 34: pistis.shim.v1.SandboxOptions.SysctlsEntry
-	(*durationpb.Duration)(nil),   // 35: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
+	(*Tuning)(nil),                // 27: pistis.shim.v1.Tuning
+	(*CreateOptions)(nil),         // 28: pistis.shim.v1.CreateOptions
+	(*PIDNamespace)(nil),          // 29: pistis.shim.v1.PIDNamespace
+	(*UserRequest)(nil),           // 30: pistis.shim.v1.UserRequest
+	(*StreamHeader)(nil),          // 31: pistis.shim.v1.StreamHeader
+	(*AttachStream)(nil),          // 32: pistis.shim.v1.AttachStream
+	(*DialStream)(nil),            // 33: pistis.shim.v1.DialStream
+	(*StreamReply)(nil),           // 34: pistis.shim.v1.StreamReply
+	nil,                           // 35: pistis.shim.v1.SandboxOptions.SysctlsEntry
+	(*durationpb.Duration)(nil),   // 36: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 37: google.protobuf.Timestamp
 }
 var file_shim_proto_depIdxs = []int32{
 	4,  // 0: pistis.shim.v1.InfoResponse.vm:type_name -> pistis.shim.v1.VM
 	5,  // 1: pistis.shim.v1.VM.phases:type_name -> pistis.shim.v1.Phase
-	35, // 2: pistis.shim.v1.Phase.duration:type_name -> google.protobuf.Duration
+	36, // 2: pistis.shim.v1.Phase.duration:type_name -> google.protobuf.Duration
 	8,  // 3: pistis.shim.v1.InspectResponse.user:type_name -> pistis.shim.v1.User
 	13, // 4: pistis.shim.v1.StatsResponse.containers:type_name -> pistis.shim.v1.ContainerStats
 	24, // 5: pistis.shim.v1.StatsResponse.interfaces:type_name -> pistis.shim.v1.InterfaceStats
 	14, // 6: pistis.shim.v1.StatsResponse.cpu:type_name -> pistis.shim.v1.CPUStats
 	17, // 7: pistis.shim.v1.StatsResponse.memory:type_name -> pistis.shim.v1.MemoryStats
-	36, // 8: pistis.shim.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
+	37, // 8: pistis.shim.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
 	21, // 9: pistis.shim.v1.StatsResponse.writable:type_name -> pistis.shim.v1.FileSystem
 	14, // 10: pistis.shim.v1.ContainerStats.cpu:type_name -> pistis.shim.v1.CPUStats
 	17, // 11: pistis.shim.v1.ContainerStats.memory:type_name -> pistis.shim.v1.MemoryStats
@@ -2884,28 +2981,29 @@ var file_shim_proto_depIdxs = []int32{
 	23, // 20: pistis.shim.v1.PSI.full:type_name -> pistis.shim.v1.PSIData
 	23, // 21: pistis.shim.v1.PSI.some:type_name -> pistis.shim.v1.PSIData
 	26, // 22: pistis.shim.v1.SandboxOptions.vm:type_name -> pistis.shim.v1.VMOptions
-	34, // 23: pistis.shim.v1.SandboxOptions.sysctls:type_name -> pistis.shim.v1.SandboxOptions.SysctlsEntry
-	35, // 24: pistis.shim.v1.VMOptions.boot_timeout:type_name -> google.protobuf.Duration
-	35, // 25: pistis.shim.v1.VMOptions.agent_timeout:type_name -> google.protobuf.Duration
-	29, // 26: pistis.shim.v1.CreateOptions.user:type_name -> pistis.shim.v1.UserRequest
-	28, // 27: pistis.shim.v1.CreateOptions.pid_namespace:type_name -> pistis.shim.v1.PIDNamespace
-	31, // 28: pistis.shim.v1.StreamHeader.attach:type_name -> pistis.shim.v1.AttachStream
-	32, // 29: pistis.shim.v1.StreamHeader.dial:type_name -> pistis.shim.v1.DialStream
-	2,  // 30: pistis.shim.v1.Shim.Info:input_type -> pistis.shim.v1.InfoRequest
-	6,  // 31: pistis.shim.v1.Shim.Inspect:input_type -> pistis.shim.v1.InspectRequest
-	9,  // 32: pistis.shim.v1.Shim.ReopenLog:input_type -> pistis.shim.v1.ReopenLogRequest
-	11, // 33: pistis.shim.v1.Shim.Stats:input_type -> pistis.shim.v1.StatsRequest
-	10, // 34: pistis.shim.v1.Shim.Resize:input_type -> pistis.shim.v1.ResizeRequest
-	3,  // 35: pistis.shim.v1.Shim.Info:output_type -> pistis.shim.v1.InfoResponse
-	7,  // 36: pistis.shim.v1.Shim.Inspect:output_type -> pistis.shim.v1.InspectResponse
-	1,  // 37: pistis.shim.v1.Shim.ReopenLog:output_type -> pistis.shim.v1.Empty
-	12, // 38: pistis.shim.v1.Shim.Stats:output_type -> pistis.shim.v1.StatsResponse
-	1,  // 39: pistis.shim.v1.Shim.Resize:output_type -> pistis.shim.v1.Empty
-	35, // [35:40] is the sub-list for method output_type
-	30, // [30:35] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	35, // 23: pistis.shim.v1.SandboxOptions.sysctls:type_name -> pistis.shim.v1.SandboxOptions.SysctlsEntry
+	36, // 24: pistis.shim.v1.VMOptions.boot_timeout:type_name -> google.protobuf.Duration
+	36, // 25: pistis.shim.v1.VMOptions.agent_timeout:type_name -> google.protobuf.Duration
+	27, // 26: pistis.shim.v1.VMOptions.tuning:type_name -> pistis.shim.v1.Tuning
+	30, // 27: pistis.shim.v1.CreateOptions.user:type_name -> pistis.shim.v1.UserRequest
+	29, // 28: pistis.shim.v1.CreateOptions.pid_namespace:type_name -> pistis.shim.v1.PIDNamespace
+	32, // 29: pistis.shim.v1.StreamHeader.attach:type_name -> pistis.shim.v1.AttachStream
+	33, // 30: pistis.shim.v1.StreamHeader.dial:type_name -> pistis.shim.v1.DialStream
+	2,  // 31: pistis.shim.v1.Shim.Info:input_type -> pistis.shim.v1.InfoRequest
+	6,  // 32: pistis.shim.v1.Shim.Inspect:input_type -> pistis.shim.v1.InspectRequest
+	9,  // 33: pistis.shim.v1.Shim.ReopenLog:input_type -> pistis.shim.v1.ReopenLogRequest
+	11, // 34: pistis.shim.v1.Shim.Stats:input_type -> pistis.shim.v1.StatsRequest
+	10, // 35: pistis.shim.v1.Shim.Resize:input_type -> pistis.shim.v1.ResizeRequest
+	3,  // 36: pistis.shim.v1.Shim.Info:output_type -> pistis.shim.v1.InfoResponse
+	7,  // 37: pistis.shim.v1.Shim.Inspect:output_type -> pistis.shim.v1.InspectResponse
+	1,  // 38: pistis.shim.v1.Shim.ReopenLog:output_type -> pistis.shim.v1.Empty
+	12, // 39: pistis.shim.v1.Shim.Stats:output_type -> pistis.shim.v1.StatsResponse
+	1,  // 40: pistis.shim.v1.Shim.Resize:output_type -> pistis.shim.v1.Empty
+	36, // [36:41] is the sub-list for method output_type
+	31, // [31:36] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_shim_proto_init() }
@@ -2915,12 +3013,12 @@ func file_shim_proto_init() {
 	}
 	file_shim_proto_msgTypes[12].OneofWrappers = []any{}
 	file_shim_proto_msgTypes[17].OneofWrappers = []any{}
-	file_shim_proto_msgTypes[27].OneofWrappers = []any{
+	file_shim_proto_msgTypes[28].OneofWrappers = []any{
 		(*PIDNamespace_Own)(nil),
 		(*PIDNamespace_Container)(nil),
 	}
-	file_shim_proto_msgTypes[28].OneofWrappers = []any{}
-	file_shim_proto_msgTypes[29].OneofWrappers = []any{
+	file_shim_proto_msgTypes[29].OneofWrappers = []any{}
+	file_shim_proto_msgTypes[30].OneofWrappers = []any{
 		(*StreamHeader_Attach)(nil),
 		(*StreamHeader_Dial)(nil),
 	}
@@ -2930,7 +3028,7 @@ func file_shim_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_proto_rawDesc), len(file_shim_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -39,7 +39,7 @@ func (Driver) Name() string { return "firecracker" }
 
 // Capabilities of VMs that Firecracker runs. The number of disks is that of a VM with one network card.
 func (Driver) Capabilities() hypervisor.Capabilities {
-	return hypervisor.Capabilities{HotplugDisk: true, ResizeMemory: true, MaxDisks: maxDisks(1), MinMemory: minMemory, ELFKernel: true, NeedsKVM: true}
+	return hypervisor.Capabilities{HotplugDisk: true, ResizeMemory: true, Tunable: true, MaxDisks: maxDisks(1), MinMemory: minMemory, ELFKernel: true, NeedsKVM: true}
 }
 
 func maxDisks(nics int) int { return pciSlots - ownSlots - nics }
