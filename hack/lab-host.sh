@@ -63,9 +63,11 @@ inside() {
 		swapon /mnt/swap
 		"$PISTIS_BIN/tests/cgroup.test" -test.v
 		"$PISTIS_BIN/tests/systemd.test" -test.v
-		(cd test/integration && "$PISTIS_BIN/tests/integration.test" -test.v -test.timeout 3h -test.run '^TestCgroup|^TestHost(Pod|Limits|Crash|UserNamespace)$|^TestCheckpoint$')
+		(cd test/integration && "$PISTIS_BIN/tests/integration.test" -test.v -test.timeout 3h -test.run '^TestCgroup|^TestHost(Pod|Limits|Crash|UserNamespace|SecurityContext|MountsAndDevices|CannotStart)$|^TestCheckpoint$')
 		;;
 	runc | crun)
+		# The suite loads AppArmor profiles with sudo.
+		command -v sudo >/dev/null || { printf '#!/bin/sh\nexec "$@"\n' >/usr/local/bin/sudo && chmod +x /usr/local/bin/sudo; }
 		# A spec wants to map the owners of files below it, which an overlay does not offer.
 		mkdir /mnt/lib
 		mount --bind /mnt/lib /var/lib

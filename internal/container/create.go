@@ -162,6 +162,9 @@ func (m *Manager) prepare(ctx context.Context, c *container, pod sandbox.Status)
 		ref = rec.Config.Image
 	}
 	img, err := m.images.Get(ctx, ref)
+	if err == nil {
+		err = m.images.Allowed(ctx, rec.Config.Image, img)
+	}
 	if err != nil {
 		return image.Image{}, nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/pistis-run/pistis/internal/container"
 	"github.com/pistis-run/pistis/internal/sandbox"
 )
 
@@ -205,5 +206,20 @@ func ctrConfig(name string) *runtime.ContainerConfig {
 	return &runtime.ContainerConfig{
 		Metadata: &runtime.ContainerMetadata{Name: name}, Image: &runtime.ImageSpec{Image: "example.com/a:1"},
 		Command: []string{"/bin/sh"}, LogPath: name + "/0.log", Labels: map[string]string{"c": name},
+	}
+}
+
+// TestProfileOfBothForms: the prefix of the old field is none of a profile's name.
+func TestProfileOfBothForms(t *testing.T) {
+	for _, ref := range []string{"mine", "localhost/mine"} {
+		p := &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: ref}
+		for _, old := range []string{"", "localhost/other"} {
+			if got, err := profile("f", p, old, container.ProfileDefault); err != nil || got != (container.Profile{Kind: container.ProfileLocalhost, Path: "mine"}) {
+				t.Errorf("%q, %q: %v, %v", ref, old, got, err)
+			}
+		}
+	}
+	if _, err := profile("f", &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: "localhost/"}, "", container.ProfileDefault); !errdefs.IsInvalidArgument(err) {
+		t.Error(err)
 	}
 }
