@@ -47,6 +47,8 @@ const (
 	FeatureMemoryVolumes = "memory-volumes"
 	// FeatureBlockDevices: it knows CreateContainerRequest.devices.
 	FeatureBlockDevices = "block-devices"
+	// FeatureResize: it knows Resize.
+	FeatureResize = "resize"
 
 	shareDir = "/run/pistis/shares/"
 )

@@ -142,7 +142,7 @@ func (cfg ProbeConfig) run(ctx context.Context) (usable bool, reason string, err
 	defer cancel()
 	v, err := Driver{}.Start(limit, hypervisor.Config{
 		ID: "kvm-probe", Binary: cfg.Binary, Accel: hypervisor.KVM, Kernel: cfg.Kernel, Initrd: cfg.Initrd,
-		Params: probeParams[:], VCPUs: 1, Memory: probeMemory, Console: console, User: cfg.User,
+		Params: probeParams[:], Size: hypervisor.Size{VCPUs: 1, Memory: probeMemory}, Console: console, User: cfg.User,
 	})
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
