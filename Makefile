@@ -51,9 +51,9 @@ fuzz: setup
 	@hack/fuzz.sh
 
 # PEERS=1 make bench compares pods on the host's kernel with those of other runtimes, VOLUMES=1 make bench volumes of VM
-# pods with the host and with virtio-fs.
+# pods with the host and with virtio-fs, ROOTFS=1 make bench root file systems with all of these.
 bench: tools
-	@BIN=$(BIN) GUEST=$(GUEST) hack/$(if $(PEERS),peers,$(if $(VOLUMES),volumes,bench)).sh
+	@BIN=$(BIN) GUEST=$(GUEST) hack/$(or $(if $(PEERS),peers),$(if $(VOLUMES),volumes),$(if $(ROOTFS),rootfs),bench).sh
 
 # 1,000 pods come and go while the daemon is killed: make soak CYCLES=1000, or CROWD=200 for as many at once.
 soak: tools

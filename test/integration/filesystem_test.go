@@ -48,7 +48,7 @@ func TestFileSystem(t *testing.T) {
 	c := guestSide(t, "posix", "TestFileSystemInGuest", "/work", &runtime.Mount{HostPath: dir, ContainerPath: "/work"})
 	c.Envs = append(c.Envs, &runtime.KeyValue{Key: posixEvery, Value: []byte(every)})
 	c.Linux.SecurityContext.Capabilities = &runtime.Capability{AddCapabilities: []string{"SYS_ADMIN"}} // for trusted attributes
-	out := d.run(pod, config, c)
+	out := d.runWhile(pod, config, c, filepath.Join(dir, resultsFile))
 	if !strings.Contains(out, "--- PASS: TestFileSystemInGuest") {
 		t.Fatalf("the guest's side: %s", out)
 	}
@@ -84,6 +84,31 @@ func TestFileSystem(t *testing.T) {
 		}
 		expect(t, fmt.Sprintf("exercise %d", seed), strings.Contains(out, fmt.Sprintf("exercise %d: %d bytes %x", seed, len(b), sha256.Sum256(b))), true)
 	}
+}
+
+// runWhile is run for what takes long: it is waited for as long as the file grows.
+func (d *daemon) runWhile(pod string, podConfig *runtime.PodSandboxConfig, config *runtime.ContainerConfig, growing string) string {
+	d.t.Helper()
+	id := d.launch(pod, podConfig, config)
+	size := func() int64 {
+		info, err := os.Stat(growing)
+		if err != nil {
+			return -1 // not there yet
+		}
+		return info.Size()
+	}
+	for d.status(id).State != runtime.ContainerState_CONTAINER_EXITED {
+		before := size()
+		eventually(d.t, growing+" to grow, or the container to end", func() bool {
+			return size() != before || d.status(id).State == runtime.ContainerState_CONTAINER_EXITED
+		})
+	}
+	status := d.wait(id)
+	out := d.logOf(status, "stdout")
+	if status.ExitCode != 0 {
+		d.t.Fatalf("exit code %d: %s%s", status.ExitCode, out, d.logOf(status, "stderr"))
+	}
+	return out
 }
 
 // TestFileSystemInGuest is the guest's side of TestFileSystem.
