@@ -27,6 +27,8 @@ const (
 
 	exercises     = 3
 	exerciseSteps = 300
+	// thorough is how much longer they are when all cases are done.
+	thorough = 10
 )
 
 // differences are the cases in which a volume in a guest is not what it is on the host, with the reason. docs/volumes.md
@@ -38,7 +40,7 @@ func differences() map[string]string {
 }
 
 // TestFileSystem: a volume in a guest answers as the host's file system that it is of: the cases of test/posix, and random
-// exercises of one file.
+// exercises of one file, there and in the container's root file system.
 func TestFileSystem(t *testing.T) {
 	d := startDaemon(t, "")
 	d.pull(testImage)
@@ -134,11 +136,19 @@ func TestFileSystemInGuest(t *testing.T) {
 	if _, err := posix.Run(work, results, every); err != nil {
 		t.Fatal(err)
 	}
+	steps := exerciseSteps
+	if every == 1 {
+		steps *= thorough
+	}
 	for seed := range uint64(exercises) {
-		content, err := posix.Exercise(filepath.Join(dir, fmt.Sprint("exercise", seed)), seed, exerciseSteps)
+		content, err := posix.Exercise(filepath.Join(dir, fmt.Sprint("exercise", seed)), seed, steps)
 		if err != nil {
 			t.Error(err)
 		}
 		fmt.Printf("exercise %d: %d bytes %x\n", seed, len(content), sha256.Sum256(content))
+		// The container's root file system, on the guest's disk, is no other.
+		if _, err := posix.Exercise(fmt.Sprint("/exercise", seed), seed+exercises, steps); err != nil {
+			t.Errorf("root file system: %v", err)
+		}
 	}
 }
