@@ -24,6 +24,8 @@ const patience = 20 * time.Minute
 type Guest struct {
 	Kernel, Initrd, Module, Server string
 	Machine, CPU, Params           string
+	// Before is what its programs are started with, as nice.
+	Before []string
 }
 
 // Flags makes flags of it.
@@ -45,7 +47,7 @@ func (g Guest) Run(ctx context.Context, work, program string, args ...string) (s
 	if err := g.initrd(initrd, program); err != nil {
 		return "", err
 	}
-	server := exec.CommandContext(ctx, g.Server, "--socket-path="+socket, "-o", "source=/", "-o", "sandbox=chroot")
+	server := g.command(ctx, g.Server, "--socket-path="+socket, "-o", "source=/", "-o", "sandbox=chroot")
 	var said bytes.Buffer
 	server.Stderr = &said
 	if err := server.Start(); err != nil {
@@ -59,7 +61,7 @@ func (g Guest) Run(ctx context.Context, work, program string, args ...string) (s
 		time.Sleep(20 * time.Millisecond) // it makes the socket when it is ready
 	}
 	command := strings.Join(append([]string{program}, args...), " ")
-	qemu := exec.CommandContext(ctx, "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", g.Machine, "-cpu", g.CPU,
+	qemu := g.command(ctx, "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", g.Machine, "-cpu", g.CPU,
 		"-smp", "1", "-m", "512M", "-object", "memory-backend-memfd,id=memory,share=on,size=512M", "-numa", "node,memdev=memory",
 		"-kernel", g.Kernel, "-initrd", initrd, "-append", "rdinit=/fsload console=ttyS0 quiet panic=-1 reboot=t "+g.Params+" -- "+command, "-serial", "stdio",
 		"-chardev", "socket,id=root,path="+socket, "-device", "vhost-user-fs-pci,chardev=root,tag=root,queue-size=1024", "-device", "virtio-rng-pci")
@@ -68,6 +70,11 @@ func (g Guest) Run(ctx context.Context, work, program string, args ...string) (s
 		return "", fmt.Errorf("QEMU: %w: %s; virtiofsd: %s", err, out, said.Bytes())
 	}
 	return strings.ReplaceAll(string(out), "\r", ""), nil
+}
+
+func (g Guest) command(ctx context.Context, argv ...string) *exec.Cmd {
+	argv = append(g.Before[:len(g.Before):len(g.Before)], argv...)
+	return exec.CommandContext(ctx, argv[0], argv[1:]...)
 }
 
 // initrd writes the guest's initrd with another first process and one module more, in an archive before it: the kernel
