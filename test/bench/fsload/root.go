@@ -51,13 +51,13 @@ func loadRoot(root string) error {
 		results[first.what] = 1000 / rate(len(files), begin)
 	}
 	begin = time.Now()
-	data := make([]byte, 1<<10)
-	for i := range small {
+	data, made := make([]byte, 1<<10), len(small)/2 // virtio-fs's server has a descriptor for each file that the guest knows
+	for i := range made {
 		if err := makeFile(filepath.Join(root, "made", fmt.Sprint(i/100), fmt.Sprint(i)), data, i%100 == 0); err != nil {
 			return err
 		}
 	}
-	results["small files made, a second"] = rate(len(small), begin)
+	results["small files made, a second"] = rate(made, begin)
 	begin = time.Now()
 	for _, path := range small {
 		if err := os.Remove(path); err != nil {

@@ -28,7 +28,7 @@ func (r results) take(column, out string) error {
 	line, _, _ = strings.Cut(line, "\n")
 	var values map[string]float64
 	if err := json.Unmarshal([]byte(line), &values); !found || err != nil {
-		return fmt.Errorf("%s: no results: %w: %.2000s", column, err, out)
+		return fmt.Errorf("%s: no results: %w: …%s", column, err, out[max(0, len(out)-2000):])
 	}
 	for row, v := range values {
 		r.add(row, column, v)

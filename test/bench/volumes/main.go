@@ -78,7 +78,7 @@ func run(ctx context.Context, o options) (err error) {
 			line, _, _ = strings.Cut(line, "\n")
 			var values map[string]float64
 			if err := json.Unmarshal([]byte(line), &values); !found || err != nil {
-				return fmt.Errorf("%s: no results: %w: %.2000s", subject.name, err, out)
+				return fmt.Errorf("%s: no results: %w: …%s", subject.name, err, out[max(0, len(out)-2000):])
 			}
 			for name, v := range values {
 				results[subject.name][name] = append(results[subject.name][name], v)
