@@ -140,38 +140,3 @@ func TestLastWords(t *testing.T) {
 		t.Errorf("start: %v", err)
 	}
 }
-
-func TestProbeCache(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "dir", "probe.json")
-	want := probeResult{Key: probeKey{BootID: "b", User: &hypervisor.User{UID: 1}}, Reason: "r"}
-	if err := writeProbe(file, want); err != nil {
-		t.Fatal(err)
-	}
-	got, ok := readProbe(file)
-	if !ok || !got.Key.equal(want.Key) || got.Reason != "r" {
-		t.Errorf("read %+v, %v", got, ok)
-	}
-	want.Key.User.UID = 2
-	if got.Key.equal(want.Key) {
-		t.Error("another user, the same key")
-	}
-	os.WriteFile(file, []byte("{"), 0o600)
-	if _, ok := readProbe(file); ok {
-		t.Error("a damaged cache is an answer")
-	}
-}
-
-func TestNeedle(t *testing.T) {
-	n := &needle{want: []byte("needle"), found: make(chan struct{})}
-	for _, b := range []byte("hay need\nhay needle hay") {
-		n.Write([]byte{b})
-	}
-	select {
-	case <-n.found:
-	default:
-		t.Error("not found")
-	}
-	if len(n.last) > len(n.want) {
-		t.Errorf("%d bytes are kept", len(n.last))
-	}
-}

@@ -1,0 +1,168 @@
+package kvmprobe
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pistis-run/pistis/internal/config"
+	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/hypervisor/qemu"
+)
+
+func TestProbeCache(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "dir", "probe.json")
+	want := result{Key: key{BootID: "b", User: &hypervisor.User{UID: 1}}, Reason: "r"}
+	if err := writeProbe(file, want); err != nil {
+		t.Fatal(err)
+	}
+	got, ok := readProbe(file)
+	if !ok || !got.Key.equal(want.Key) || got.Reason != "r" {
+		t.Errorf("read %+v, %v", got, ok)
+	}
+	want.Key.User.UID = 2
+	if got.Key.equal(want.Key) {
+		t.Error("another user, the same key")
+	}
+	os.WriteFile(file, []byte("{"), 0o600)
+	if _, ok := readProbe(file); ok {
+		t.Error("a damaged cache is an answer")
+	}
+}
+
+func TestNeedle(t *testing.T) {
+	n := &needle{want: []byte("needle"), found: make(chan struct{})}
+	for _, b := range []byte("hay need\nhay needle hay") {
+		n.Write([]byte{b})
+	}
+	select {
+	case <-n.found:
+	default:
+		t.Error("not found")
+	}
+	if len(n.last) > len(n.want) {
+		t.Errorf("%d bytes are kept", len(n.last))
+	}
+}
+
+// fakeDriver starts VMs that say something and, unless they hang, end.
+type fakeDriver struct {
+	says   string
+	hangs  bool
+	fails  error
+	starts []hypervisor.Config
+}
+
+func (d *fakeDriver) Name() string                                    { return "fake" }
+func (d *fakeDriver) Version(context.Context, string) (string, error) { return "1", nil }
+func (d *fakeDriver) Capabilities() hypervisor.Capabilities {
+	return hypervisor.Capabilities{ELFKernel: true}
+}
+
+func (d *fakeDriver) Start(_ context.Context, cfg hypervisor.Config) (hypervisor.VM, error) {
+	d.starts = append(d.starts, cfg)
+	if d.fails != nil {
+		return nil, d.fails
+	}
+	v := &fakeVM{done: make(chan struct{})}
+	_, _ = io.WriteString(cfg.Console, d.says)
+	if !d.hangs {
+		_ = v.Kill()
+	}
+	return v, nil
+}
+
+type fakeVM struct{ done chan struct{} }
+
+func (*fakeVM) PID() int                                       { return 1 }
+func (*fakeVM) Dial(context.Context, uint32) (net.Conn, error) { return nil, errors.ErrUnsupported }
+func (*fakeVM) Shutdown(context.Context) error                 { return nil }
+func (v *fakeVM) Done() <-chan struct{}                        { return v.done }
+func (*fakeVM) Err() error                                     { return errors.New("it ended") }
+
+func (v *fakeVM) Kill() error {
+	select {
+	case <-v.done:
+	default:
+		close(v.done)
+	}
+	return nil
+}
+
+// TestRun: whichever VMM there is tells, and its answer is kept.
+func TestRun(t *testing.T) {
+	if _, err := os.Stat("/dev/kvm"); err != nil {
+		t.Skip("SKIPPED: this host has no /dev/kvm")
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"vmm", "kernel", "initrd"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, tt := range map[string]struct {
+		driver fakeDriver
+		usable bool
+		reason string
+	}{
+		"boots":          {fakeDriver{says: "hello\n" + answer + "\n", hangs: true}, true, "a guest of fake booted"},
+		"ends":           {fakeDriver{says: "hello"}, false, "it ended"},
+		"hangs":          {fakeDriver{hangs: true}, false, "was not up"},
+		"does not start": {fakeDriver{fails: errors.New("no such instruction")}, false, "no such instruction"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := Config{
+				Driver: &tt.driver, Binary: filepath.Join(dir, "vmm"), Kernel: filepath.Join(dir, "kernel"), Initrd: filepath.Join(dir, "initrd"),
+				Vmlinux: "/vmlinux", CacheDir: t.TempDir(), Timeout: 50 * time.Millisecond,
+			}
+			for range 2 {
+				if usable, reason, err := Run(t.Context(), cfg); err != nil || usable != tt.usable || !strings.Contains(reason, tt.reason) {
+					t.Errorf("got %t, %q, %v", usable, reason, err)
+				}
+			}
+			if len(tt.driver.starts) != 1 {
+				t.Fatalf("%d guests were started", len(tt.driver.starts))
+			}
+			started := tt.driver.starts[0]
+			if _, err := os.Stat(started.RunDir); started.Kernel != "/vmlinux" || started.RunDir == "" || !os.IsNotExist(err) {
+				t.Errorf("started %+v; its directory: %v", started, err)
+			}
+		})
+	}
+}
+
+// TestRealGuest: whatever the host's KVM is worth, the answer comes in bounded time and is remembered.
+func TestRealGuest(t *testing.T) {
+	guest := os.Getenv("PISTIS_GUEST")
+	if guest == "" {
+		t.Skip("SKIPPED, no real guest: PISTIS_GUEST names none")
+	}
+	program, _ := config.QEMU()
+	binary, err := exec.LookPath(program)
+	if err != nil {
+		t.Skipf("SKIPPED, no real guest: %v", err)
+	}
+	cfg := Config{Driver: qemu.Driver{}, Binary: binary, Kernel: filepath.Join(guest, "vmlinuz"), Initrd: filepath.Join(guest, "initrd"), CacheDir: t.TempDir(), Timeout: 5 * time.Second}
+	if os.Getuid() == 0 {
+		cfg.User = &hypervisor.User{UID: 2_000_001, GID: 2_000_001}
+	}
+	usable, reason, err := Run(t.Context(), cfg)
+	if err != nil || reason == "" {
+		t.Fatalf("probe: %v, %q, %v", usable, reason, err)
+	}
+	t.Logf("usable: %v, %s", usable, reason)
+	if _, err := os.Stat("/dev/kvm"); err != nil {
+		return
+	}
+	again, againReason, err := Run(t.Context(), cfg)
+	if err != nil || again != usable || againReason != reason {
+		t.Errorf("remembered: %v, %q, %v", again, againReason, err)
+	}
+}
