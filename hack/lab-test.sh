@@ -14,7 +14,7 @@ declare -A package=([qemu]=qemu [fc]=firecracker [clh]=cloudhypervisor)
 
 echo "building the tests"
 go build -trimpath -ldflags='-s -w' -o "$out/testinit" ./internal/hypervisor/hypervisortest/testinit
-"$bin/pistis" guest build --dir "$(dirname "$guest")/test-guest" --agent "$out/testinit" --runc "$out/testinit" >"$out/log" 2>&1 || { cat "$out/log" >&2; exit 1; }
+"$bin/pistis" guest build --keep-kernel --dir "$(dirname "$guest")/test-guest" --agent "$out/testinit" --runc "$out/testinit" >"$out/log" 2>&1 || { cat "$out/log" >&2; exit 1; }
 go test -c -o "$out/pods" ./test/integration
 for h in $handlers; do go test -c -o "$out/$h" "./internal/hypervisor/${package[$h]}"; done
 
