@@ -255,6 +255,16 @@ func (c *Client) Update(ctx context.Context, container string, resources []byte)
 	return err
 }
 
+// Resize has the guest use so many processors, and returns how many it uses and how many bytes of memory it has. Both are
+// its word. It is for agents with FeatureResize.
+func (c *Client) Resize(ctx context.Context, vcpus int) (used int, memory uint64, err error) {
+	r, err := call(c, ctx, "resize", c.agent.Resize, &agentv1.ResizeRequest{Vcpus: uint32(vcpus)})
+	if err != nil {
+		return 0, 0, err
+	}
+	return int(min(r.Vcpus, uint32(vcpus))), r.MemoryBytes, nil
+}
+
 // Shutdown tells the guest to power off. That its answer was lost with the guest is no error.
 func (c *Client) Shutdown(ctx context.Context) error {
 	_, err := call(c, ctx, "shut down", c.agent.Shutdown, &agentv1.Empty{})

@@ -143,6 +143,7 @@ func (v *VM) startMachine(ctx context.Context, req Request, nics []tap.NIC, undo
 	}
 	undo.Add("remove run directory", func(context.Context) error { return os.RemoveAll(req.RunDir) })
 	config := Config(req.ID, req.Options.GetVm(), nics)
+	config.Limit(req.Driver.Capabilities())
 	config.Console, config.RunDir, config.Started = v.console, req.RunDir, req.Started
 	if u := config.User; u != nil {
 		if err := os.Chown(req.RunDir, int(u.UID), int(u.GID)); err != nil {
@@ -153,6 +154,7 @@ func (v *VM) startMachine(ctx context.Context, req Request, nics []tap.NIC, undo
 		return fmt.Errorf("boot VM %s: %w", req.ID, err)
 	}
 	undo.Add("kill VMM", v.killMachine)
+	v.sizing = newSizing(req.Driver.Name(), config)
 	plugger, _ := v.machine.(hypervisor.DiskPlugger)
 	v.disks = newDisks(plugger, req.Driver.Capabilities().MaxDisks)
 	return nil

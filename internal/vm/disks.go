@@ -167,7 +167,7 @@ func wireAddress(a hypervisor.DiskAddress) (*agentv1.DiskAddress, error) {
 	case hypervisor.SCSILUN:
 		return &agentv1.DiskAddress{Address: &agentv1.DiskAddress_ScsiLun{ScsiLun: a.LUN}}, nil
 	case hypervisor.BlkSerial:
-		return &agentv1.DiskAddress{Address: &agentv1.DiskAddress_Serial{Serial: a.Serial}}, nil
+		return &agentv1.DiskAddress{Address: &agentv1.DiskAddress_Serial{Serial: a.Serial}, Bytes: a.Bytes}, nil
 	case hypervisor.BlkDevice:
 		return &agentv1.DiskAddress{Address: &agentv1.DiskAddress_Device{Device: a.Device}}, nil
 	}

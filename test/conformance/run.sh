@@ -37,14 +37,33 @@ trap 'code=$?; stop_all || code=1; exit $code' EXIT
 start_registry "$out" -cache "$top/.cache/images" -conformance
 [ "$handler" != crun ] || one_hierarchy "$out/hierarchies"
 mirror="[\"http://$registry_address\"]"
-# For pods on the host's kernel no guest need be tried.
+# For pods on the host's kernel no guest need be tried. In the lab guests run under KVM, slowly.
 guests=''
-[ "$handler" = vm ] || guests='acceleration = "tcg"'
+case $handler in
+runc | crun | runc-v2 | runsc) guests='acceleration = "tcg"' ;;
+*) [ "${PISTIS_ACCELERATION:-}" != kvm ] || guests=$'acceleration = "kvm"\nboot_timeout = "4m"' ;;
+esac
+# Containerd's shim for runc and gVisor's are not in the default configuration as they are here.
+shims=''
+case $handler in
+runc-v2) shims='shim = "io.containerd.runc.v2"
+[handlers.runc-v2.options]
+BinaryName = "'$(command -v runc || echo "$BIN/guest/runc")'"' ;;
+runsc) shims='shim = "io.containerd.runsc.v1"' ;;
+esac
+[ -z "$shims" ] || shims='[handlers.runc]
+type = "oci"
+[handlers.vm]
+type = "vm"
+[handlers.'$handler']
+type = "shim"
+'$shims
 start_daemon "$NAME" "$out" "$guests
 [image.mirrors]
 \"registry.k8s.io\" = $mirror
 \"k8s.gcr.io\" = $mirror
-\"gcr.io\" = $mirror"
+\"gcr.io\" = $mirror
+$shims"
 
 # The suite's exit code says only that something failed; what failed, and whether that is known, the report tells.
 "$BIN/critest" --runtime-endpoint "unix://$PISTIS_SOCKET" --image-endpoint "unix://$PISTIS_SOCKET" --runtime-handler "$handler" \

@@ -118,7 +118,7 @@ func TestResources(t *testing.T) {
 
 // TestUpdatedResources: containers are resized as the kubelet does it, up to what the VM has, and confined to processors.
 func TestUpdatedResources(t *testing.T) {
-	d := startDaemon(t, "memory_mib = 256\n")
+	d := startDaemon(t, "memory_mib = 256\nmax_vcpus = 2\nmax_memory_mib = 1024\n")
 	d.pull(testImage)
 	host := unix.CPUSet{}
 	if err := unix.SchedGetaffinity(0, &host); err != nil {
@@ -173,7 +173,7 @@ func TestUpdatedResources(t *testing.T) {
 		expect(t, step.what, state(), step.state)
 		expect(t, step.what+": the VM's processors", vmm(), step.vmm)
 	}
-	refused(t, "more memory than the VM has", update(func(r *runtime.LinuxContainerResources) { r.MemoryLimitInBytes = 1 << 30 }), codes.ResourceExhausted, "1024 MiB", "make the pod anew")
+	refused(t, "more memory than the VM has", update(func(r *runtime.LinuxContainerResources) { r.MemoryLimitInBytes = 1 << 30 }), codes.ResourceExhausted, "1024 MiB", "vm.max_memory_mib")
 	refused(t, "more processors than the VM has", update(func(r *runtime.LinuxContainerResources) { r.CpuQuota = 300000 }), codes.ResourceExhausted, "3.000 processors")
 	refused(t, "a processor that is not there", update(func(r *runtime.LinuxContainerResources) { r.CpusetCpus = "4000" }), codes.InvalidArgument, "4000")
 	refused(t, "another OOM score alone", func() error {
@@ -183,7 +183,7 @@ func TestUpdatedResources(t *testing.T) {
 	if err := d.resizePod(pod, 256<<20); err != nil {
 		t.Errorf("the pod as a whole, as large as it is: %v", err)
 	}
-	refused(t, "a pod that is larger than its VM", d.resizePod(pod, 1<<30), codes.FailedPrecondition, "cannot grow", "make the pod anew")
+	refused(t, "a pod that is larger than its VM", d.resizePod(pod, 1<<30), codes.ResourceExhausted, "1024 MiB at most", "vm.max_memory_mib")
 	expect(t, "after what was refused", state(), "134217728\n50000 100000\n1\n")
 	told := d.status(id).Resources.GetLinux()
 	expect(t, "the status", fmt.Sprintf("%d %d %s %d", told.MemoryLimitInBytes, told.CpuQuota, told.CpusetCpus, told.OomScoreAdj), "134217728 50000 0 990")

@@ -26,10 +26,13 @@ const (
 	param  = "pistis.probe"
 	answer = "pistis-probe-ok"
 
-	defaultTimeout = 15 * time.Second
-	memory         = 256 << 20
-	fileName       = "kvm-probe.json"
-	maxFile        = 64 << 10
+	// A guest whose console says nothing for maxSilence hangs. One that goes on is waited for: a host may be slow, and be
+	// slow for a while; after maxBoot it is too slow to be of use.
+	maxSilence = 15 * time.Second
+	maxBoot    = 100 * time.Second
+	memory     = 256 << 20
+	fileName   = "kvm-probe.json"
+	maxFile    = 64 << 10
 )
 
 // Config says what is booted, and by what.
@@ -44,9 +47,11 @@ type Config struct {
 	User *hypervisor.User
 	// CacheDir keeps the answer until the host reboots or what is probed changes.
 	CacheDir string
-	// Timeout of the guest's boot; 0 means 15 seconds.
-	Timeout time.Duration
 }
+
+// params make the guest talk from the beginning: its words are the sign that it goes on. All that a kernel can say would
+// make its boot twice as long on a slow host: each character is an exit to the VMM.
+var params = [...]string{param, "earlyprintk=ttyS0", "loglevel=6"}
 
 // result is the cache's file.
 type result struct {
@@ -133,14 +138,10 @@ func (cfg Config) key(ctx context.Context) (k key, err error) {
 
 // run boots the guest.
 func (cfg Config) run(ctx context.Context) (usable bool, reason string, err error) {
-	timeout := cfg.Timeout
-	if timeout == 0 {
-		timeout = defaultTimeout
-	}
-	limit, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	console := &needle{want: []byte(answer), found: make(chan struct{})}
+	console := newNeedle(answer)
 	began := time.Now()
+	limit, cancel := context.WithTimeout(ctx, maxBoot)
+	defer cancel()
 	dir, err := cfg.runDir()
 	if err != nil {
 		return false, "", err
@@ -152,7 +153,7 @@ func (cfg Config) run(ctx context.Context) (usable bool, reason string, err erro
 	}
 	v, err := cfg.Driver.Start(limit, hypervisor.Config{
 		ID: "kvm-probe", Binary: cfg.Binary, Accel: hypervisor.KVM, Kernel: kernel, Initrd: cfg.Initrd,
-		Params: []string{param}, VCPUs: 1, Memory: memory, Console: console, RunDir: dir, User: cfg.User,
+		Params: params[:], Size: hypervisor.Size{VCPUs: 1, Memory: memory}, Console: console, RunDir: dir, User: cfg.User,
 	})
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -162,21 +163,20 @@ func (cfg Config) run(ctx context.Context) (usable bool, reason string, err erro
 	if v == nil {
 		return false, "", err
 	}
-	select {
-	case <-console.found:
-		usable, reason = true, fmt.Sprintf("a guest of %s booted under KVM in %v", cfg.Driver.Name(), time.Since(began).Round(10*time.Millisecond))
-	case <-v.Done():
-		reason = fmt.Sprintf("a guest under KVM ended before it was up: %v", v.Err())
-	case <-limit.Done():
-		if err = ctx.Err(); err == nil {
-			reason = fmt.Sprintf("/dev/kvm is there, but a guest was not up after %v", timeout)
-		}
+	if err == nil {
+		reason, err = console.wait(ctx, v.Done())
+	}
+	if usable = err == nil && reason == ""; usable {
+		reason = fmt.Sprintf("a guest of %s booted under KVM in %v", cfg.Driver.Name(), time.Since(began).Round(10*time.Millisecond))
 	}
 	if err := v.Kill(); err != nil {
 		return false, "", err
 	}
 	select {
 	case <-v.Done():
+		if err == nil && reason == guestEnded {
+			reason = fmt.Sprintf("%s: %v", guestEnded, v.Err())
+		}
 		return usable, reason, err
 	case <-time.After(hypervisor.ControlTimeout):
 		return false, "", fmt.Errorf("%s, process %d, does not die: %w", cfg.Driver.Name(), v.PID(), errdefs.ErrInternal)
@@ -202,11 +202,47 @@ type needle struct {
 	last  []byte
 	once  sync.Once
 	found chan struct{}
+	// heard has a token when something was written.
+	heard chan struct{}
+}
+
+func newNeedle(word string) *needle {
+	return &needle{want: []byte(word), found: make(chan struct{}), heard: make(chan struct{}, 1)}
+}
+
+const guestEnded = "a guest under KVM ended before it was up"
+
+// wait returns an empty reason when the word was found, and otherwise why it is no longer waited for. ended is closed with
+// the guest's end.
+func (n *needle) wait(ctx context.Context, ended <-chan struct{}) (reason string, err error) {
+	limit, silence := time.NewTimer(maxBoot), time.NewTimer(maxSilence)
+	defer limit.Stop()
+	defer silence.Stop()
+	for {
+		select {
+		case <-n.found:
+			return "", nil
+		case <-ended:
+			return guestEnded, nil
+		case <-n.heard:
+			silence.Reset(maxSilence)
+		case <-silence.C:
+			return fmt.Sprintf("/dev/kvm is there, but a guest hangs: its console was silent for %v", maxSilence), nil
+		case <-limit.C:
+			return fmt.Sprintf("/dev/kvm is there, but a guest was not up after %v", maxBoot), nil
+		case <-ctx.Done():
+			return "", context.Cause(ctx)
+		}
+	}
 }
 
 func (n *needle) Write(p []byte) (int, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	select {
+	case n.heard <- struct{}{}:
+	default:
+	}
 	n.last = append(n.last, p...)
 	if bytes.Contains(n.last, n.want) {
 		n.once.Do(func() { close(n.found) })

@@ -9,7 +9,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/pistis-run/pistis/internal/config"
@@ -38,7 +40,7 @@ func TestProbeCache(t *testing.T) {
 }
 
 func TestNeedle(t *testing.T) {
-	n := &needle{want: []byte("needle"), found: make(chan struct{})}
+	n := newNeedle("needle")
 	for _, b := range []byte("hay need\nhay needle hay") {
 		n.Write([]byte{b})
 	}
@@ -49,6 +51,52 @@ func TestNeedle(t *testing.T) {
 	}
 	if len(n.last) > len(n.want) {
 		t.Errorf("%d bytes are kept", len(n.last))
+	}
+}
+
+// TestProbeWaits: a guest that goes on is waited for, one that is silent is not, and neither is one that never comes up.
+func TestProbeWaits(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		every  time.Duration // between two lines of the console
+		up     int           // after which line the guest is up; 0 is never
+		ends   int           // after which line it ends
+		reason string
+	}{
+		{"slow", maxSilence - time.Second, 5, 0, ""},
+		{"silent", maxSilence + time.Second, 5, 0, "silent for 15s"},
+		{"crawling", time.Second, 0, 0, "not up after 1m40s"},
+		{"ended", time.Second, 0, 3, guestEnded},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n, ended := newNeedle(answer), make(chan struct{})
+				ctx, cancel := context.WithCancel(t.Context())
+				var guest sync.WaitGroup
+				defer guest.Wait()
+				guest.Go(func() {
+					for line := 1; ctx.Err() == nil; line++ {
+						time.Sleep(c.every)
+						text := "a line\n"
+						if line == c.up {
+							text = answer
+						}
+						n.Write([]byte(text))
+						if line == c.ends {
+							close(ended)
+						}
+					}
+				})
+				reason, err := n.wait(ctx, ended)
+				if err != nil || (reason == "") != (c.reason == "") || !strings.Contains(reason, c.reason) {
+					t.Errorf("%q, %v; want %q", reason, err, c.reason)
+				}
+				cancel()
+				if _, err := newNeedle("x").wait(ctx, nil); !errors.Is(err, context.Canceled) {
+					t.Errorf("after the caller's end: %v", err)
+				}
+			})
+		})
 	}
 }
 
@@ -114,26 +162,28 @@ func TestRun(t *testing.T) {
 	}{
 		"boots":          {fakeDriver{says: "hello\n" + answer + "\n", hangs: true}, true, "a guest of fake booted"},
 		"ends":           {fakeDriver{says: "hello"}, false, "it ended"},
-		"hangs":          {fakeDriver{hangs: true}, false, "was not up"},
+		"hangs":          {fakeDriver{hangs: true}, false, "hangs"},
 		"does not start": {fakeDriver{fails: errors.New("no such instruction")}, false, "no such instruction"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cfg := Config{
-				Driver: &tt.driver, Binary: filepath.Join(dir, "vmm"), Kernel: filepath.Join(dir, "kernel"), Initrd: filepath.Join(dir, "initrd"),
-				Vmlinux: "/vmlinux", CacheDir: t.TempDir(), Timeout: 50 * time.Millisecond,
-			}
-			for range 2 {
-				if usable, reason, err := Run(t.Context(), cfg); err != nil || usable != tt.usable || !strings.Contains(reason, tt.reason) {
-					t.Errorf("got %t, %q, %v", usable, reason, err)
+			synctest.Test(t, func(t *testing.T) {
+				cfg := Config{
+					Driver: &tt.driver, Binary: filepath.Join(dir, "vmm"), Kernel: filepath.Join(dir, "kernel"), Initrd: filepath.Join(dir, "initrd"),
+					Vmlinux: "/vmlinux", CacheDir: t.TempDir(),
 				}
-			}
-			if len(tt.driver.starts) != 1 {
-				t.Fatalf("%d guests were started", len(tt.driver.starts))
-			}
-			started := tt.driver.starts[0]
-			if _, err := os.Stat(started.RunDir); started.Kernel != "/vmlinux" || started.RunDir == "" || !os.IsNotExist(err) {
-				t.Errorf("started %+v; its directory: %v", started, err)
-			}
+				for range 2 {
+					if usable, reason, err := Run(t.Context(), cfg); err != nil || usable != tt.usable || !strings.Contains(reason, tt.reason) {
+						t.Errorf("got %t, %q, %v", usable, reason, err)
+					}
+				}
+				if len(tt.driver.starts) != 1 {
+					t.Fatalf("%d guests were started", len(tt.driver.starts))
+				}
+				started := tt.driver.starts[0]
+				if _, err := os.Stat(started.RunDir); started.Kernel != "/vmlinux" || started.RunDir == "" || !os.IsNotExist(err) {
+					t.Errorf("started %+v; its directory: %v", started, err)
+				}
+			})
 		})
 	}
 }
@@ -149,7 +199,7 @@ func TestRealGuest(t *testing.T) {
 	if err != nil {
 		t.Skipf("SKIPPED, no real guest: %v", err)
 	}
-	cfg := Config{Driver: qemu.Driver{}, Binary: binary, Kernel: filepath.Join(guest, "vmlinuz"), Initrd: filepath.Join(guest, "initrd"), CacheDir: t.TempDir(), Timeout: 5 * time.Second}
+	cfg := Config{Driver: qemu.Driver{}, Binary: binary, Kernel: filepath.Join(guest, "vmlinuz"), Initrd: filepath.Join(guest, "initrd"), CacheDir: t.TempDir()}
 	if os.Getuid() == 0 {
 		cfg.User = &hypervisor.User{UID: 2_000_001, GID: 2_000_001}
 	}

@@ -29,7 +29,7 @@ func realGuest(t *testing.T) hypervisor.Config {
 	}
 	guest := hypervisortest.BuildGuest(t)
 	cfg := hypervisor.Config{
-		ID: "test", Accel: hypervisortest.Acceleration(), Kernel: guest.Kernel, Initrd: guest.Initrd, VCPUs: 1, Memory: minMemory,
+		ID: "test", Accel: hypervisortest.Acceleration(), Kernel: guest.Kernel, Initrd: guest.Initrd, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory},
 	}
 	if os.Getuid() == 0 {
 		cfg.User = &hypervisor.User{UID: 2_000_001, GID: 2_000_001}

@@ -94,7 +94,7 @@ func TestUnreadableKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := Driver{}.Start(t.Context(), hypervisor.Config{
-		ID: "x", Binary: "/bin/false", Accel: hypervisor.TCG, Kernel: kernel, VCPUs: 1, Memory: minMemory,
+		ID: "x", Binary: "/bin/false", Accel: hypervisor.TCG, Kernel: kernel, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory},
 		User: &hypervisor.User{UID: 4_000_000, GID: 4_000_000},
 	})
 	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "chmod") {
@@ -116,7 +116,7 @@ func TestSilentMonitor(t *testing.T) {
 	defer cancel()
 	var pid int
 	_, err := Driver{}.Start(ctx, hypervisor.Config{
-		ID: "x", Binary: binary, Accel: hypervisor.TCG, Kernel: kernel, VCPUs: 1, Memory: minMemory,
+		ID: "x", Binary: binary, Accel: hypervisor.TCG, Kernel: kernel, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory},
 		Started: func(p int) error { pid = p; return nil },
 	})
 	if !errors.Is(err, context.DeadlineExceeded) {
@@ -134,7 +134,7 @@ func TestLastWords(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := Driver{}.Start(t.Context(), hypervisor.Config{
-		ID: "x", Binary: binary, Accel: hypervisor.TCG, Kernel: binary, VCPUs: 1, Memory: minMemory,
+		ID: "x", Binary: binary, Accel: hypervisor.TCG, Kernel: binary, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory},
 	})
 	if err == nil || !strings.Contains(err.Error(), "the floor is wet") || strings.Contains(err.Error(), "TCG") || !strings.Contains(err.Error(), "status 3") || len(err.Error()) > 500 {
 		t.Errorf("start: %v", err)
