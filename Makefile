@@ -35,7 +35,7 @@ guest: build
 	@go build -ldflags '$(LDFLAGS)' -o $(BIN)/guest/ ./cmd/pistis-agent
 	@CGO_ENABLED=1 go build -tags 'seccomp netgo osusergo' -ldflags '-s -w -linkmode external -extldflags -static' \
 		-o $(BIN)/guest/runc github.com/opencontainers/runc
-	@$(BIN)/pistis guest build --dir $(GUEST) --agent $(BIN)/guest/pistis-agent --runc $(BIN)/guest/runc
+	@$(BIN)/pistis guest build --keep-kernel --dir $(GUEST) --agent $(BIN)/guest/pistis-agent --runc $(BIN)/guest/runc
 
 # What tests and measurements need beside the commands.
 tools: guest

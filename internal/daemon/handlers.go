@@ -134,8 +134,9 @@ func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *root
 		cfg: cfg, counts: counts, log: log, launchers: map[string]sandbox.Launcher{},
 		guest: guestFiles{Guest: vmpod.Guest{Kernel: cfg.VM.Kernel, Initrd: cfg.VM.Initrd, Modules: cfg.VM.Modules}, built: p.guest()},
 	}
-	h.accel = newAccelerator(cfg.VM, h.guest, cfg.Root, log)
-	h.machines = &machines{vm: cfg.VM, guest: h.guest, accel: h.accel, kernels: &vmlinuxes{dir: p.vmlinux()}, log: log}
+	kernels := &vmlinuxes{dir: p.vmlinux()}
+	h.accel = newAccelerator(cfg.VM, h.guest, kernels, cfg.Root, log)
+	h.machines = &machines{vm: cfg.VM, guest: h.guest, accel: h.accel, kernels: kernels, log: log}
 	h.userNamespaces = sync.OnceValue(func() bool {
 		err := tryUserNamespace(p, roots)
 		if err != nil {
