@@ -151,7 +151,7 @@ func layers() [][]string {
 		},
 		{ // mechanisms: each does one thing, and knows no pods
 			"internal/agent/...", "internal/agentclient", "internal/bundle",
-			"internal/cgroup", "internal/guestimage", "internal/hypervisor/cloudhypervisor",
+			"internal/cgroup", "internal/guestimage", "internal/hypervisor/cloudhypervisor", "internal/hypervisor/drivers", "internal/hypervisor/kvmprobe",
 			"internal/hypervisor/firecracker", "internal/hypervisor/qemu/...", "internal/hypervisor/vmm", "internal/image/...", "internal/network/...",
 			"internal/rootfs", "internal/runc", "internal/share", "internal/shim/limits", "internal/signature", "internal/snapshot",
 			"internal/systemd", "internal/telemetry", "internal/userdb",

@@ -30,9 +30,8 @@ func machinesFor(t *testing.T, accel string, programs ...string) (*machines, *by
 	guest := guestFiles{Guest: vmpod.Guest{Kernel: filepath.Join(dir, "vmlinuz"), Initrd: filepath.Join(dir, "initrd")}}
 	var said bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&said, nil))
-	return &machines{
-		vm: vm, guest: guest, accel: newAccelerator(vm, guest, dir, log), log: log, kernels: &vmlinuxes{dir: filepath.Join(dir, "vmlinux")},
-	}, &said
+	kernels := &vmlinuxes{dir: filepath.Join(dir, "vmlinux")}
+	return &machines{vm: vm, guest: guest, accel: newAccelerator(vm, guest, kernels, dir, log), log: log, kernels: kernels}, &said
 }
 
 func TestChooseHypervisor(t *testing.T) {

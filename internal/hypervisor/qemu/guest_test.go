@@ -132,21 +132,3 @@ func openTap(t *testing.T) *os.File {
 	}
 	return f
 }
-
-// TestProbeKVM: whatever the host's KVM is worth, the answer comes in bounded time and is remembered.
-func TestProbeKVM(t *testing.T) {
-	cfg := realGuest(t)
-	probe := ProbeConfig{Kernel: cfg.Kernel, Initrd: cfg.Initrd, CacheDir: t.TempDir()}
-	usable, reason, err := ProbeKVM(t.Context(), probe)
-	if err != nil || reason == "" {
-		t.Fatalf("probe: %v, %q, %v", usable, reason, err)
-	}
-	t.Logf("usable: %v, %s", usable, reason)
-	if _, err := os.Stat("/dev/kvm"); err != nil {
-		return
-	}
-	again, againReason, err := ProbeKVM(t.Context(), probe)
-	if err != nil || again != usable || againReason != reason {
-		t.Errorf("remembered: %v, %q, %v", again, againReason, err)
-	}
-}

@@ -7,10 +7,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -140,86 +138,5 @@ func TestLastWords(t *testing.T) {
 	})
 	if err == nil || !strings.Contains(err.Error(), "the floor is wet") || strings.Contains(err.Error(), "TCG") || !strings.Contains(err.Error(), "status 3") || len(err.Error()) > 500 {
 		t.Errorf("start: %v", err)
-	}
-}
-
-func TestProbeCache(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "dir", "probe.json")
-	want := probeResult{Key: probeKey{BootID: "b", User: &hypervisor.User{UID: 1}}, Reason: "r"}
-	if err := writeProbe(file, want); err != nil {
-		t.Fatal(err)
-	}
-	got, ok := readProbe(file)
-	if !ok || !got.Key.equal(want.Key) || got.Reason != "r" {
-		t.Errorf("read %+v, %v", got, ok)
-	}
-	want.Key.User.UID = 2
-	if got.Key.equal(want.Key) {
-		t.Error("another user, the same key")
-	}
-	os.WriteFile(file, []byte("{"), 0o600)
-	if _, ok := readProbe(file); ok {
-		t.Error("a damaged cache is an answer")
-	}
-}
-
-func TestNeedle(t *testing.T) {
-	n := newNeedle("needle")
-	for _, b := range []byte("hay need\nhay needle hay") {
-		n.Write([]byte{b})
-	}
-	select {
-	case <-n.found:
-	default:
-		t.Error("not found")
-	}
-	if len(n.last) > len(n.want) {
-		t.Errorf("%d bytes are kept", len(n.last))
-	}
-}
-
-// TestProbeWaits: a guest that goes on is waited for, one that is silent is not, and neither is one that never comes up.
-func TestProbeWaits(t *testing.T) {
-	for _, c := range []struct {
-		name   string
-		every  time.Duration // between two lines of the console
-		up     int           // after which line the guest is up; 0 is never
-		ends   int           // after which line it ends
-		reason string
-	}{
-		{"slow", probeSilence - time.Second, 5, 0, ""},
-		{"silent", probeSilence + time.Second, 5, 0, "silent for 15s"},
-		{"crawling", time.Second, 0, 0, "not up after 1m40s"},
-		{"ended", time.Second, 0, 3, guestEnded},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				n, ended := newNeedle(ProbeAnswer), make(chan struct{})
-				ctx, cancel := context.WithCancel(t.Context())
-				var guest sync.WaitGroup
-				defer guest.Wait()
-				guest.Go(func() {
-					for line := 1; ctx.Err() == nil; line++ {
-						time.Sleep(c.every)
-						text := "a line\n"
-						if line == c.up {
-							text = ProbeAnswer
-						}
-						n.Write([]byte(text))
-						if line == c.ends {
-							close(ended)
-						}
-					}
-				})
-				reason, err := n.wait(ctx, ended)
-				if err != nil || (reason == "") != (c.reason == "") || !strings.Contains(reason, c.reason) {
-					t.Errorf("%q, %v; want %q", reason, err, c.reason)
-				}
-				cancel()
-				if _, err := newNeedle("x").wait(ctx, nil); !errors.Is(err, context.Canceled) {
-					t.Errorf("after the caller's end: %v", err)
-				}
-			})
-		})
 	}
 }
