@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-
-	"github.com/pistis-run/pistis/internal/hypervisor"
 )
 
 // Program is a VMM's program.
@@ -45,18 +43,24 @@ func (p Program) Lookup(binary string) (string, error) {
 	}
 }
 
+// versionTimeout bounds the program's answer, which a busy host's disk delays when the program runs for the first time.
+const versionTimeout = 40 * time.Second
+
 // Version asks the program, as hypervisor.Driver wants it.
 func (p Program) Version(ctx context.Context, binary string) (string, error) {
 	path, err := p.Lookup(binary)
 	if err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeout(ctx, hypervisor.ControlTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, versionTimeout, fmt.Errorf("no answer within %v", versionTimeout))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, "--version")
 	cmd.WaitDelay = time.Second
 	out, err := cmd.Output()
 	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx) // and not that it was killed
+		}
 		return "", fmt.Errorf("%s: %s --version: %w: %w", p.Driver, path, err, errdefs.ErrFailedPrecondition)
 	}
 	return p.parse(path, string(out))
