@@ -51,9 +51,10 @@ fuzz: setup
 	@hack/fuzz.sh
 
 # PEERS=1 make bench compares pods on the host's kernel with those of other runtimes, VOLUMES=1 make bench volumes of VM
-# pods with the host and with virtio-fs.
+# pods with the host and with virtio-fs, MEMORY=1 make bench the host's memory for each hypervisor, under KVM in the lab.
 bench: tools
-	@BIN=$(BIN) GUEST=$(GUEST) hack/$(if $(PEERS),peers,$(if $(VOLUMES),volumes,bench)).sh
+	@$(if $(MEMORY),go build -o $(BIN)/ ./test/lab)
+	@BIN=$(BIN) GUEST=$(GUEST) hack/$(if $(PEERS),peers,$(if $(VOLUMES),volumes,$(if $(MEMORY),memory,bench))).sh
 
 # 1,000 pods come and go while the daemon is killed: make soak CYCLES=1000, or CROWD=200 for as many at once.
 soak: tools
@@ -69,13 +70,13 @@ lab: setup
 	@go build -o $(BIN)/ ./test/lab
 	@PATH=$(BIN):$$PATH $(BIN)/lab -cache $(CURDIR)/.cache/kernels sh -c '$(or $(CMD),uname -a; ls -l /dev/kvm)'
 
-# The suites that need KVM, in the lab: HANDLERS='fc clh' TESTS=TestVolumes make lab-test
+# The suites that need KVM, in the lab, with tables of what passed: make lab-test, or a part of it, HANDLERS='fc clh' SUITES=volumes.
+# SUITE=critest runs named specs of critest for fc, SUITE=bench measures volumes.
 lab-test: tools
-	@go build -o $(BIN)/ ./test/lab
 	@PISTIS_BIN=$(BIN) PISTIS_GUEST=$(GUEST) hack/lab-test.sh
 
-# The suites about cgroups and critest's named specs for runc on an emulated host with cgroup v2, without systemd and with it:
-# make lab-host-test [DRIVER=systemd [SUITE=groups]]
+# The suites about cgroups, and critest for runc and crun, on an emulated host with cgroup v2 and AppArmor, without systemd and
+# with it: make lab-host-test [DRIVER=systemd [SUITE=groups]]
 lab-host-test: tools
 	@PISTIS_BIN=$(BIN) PISTIS_GUEST=$(GUEST) hack/lab-host.sh $(DRIVER) $(SUITE)
 

@@ -9,7 +9,7 @@ BIN=${BIN:?}
 "$top/test/peers/prepare.sh"
 work=$top/.cache/bench-peers
 mkdir -p "$work"
-trap 'rm -rf "$work/run" "$work/var"' EXIT
-"$here/apart.sh" "$work" "$BIN/peerbench" -work "$work" -peers "$top/.cache/peers" -bin "$BIN" -images "$top/.cache/images" \
+trap 'rm -rf "$work/run" "$work/var" "$work.disk"' EXIT
+DISK=16G "$here/apart.sh" "$work" "$BIN/peerbench" -work "$work" -peers "$top/.cache/peers" -bin "$BIN" -images "$top/.cache/images" \
 	-runc "$BIN/guest/runc" -crun "$top/.cache/peers/crun" -conmon "$(command -v conmon)" \
 	-pods "${PODS:-50}" -rounds "${ROUNDS:-20}" -turns "${TURNS:-2}" ${SUBJECTS:+-subjects "$SUBJECTS"} ${ROWS:+-rows "$ROWS"}

@@ -9,7 +9,7 @@ top=$(realpath "$here/..")
 BIN=${BIN:?} GUEST=${GUEST:?}
 work=$top/.cache/soak
 mkdir -p "$work"
-trap 'rm -rf "$work/run" "$work/var"' EXIT
+trap 'rm -rf "$work/var"' EXIT
 # crun 1.8 in Debian's package knows the version of the specs that pistisd writes.
 "$here/apart.sh" "$work" "$BIN/soak" -work "$work" -bin "$BIN" -images "$top/.cache/images" -guest "$GUEST" \
 	-runc "$BIN/guest/runc" -shim "${SHIM:-}" -crun "$(command -v crun || true)" \

@@ -115,6 +115,7 @@ func TestParseRefuses(t *testing.T) {
 		{"unknown key", "root = \"/x\"\n\n[vm]\nmemroy = 3\n", `line 4: unknown key "vm.memroy"`},
 		{"unknown table", "[vmm]\nx = 1\n", `unknown key "vmm`},
 		{"syntax", "root = \n", "line 1"},
+		{"template", "[firecracker]\ncpu_template = \"t.json\"\n", "not an absolute path"},
 		{"wrong type", "[vm]\nvcpus = \"two\"\n", "line 2"},
 		{"bad duration", "drain_timeout = \"soon\"\n", "line 1"},
 		{"zero duration", "drain_timeout = \"0s\"\n", "drain_timeout"},

@@ -16,6 +16,7 @@ import (
 	"github.com/pistis-run/pistis/internal/container"
 	"github.com/pistis-run/pistis/internal/cri"
 	"github.com/pistis-run/pistis/internal/event"
+	"github.com/pistis-run/pistis/internal/hostpod"
 	"github.com/pistis-run/pistis/internal/image"
 	"github.com/pistis-run/pistis/internal/image/registry"
 	"github.com/pistis-run/pistis/internal/logfields"
@@ -133,7 +134,7 @@ func openEngine(ctx context.Context, cfg config.Config, counts *telemetry.Metric
 			return nil, fmt.Errorf("daemon: %w", err)
 		}
 	}
-	return e, e.openManagers(cfg.NRI, imageVolumes{volumes}, counts, log, down)
+	return e, e.openManagers(cfg.NRI, imageVolumes{volumes, hostpod.ImageLabel()}, counts, log, down)
 }
 
 // openManagers opens the owners of pods and containers, with the plugins that take part in their life.

@@ -21,6 +21,7 @@ import (
 	"github.com/pistis-run/pistis/internal/podfiles"
 	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
+	"github.com/pistis-run/pistis/internal/span"
 	"github.com/pistis-run/pistis/internal/task"
 	"github.com/pistis-run/pistis/internal/taskshim"
 )
@@ -68,6 +69,7 @@ type Launcher struct {
 	monitors monitors
 	clamp    *clamp
 	cgroups  *cgroup.Reader
+	labels   labeller // nil where SELinux is off
 }
 
 var _ sandbox.Launcher = (*Launcher)(nil)
@@ -97,7 +99,7 @@ func newLauncher(o Options, m monitors) (*Launcher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pods on the host's kernel: %w", err)
 	}
-	return &Launcher{Options: o, monitors: m, clamp: limits, cgroups: cgroups}, nil
+	return &Launcher{Options: o, monitors: m, clamp: limits, cgroups: cgroups, labels: hostLabeller()}, nil
 }
 
 // VM is false: the pod shares the host's kernel.
@@ -178,12 +180,20 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (_ san
 	if err := p.writeFile(parentFile, []byte(p.cfg.CgroupParent)); err != nil {
 		return nil, err
 	}
-	if err := p.share(); err != nil {
+	if err := l.labelPod(p); err != nil {
 		return nil, err
 	}
-	m, err = l.monitors.launch(ctx, monitorclient.Config{
+	_, shared := span.Start(ctx, "namespaces")
+	err = p.share()
+	shared(err)
+	if err != nil {
+		return nil, err
+	}
+	launching, launched := span.Start(ctx, "monitor process")
+	m, err = l.monitors.launch(launching, monitorclient.Config{
 		Binary: program, Dir: p.monitor(), Runtime: runtime, RuntimeArgs: []string{"--root", l.RuntimeRoot}, Cgroup: p.monitorGroup(), Adopt: l.adopt(ctx, p),
 	})
+	launched(err)
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +201,7 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (_ san
 	if err != nil {
 		return nil, err
 	}
-	if err := p.configure(network); err != nil {
+	if err := errors.Join(p.configure(network), l.labelShared(p)); err != nil {
 		return nil, err
 	}
 	i := l.instance(p, m)
@@ -255,6 +265,9 @@ func hostHostname() string {
 // Reconnect attaches to the monitor of a sandbox.
 func (l *Launcher) Reconnect(ctx context.Context, req sandbox.LaunchRequest) (sandbox.Instance, error) {
 	p := l.pod(req)
+	if err := l.reserveLabels(p); err != nil {
+		return nil, err
+	}
 	m, err := l.monitors.connect(ctx, p.monitor())
 	if err != nil {
 		return nil, err
@@ -283,7 +296,7 @@ func (l *Launcher) remove(ctx context.Context, p pod) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if err := l.removeOwn(ctx, p); err != nil {
+	if err := errors.Join(l.removeOwn(ctx, p), l.releaseLabels(p)); err != nil {
 		return err
 	}
 	return p.unshare()

@@ -94,10 +94,7 @@ func testDamagedBlob(t *testing.T, damage func(string) error, of func(Image) dig
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
-		var err error
-		if s, err = Open(t.Context(), s.opts); err != nil {
-			t.Fatal(err)
-		}
+		s = reopenService(t, s.opts)
 		defer s.Close()
 	} else {
 		s.parsed = map[digest.Digest]parsedManifest{}

@@ -104,8 +104,13 @@ func (s *Service) dropStale(ctx context.Context) (int, error) {
 	})
 }
 
-// janitor removes what interrupted pulls left, when nobody came to go on with it.
+// janitor removes what a process that died left behind, and later what interrupted pulls left, when nobody came to go on
+// with it.
 func (s *Service) janitor() {
+	if err := s.sweep(context.WithoutCancel(s.ctx)); err != nil {
+		s.opts.Log.Warn("image store: looking for what nobody uses", logfields.Error, err)
+	}
+	close(s.swept)
 	tick := time.NewTicker(janitorInterval)
 	defer tick.Stop()
 	for {
@@ -146,27 +151,25 @@ func (s *Service) recover(ctx context.Context, blobs content.Store) error {
 		return err
 	}
 	if len(lost) > 0 {
-		if err := s.lose(ctx, lost...); err != nil {
-			return err
-		}
+		return s.lose(ctx, lost...)
 	}
-	if err := s.dirty(ctx); err != nil {
-		s.opts.Log.Warn("image store: looking for orphaned blobs", logfields.Error, err) // a full disk must not keep the daemon down
-		return nil
-	}
-	_, err = s.db.GarbageCollect(ctx)
-	return err
+	return nil
 }
 
-// dirty makes the next garbage collection look at the blob directory too. It does so only after a deletion, and blobs
-// whose transaction was lost in a crash are known to nobody who could delete them.
-func (s *Service) dirty(ctx context.Context) error {
+// sweep removes blobs that nobody refers to, on a disk that may be full. It waits for the disk a dozen times, so that no start
+// of the daemon waits for it. A collection of garbage looks at the blob directory only after a deletion, and blobs whose
+// transaction was lost in a crash are known to nobody who could delete them: hence the marker.
+func (s *Service) sweep(ctx context.Context) error {
 	marker := []byte("deleted at once")
 	desc := ocispec.Descriptor{Digest: digest.FromBytes(marker), Size: int64(len(marker))}
 	if err := content.WriteBlob(ctx, s.content, "marker", bytes.NewReader(marker), desc); err != nil {
 		return err
 	}
-	return s.content.Delete(ctx, desc.Digest)
+	if err := s.content.Delete(ctx, desc.Digest); err != nil {
+		return err
+	}
+	_, err := s.db.GarbageCollect(ctx)
+	return err
 }
 
 // Use keeps the content of an image, and its forms, for owner, the id of a container, until Unuse: also after the image
@@ -270,7 +273,10 @@ func (s *Service) collect(ctx context.Context) error {
 		return fmt.Errorf("collect garbage: %w", err)
 	}
 	s.forgetParsed(ctx)
-	var errs []error
+	errs := []error{s.signatures.Collect(func(manifest digest.Digest) bool {
+		_, err := s.content.Info(ctx, manifest)
+		return !errdefs.IsNotFound(err)
+	})}
 	for _, f := range s.getForms() {
 		err := f.Collect(ctx, func() (map[digest.Digest]struct{}, error) { return s.layersInUse(ctx) })
 		if errors.Is(err, errUnknownLayers) {

@@ -383,10 +383,7 @@ func TestPullResumes(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s2, err := Open(t.Context(), s.opts)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s2 := reopenService(t, s.opts)
 	defer s2.Close()
 	broken.Store(false)
 	before := len(offsets)

@@ -204,16 +204,24 @@ func (r rawManifest) Digest() (v1.Hash, error) {
 }
 func (r rawManifest) Size() (int64, error) { return int64(len(r.raw)), nil }
 
+// reopenService returns when the store has been swept; the caller closes it.
+func reopenService(t testing.TB, opts Options) *Service {
+	t.Helper()
+	s, err := Open(context.WithoutCancel(t.Context()), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-s.swept
+	return s
+}
+
 func openService(t testing.TB, change ...func(*Options)) *Service {
 	t.Helper()
 	opts := Options{Root: filepath.Join(t.TempDir(), "images"), Log: slog.New(slog.DiscardHandler)}
 	for _, c := range change {
 		c(&opts)
 	}
-	s, err := Open(context.WithoutCancel(t.Context()), opts)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := reopenService(t, opts)
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)

@@ -117,10 +117,7 @@ func TestUse(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s2, err := Open(t.Context(), s.opts)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s2 := reopenService(t, s.opts)
 	defer s2.Close()
 	s2.SetForms(forms)
 	s.content = s2.content
@@ -261,18 +258,19 @@ func TestRecover(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s2.Close()
+	if _, err := s2.Get(t.Context(), r.host+"/lost:1"); !errdefs.IsNotFound(err) {
+		t.Errorf("an image without its layer is there: %v", err)
+	}
 	if _, err := readLayer(s2, kept.Layers[0]); err != nil {
 		t.Errorf("kept: %v", err)
 	}
+	<-s2.swept
 	if ingests, err := os.ReadDir(filepath.Join(dir, "ingest")); err != nil || len(ingests) != 0 {
 		t.Errorf("ingests: %v, %v", ingests, err)
 	}
 	blobs, err := os.ReadDir(filepath.Join(dir, "blobs", "sha256"))
 	if err != nil || len(blobs) != 5 { // two manifests and configs, one layer
 		t.Errorf("blobs: %v, %v", blobs, err)
-	}
-	if _, err := s2.Get(t.Context(), r.host+"/lost:1"); !errdefs.IsNotFound(err) {
-		t.Errorf("an image without its layer is there: %v", err)
 	}
 	mustPull(t, s2, r.host+"/lost:1")
 	if _, err := readLayer(s2, lost.Layers[0]); err != nil {

@@ -16,6 +16,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/pistis-run/pistis/internal/bundle"
+	"github.com/pistis-run/pistis/internal/steps"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -137,7 +138,7 @@ func (c *Client) call(ctx context.Context, req Request, args, result any, files 
 
 // open makes a call and leaves its connection open; the caller closes that, and the descriptors that came with the reply.
 func (c *Client) open(ctx context.Context, req Request, args, result any, files ...*os.File) (_ Conn, received []*os.File, err error) {
-	req.Version = Version
+	req.Version, req.Steps = Version, steps.Recording(ctx)
 	if args != nil {
 		if req.Args, err = json.Marshal(args); err != nil {
 			return Conn{}, nil, err
@@ -152,6 +153,9 @@ func (c *Client) open(ctx context.Context, req Request, args, result any, files 
 	var reply Reply
 	if err = conn.Send(req, files...); err == nil {
 		received, err = conn.Receive(&reply)
+	}
+	if report, err := steps.Decode(reply.Steps); err == nil && reply.Steps != nil {
+		steps.Add(ctx, report)
 	}
 	switch {
 	case !stop() || err != nil:

@@ -45,12 +45,16 @@ type Request struct {
 	Verb    Verb            `json:"verb"`
 	ID      task.ID         `json:"id,omitzero"`
 	Args    json.RawMessage `json:"args,omitempty"`
+	// Steps asks for the steps of the call in its reply.
+	Steps bool `json:"steps,omitempty"`
 }
 
 // Reply answers a Request.
 type Reply struct {
 	Error  *Error          `json:"error,omitempty"`
 	Result json.RawMessage `json:"result,omitempty"`
+	// Steps is an encoded report of internal/steps; a monitor that knows none sends none.
+	Steps json.RawMessage `json:"steps,omitempty"`
 }
 
 // CreateRequest describes a container. Its spec is the config.json of its bundle, which the runtime reads when it starts:

@@ -13,6 +13,7 @@ import (
 	sandboxv1 "github.com/pistis-run/pistis/api/sandbox/v1"
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
 	"github.com/pistis-run/pistis/internal/bundle"
+	stepsrpc "github.com/pistis-run/pistis/internal/steps/rpc"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -52,7 +53,7 @@ func connect(dir bundle.Dir, id string) (*Client, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &Client{
-		Tasks: &Tasks{rpc: ttrpc.NewClient(conn), service: taskService}, dir: dir, process: process,
+		Tasks: &Tasks{rpc: ttrpc.NewClient(conn, ttrpc.WithUnaryClientInterceptor(stepsrpc.Client)), service: taskService}, dir: dir, process: process,
 		cancel: cancel, died: make(chan struct{}), closed: ctx.Done(),
 	}
 	c.name(id)

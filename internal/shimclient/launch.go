@@ -19,6 +19,7 @@ import (
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
 	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/cleanup"
+	"github.com/pistis-run/pistis/internal/span"
 )
 
 const (
@@ -114,7 +115,9 @@ func (c *Client) boot(ctx context.Context, cfg LaunchConfig) error {
 }
 
 // startShim runs the start command, which leaves the shim process behind.
-func startShim(ctx context.Context, cfg LaunchConfig, dir bundle.Dir) error {
+func startShim(ctx context.Context, cfg LaunchConfig, dir bundle.Dir) (err error) {
+	ctx, end := span.Start(ctx, "shim process")
+	defer func() { end(err) }()
 	binary := cfg.Binary
 	if binary == "" {
 		binary = binaryName

@@ -136,3 +136,8 @@ func (c *Client) Wait(ctx context.Context, id task.ID) (task.Exit, error) {
 func (c *Client) ReopenLog(ctx context.Context, container string) error {
 	return c.call(ctx, shimService, "ReopenLog", &shimv1.ReopenLogRequest{Container: container}, &shimv1.Empty{})
 }
+
+// ResizeVM gives the VM processors and memory, or takes them.
+func (c *Client) ResizeVM(ctx context.Context, vcpus uint32, memoryBytes uint64) error {
+	return c.call(ctx, shimService, "Resize", &shimv1.ResizeRequest{Vcpus: vcpus, MemoryBytes: memoryBytes}, &shimv1.Empty{})
+}

@@ -40,7 +40,7 @@ func Gone(err error) bool { return errors.Is(err, errShimEnded) }
 
 // call makes one call and gives its error the classes of errdefs.
 func (t *Tasks) call(ctx context.Context, service, method string, req, answer proto.Message) (err error) {
-	ctx, end := span.Start(ctx, "shim "+method)
+	ctx, end := span.Call(ctx, "shim "+method)
 	defer func() { end(err) }()
 	err = t.rpc.Call(ttrpc.WithMetadata(ctx, ttrpc.MD{namespaceHeader: {namespace}}), service, method, req, answer)
 	switch {

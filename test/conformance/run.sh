@@ -5,7 +5,8 @@
 #   run.sh HANDLER --build            nothing but the programs; with BUILT=1 the other two take those that there are
 # The images are built from Debian packages and served by a registry on this host under the names that the suite fixes.
 # NAME is what the daemon's bridge, cgroup and directories are called after; with different ones, runs go side by side.
-# OUT is where logs and the daemon's files are, .cache/conformance by default.
+# OUT is where logs and the daemon's files are, .cache/conformance by default. REASONS is a file like reasons-HANDLER.txt
+# for another host, whose table goes into no document.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")") top=$(realpath "$(dirname "$0")/../..")
 handler=${1:?usage: run.sh HANDLER [--ci | GINKGO FLAGS...]}
@@ -23,7 +24,7 @@ mkdir -p "$out"
 
 # A run of all specs updates the document.
 ci='' doc=''
-[ $# -gt 0 ] || doc=$top/docs/conformance.md
+[ $# -gt 0 ] || [ -n "${REASONS:-}" ] || doc=$top/docs/conformance.md
 if [ "${1:-}" = --ci ]; then
 	ci=1
 	shift
@@ -36,9 +37,12 @@ trap 'code=$?; stop_all || code=1; exit $code' EXIT
 start_registry "$out" -cache "$top/.cache/images" -conformance
 [ "$handler" != crun ] || one_hierarchy "$out/hierarchies"
 mirror="[\"http://$registry_address\"]"
-# For pods on the host's kernel no guest need be tried.
+# For pods on the host's kernel no guest need be tried. In the lab guests run under KVM, slowly.
 guests=''
-[ "$handler" = vm ] || guests='acceleration = "tcg"'
+case $handler in
+runc | crun | runc-v2 | runsc) guests='acceleration = "tcg"' ;;
+*) [ "${PISTIS_ACCELERATION:-}" != kvm ] || guests=$'acceleration = "kvm"\nboot_timeout = "4m"' ;;
+esac
 # Containerd's shim for runc and gVisor's are not in the default configuration as they are here.
 shims=''
 case $handler in
@@ -70,6 +74,6 @@ if [ -n "$ci" ]; then
 	"$BIN/critest-report" -expect "$here/ci-specs-$handler.txt" "$out/report.json"
 else
 	commit=$("$BIN/pistisd" --version)
-	"$BIN/critest-report" -handler "$handler" -commit "${commit##* }" -reasons "$here/reasons-$handler.txt" \
+	"$BIN/critest-report" -section "Handler \`$handler\`" -commit "${commit##* }" -reasons "${REASONS:-$here/reasons-$handler.txt}" \
 		${doc:+-doc "$doc"} "$out/report.json" | tee "$out/table.md"
 fi

@@ -21,6 +21,7 @@ import (
 	"github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/runc"
 	"github.com/pistis-run/pistis/internal/stdio"
+	"github.com/pistis-run/pistis/internal/steps"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -121,8 +122,8 @@ func (s *Server) add(c *container) error {
 
 // start runs a container. It goes on when the caller has given up, as a daemon that dies is no reason to end a container:
 // SIGKILL ends it.
-func (s *Server) start(c *container) (pid int, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+func (s *Server) start(ctx context.Context, c *container) (pid int, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
 	if err := c.claim(cancel); err != nil {
 		return 0, err
@@ -132,7 +133,6 @@ func (s *Server) start(c *container) (pid int, err error) {
 		if errors.Is(ctx.Err(), context.Canceled) {
 			err = fmt.Errorf("killed while it was started: %w: %w", err, errdefs.ErrAborted)
 		}
-		err = fmt.Errorf("start container %s: %w", c.id.Container, err)
 		c.streams.close()
 		c.fail(task.Exit{Code: exitUnknown, At: time.Now(), Reason: err.Error()})
 		return 0, err
@@ -145,6 +145,7 @@ func (s *Server) start(c *container) (pid int, err error) {
 
 // run calls the runtime; on error it has nothing left.
 func (s *Server) run(ctx context.Context, c *container) (_ *runc.Process, err error) {
+	_, end := steps.Start(ctx, "cgroup")
 	if path := c.request.CgroupsPath; path != "" {
 		group, err := cgroup.OfSpec(path)
 		if err != nil {
@@ -152,6 +153,7 @@ func (s *Server) run(ctx context.Context, c *container) (_ *runc.Process, err er
 		}
 		c.setGroup(group)
 	}
+	end()
 	if width, height := c.streams.ends.Size(); width > 0 {
 		// The program may ask at once, before there is a terminal here whose size could be set.
 		size := map[string]any{"width": width, "height": height}
@@ -163,7 +165,9 @@ func (s *Server) run(ctx context.Context, c *container) (_ *runc.Process, err er
 		return nil, err
 	}
 	stdio := runc.Stdio{Files: c.streams.ends.Child(), Terminal: c.request.Terminal}
-	proc, err := s.runtime.Run(ctx, c.id.Container, c.request.Bundle, c.dir, stdio)
+	running, end := steps.Start(ctx, "runtime run")
+	proc, err := s.runtime.Run(running, c.id.Container, c.request.Bundle, c.dir, stdio)
+	end()
 	if err == nil {
 		return proc, nil
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/reaper"
 	"github.com/pistis-run/pistis/internal/runc"
+	"github.com/pistis-run/pistis/internal/steps"
 )
 
 const (
@@ -92,6 +93,7 @@ func (s *Server) serve(conn monitor.Conn) {
 		s.log.Warn("connection refused", logfields.Error, err)
 		return
 	}
+	ctx := s.ctx
 	conn.SetDeadline(time.Now().Add(requestTimeout))
 	var req monitor.Request
 	files, err := conn.Receive(&req)
@@ -102,25 +104,28 @@ func (s *Server) serve(conn monitor.Conn) {
 	}()
 	if err != nil {
 		if !errors.Is(err, io.EOF) {
-			_ = reply(conn, nil, err)
+			_ = reply(ctx, conn, nil, err)
 		}
 		return
 	}
 	conn.SetDeadline(time.Time{})
 	if req.Version != monitor.Version {
-		_ = reply(conn, nil, fmt.Errorf("monitor protocol version %d: this monitor speaks %d; its pod must be made anew: %w", req.Version, monitor.Version, errdefs.ErrNotImplemented))
+		_ = reply(ctx, conn, nil, fmt.Errorf("monitor protocol version %d: this monitor speaks %d; its pod must be made anew: %w", req.Version, monitor.Version, errdefs.ErrNotImplemented))
 		return
+	}
+	if req.Steps {
+		ctx = steps.Record(ctx)
 	}
 	switch req.Verb {
 	case monitor.VerbAttach:
-		s.serveAttach(conn, req)
+		s.serveAttach(ctx, conn, req)
 	case monitor.VerbExec:
-		s.serveExec(conn, req, files)
+		s.serveExec(ctx, conn, req, files)
 	default:
-		ctx, stop := untilGone(s.ctx, conn)
+		ctx, stop := untilGone(ctx, conn)
 		defer stop()
 		result, err := s.dispatch(ctx, req)
-		_ = reply(conn, result, err)
+		_ = reply(ctx, conn, result, err)
 		if err == nil && req.Verb == monitor.VerbShutdown {
 			s.stop()
 		}
@@ -160,8 +165,8 @@ func checkPeer(conn monitor.Conn) error {
 }
 
 // reply answers. Where the client has gone, nobody is left to be told of it.
-func reply(conn monitor.Conn, result any, err error, files ...*os.File) error {
-	answer := monitor.Reply{Error: monitor.NewError(err)}
+func reply(ctx context.Context, conn monitor.Conn, result any, err error, files ...*os.File) error {
+	answer := monitor.Reply{Error: monitor.NewError(err), Steps: steps.Encoded(ctx)}
 	if err == nil && result != nil {
 		if answer.Result, err = json.Marshal(result); err != nil {
 			answer = monitor.Reply{Error: monitor.NewError(err)}
@@ -215,7 +220,7 @@ func (s *Server) dispatch(ctx context.Context, req monitor.Request) (result any,
 		if c.request.External {
 			return monitor.StartResult{}, c.carry()
 		}
-		pid, err := s.start(c)
+		pid, err := s.start(ctx, c)
 		return monitor.StartResult{PID: uint32(pid)}, err
 	case monitor.VerbExited:
 		return c.ended(req.Args)
@@ -266,7 +271,7 @@ func (s *Server) container(id string) (*container, error) {
 }
 
 // serveAttach joins a client to a container, until the client has gone or the output has ended.
-func (s *Server) serveAttach(conn monitor.Conn, req monitor.Request) {
+func (s *Server) serveAttach(ctx context.Context, conn monitor.Conn, req monitor.Request) {
 	var args monitor.AttachArgs
 	c, err := s.container(req.ID.Container)
 	if err == nil {
@@ -279,12 +284,12 @@ func (s *Server) serveAttach(conn monitor.Conn, req monitor.Request) {
 		err = c.attachable(args)
 	}
 	if err != nil {
-		_ = reply(conn, nil, err)
+		_ = reply(ctx, conn, nil, err)
 		return
 	}
 	// It sees the output from here on, and its first frame comes after the reply.
 	viewer := c.streams.fanout.Join(args.Stdout, args.Stderr)
-	if reply(conn, nil, nil) != nil {
+	if reply(ctx, conn, nil, nil) != nil {
 		viewer.Leave()
 		return
 	}

@@ -164,7 +164,7 @@ func (b *bench) cycle(ctx context.Context, s subject, add func(row, subject stri
 
 // many measures a daemon that has many pods, the subjects by turns.
 func (b *bench) many(ctx context.Context) error {
-	if !b.wants(rate, memory, daemon, stats, metrics, restart) {
+	if !b.wants(rate, rateCPU, memory, daemon, stats, metrics, restart) {
 		return nil
 	}
 	for i := range b.turns {
@@ -194,6 +194,7 @@ func (b *bench) crowd(ctx context.Context, s subject) error {
 	pods := make([]endpoint.Pod, n)
 	starting, startCtx := errgroup.WithContext(ctx)
 	starting.SetLimit(atATime)
+	usedBefore, accounted := s.CPU()
 	begin := time.Now()
 	for i := range n {
 		name := b.name()
@@ -206,6 +207,9 @@ func (b *bench) crowd(ctx context.Context, s subject) error {
 		return err
 	}
 	b.add(rate, s.title(), float64(n)/time.Since(begin).Seconds())
+	if used, ok := s.CPU(); ok && accounted {
+		b.add(rateCPU, s.title(), ms(used-usedBefore)/float64(n))
+	}
 	for _, measure := range []func(context.Context, subject) error{b.footprint, b.statistics, b.restarts} {
 		if err := measure(ctx, s); err != nil {
 			return err
