@@ -35,7 +35,7 @@ guest: build
 	@go build -ldflags '$(LDFLAGS)' -o $(BIN)/guest/ ./cmd/pistis-agent
 	@CGO_ENABLED=1 go build -tags 'seccomp netgo osusergo' -ldflags '-s -w -linkmode external -extldflags -static' \
 		-o $(BIN)/guest/runc github.com/opencontainers/runc
-	@$(BIN)/pistis guest build --dir $(GUEST) --agent $(BIN)/guest/pistis-agent --runc $(BIN)/guest/runc
+	@$(BIN)/pistis guest build --keep-kernel --dir $(GUEST) --agent $(BIN)/guest/pistis-agent --runc $(BIN)/guest/runc
 
 # What tests and measurements need beside the commands.
 tools: guest
@@ -51,9 +51,11 @@ fuzz: setup
 	@hack/fuzz.sh
 
 # PEERS=1 make bench compares pods on the host's kernel with those of other runtimes, VOLUMES=1 make bench volumes of VM
-# pods with the host and with virtio-fs, ROOTFS=1 make bench root file systems with all of these.
+# pods with the host and with virtio-fs, ROOTFS=1 make bench root file systems with all of these, MEMORY=1 make bench the host's
+# memory for each hypervisor, under KVM in the lab.
 bench: tools
-	@BIN=$(BIN) GUEST=$(GUEST) hack/$(or $(if $(PEERS),peers),$(if $(VOLUMES),volumes),$(if $(ROOTFS),rootfs),bench).sh
+	@$(if $(MEMORY),go build -o $(BIN)/ ./test/lab)
+	@BIN=$(BIN) GUEST=$(GUEST) hack/$(or $(if $(PEERS),peers),$(if $(VOLUMES),volumes),$(if $(ROOTFS),rootfs),$(if $(MEMORY),memory),bench).sh
 
 # 1,000 pods come and go while the daemon is killed: make soak CYCLES=1000, or CROWD=200 for as many at once.
 soak: tools
@@ -69,13 +71,13 @@ lab: setup
 	@go build -o $(BIN)/ ./test/lab
 	@PATH=$(BIN):$$PATH $(BIN)/lab -cache $(CURDIR)/.cache/kernels sh -c '$(or $(CMD),uname -a; ls -l /dev/kvm)'
 
-# The suites that need KVM, in the lab: HANDLERS='fc clh' TESTS=TestVolumes make lab-test
+# The suites that need KVM, in the lab, with tables of what passed: make lab-test, or a part of it, HANDLERS='fc clh' SUITES=volumes.
+# SUITE=critest runs named specs of critest for fc, SUITE=bench measures volumes.
 lab-test: tools
-	@go build -o $(BIN)/ ./test/lab
 	@PISTIS_BIN=$(BIN) PISTIS_GUEST=$(GUEST) hack/lab-test.sh
 
-# The suites about cgroups and critest's named specs for runc on an emulated host with cgroup v2, without systemd and with it:
-# make lab-host-test [DRIVER=systemd [SUITE=groups]]
+# The suites about cgroups, and critest for runc and crun, on an emulated host with cgroup v2 and AppArmor, without systemd and
+# with it: make lab-host-test [DRIVER=systemd [SUITE=groups]]
 lab-host-test: tools
 	@PISTIS_BIN=$(BIN) PISTIS_GUEST=$(GUEST) hack/lab-host.sh $(DRIVER) $(SUITE)
 

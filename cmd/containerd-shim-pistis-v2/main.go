@@ -4,10 +4,7 @@ package main
 import (
 	"os"
 
-	"github.com/pistis-run/pistis/internal/hypervisor"
-	"github.com/pistis-run/pistis/internal/hypervisor/cloudhypervisor"
-	"github.com/pistis-run/pistis/internal/hypervisor/firecracker"
-	"github.com/pistis-run/pistis/internal/hypervisor/qemu"
+	"github.com/pistis-run/pistis/internal/hypervisor/drivers"
 	"github.com/pistis-run/pistis/internal/network/tap"
 	"github.com/pistis-run/pistis/internal/oci"
 	"github.com/pistis-run/pistis/internal/shim"
@@ -16,9 +13,7 @@ import (
 
 func main() {
 	os.Exit(bootstrap.Main(shim.Options{
-		Drivers: map[string]hypervisor.Driver{
-			"qemu": qemu.Driver{}, "firecracker": firecracker.Driver{}, "cloud-hypervisor": cloudhypervisor.Driver{},
-		},
+		Drivers:        drivers.All(),
 		AttachNetwork:  tap.Attach,
 		InspectNetwork: tap.Inspect,
 		GuestSpec:      oci.ForGuest,

@@ -59,6 +59,7 @@ type Agent struct {
 	shutdown chan struct{} // closed by Shutdown
 	halt     sync.Once
 	network  sync.Mutex // one configuration of the network at a time
+	resizing sync.Mutex // one change of the processors at a time
 	work     sync.WaitGroup
 	memory   *memory.Volumes
 
@@ -113,7 +114,7 @@ func (a *Agent) Hello(_ context.Context, req *agentv1.HelloRequest) (*agentv1.He
 		Version: agentv1.ProtocolVersion, AgentVersion: version.Version,
 		Kernel: string(kernel), UptimeNs: uint64(a.Uptime), Features: []string{
 			agentv1.FeatureShares, agentv1.FeatureShareChanges, agentv1.FeatureLargeShares, agentv1.FeaturePIDNamespaces,
-			agentv1.FeatureModules, agentv1.FeatureMemoryVolumes, agentv1.FeatureBlockDevices,
+			agentv1.FeatureModules, agentv1.FeatureMemoryVolumes, agentv1.FeatureBlockDevices, agentv1.FeatureResize,
 		},
 	}, nil
 }

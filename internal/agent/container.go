@@ -21,6 +21,7 @@ import (
 	"github.com/pistis-run/pistis/internal/agent/stdio"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/runc"
+	"github.com/pistis-run/pistis/internal/steps"
 )
 
 // undoTimeout bounds what a failed call does to leave nothing.
@@ -156,22 +157,27 @@ func (a *Agent) create(ctx context.Context, c *container, place placement, req *
 			err = errors.Join(err, undo[i](ctx))
 		}
 	}()
-	root, err := a.Roots.Mount(ctx, c.id, req.Layers)
+	mounting, end := steps.Start(ctx, "mount layers")
+	root, err := a.Roots.Mount(mounting, c.id, req.Layers)
 	if err != nil {
 		return nil, err
 	}
+	end()
 	undo = append(undo, func(context.Context) error { _, err := a.Roots.Unmount(c.id); return err })
 	c.root, place.root = root.Path, root.Path
 
+	_, end = steps.Start(ctx, "user")
 	user, err := resolveUser(root.Path, req.User, spec.Process)
 	if err != nil {
 		return nil, err
 	}
+	end()
 	sysctls, err := adapt(spec, place)
 	if err != nil {
 		return nil, err
 	}
 	undo = append(undo, func(context.Context) error { _, err := a.releaseDevices(c); return err })
+	_, end = steps.Start(ctx, "devices and volumes")
 	if err := a.addBlockDevices(ctx, c, spec, req.Devices); err != nil {
 		return nil, err
 	}
@@ -181,7 +187,10 @@ func (a *Agent) create(ctx context.Context, c *container, place placement, req *
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, placed.Close()) }()
+	end()
+	_, end = steps.Start(ctx, "kernel modules")
 	a.prepareModules(ctx, spec)
+	end()
 	c.spec = *spec.Process
 	if err := setSysctls(sysctls); err != nil {
 		return nil, err
@@ -194,7 +203,24 @@ func (a *Agent) create(ctx context.Context, c *container, place placement, req *
 		return nil, err
 	}
 	undo = append(undo, func(context.Context) error { c.init.stdio.Close(); return nil })
+	undo = append(undo, func(ctx context.Context) error { return a.endInit(ctx, c) })
 	return user, a.spawnInit(ctx, c)
+}
+
+// endInit undoes spawnInit.
+func (a *Agent) endInit(ctx context.Context, c *container) error {
+	if c.init.pid() == 0 {
+		return nil
+	}
+	if err := c.group.Kill(); err != nil {
+		return err
+	}
+	select {
+	case <-c.init.done:
+		return a.Runtime.Delete(ctx, c.id)
+	case <-ctx.Done():
+		return fmt.Errorf("container %s does not end: %w", c.id, context.Cause(ctx))
+	}
 }
 
 func newStdio(terminal, stdin bool) (*stdio.Set, error) {
@@ -219,6 +245,8 @@ func writeJSON(dir, name string, v any) error {
 // the container exists, and its start fails.
 func (a *Agent) spawnInit(ctx context.Context, c *container) error {
 	p := c.init
+	ctx, end := steps.Start(ctx, "runc create")
+	defer end()
 	proc, err := a.Runtime.Create(ctx, c.id, c.bundle, runc.Stdio{Files: p.stdio.Child(), Terminal: p.stdio.Terminal()})
 	p.stdio.CloseChild()
 	if errors.As(err, &p.refused) {
@@ -273,6 +301,8 @@ func (a *Agent) startInit(ctx context.Context, c *container) error {
 	if c.init.refused != nil {
 		return c.init.refused
 	}
+	ctx, end := steps.Start(ctx, "runc start")
+	defer end()
 	err := a.Runtime.Start(ctx, c.id)
 	if err != nil {
 		// It waits for ever to be started, unless it has ended: then its exit is on the way.

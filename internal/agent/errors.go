@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/pistis-run/pistis/internal/logfields"
+	stepsrpc "github.com/pistis-run/pistis/internal/steps/rpc"
 )
 
 // codeOf is how an error travels. One without a class is the agent's own failure.
@@ -46,13 +47,15 @@ func codeOf(err error) codes.Code {
 // interceptor converts errors on their way out and logs calls for those who look for a problem.
 func interceptor(log *slog.Logger) ttrpc.UnaryServerInterceptor {
 	return func(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
-		start := time.Now()
-		reply, err := method(ctx, unmarshal)
-		log.Debug("call", logfields.Method, info.FullMethod, logfields.Duration, time.Since(start), logfields.Error, err)
-		if err != nil {
-			return nil, status.Error(codeOf(err), err.Error())
-		}
-		return reply, nil
+		return stepsrpc.Serve(ctx, unmarshal, func(ctx context.Context, unmarshal func(any) error) (any, error) {
+			start := time.Now()
+			reply, err := method(ctx, unmarshal)
+			log.Debug("call", logfields.Method, info.FullMethod, logfields.Duration, time.Since(start), logfields.Error, err)
+			if err != nil {
+				return nil, status.Error(codeOf(err), err.Error())
+			}
+			return reply, nil
+		})
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/runc"
+	"github.com/pistis-run/pistis/internal/steps"
 )
 
 // Exec implements agentv1.AgentService.
@@ -114,6 +115,8 @@ func (a *Agent) startExec(ctx context.Context, c *container, p *process, id stri
 	ooms := c.group.OOMKills()
 	file := filepath.Join(c.bundle, execFile(id))
 	defer os.Remove(file)
+	ctx, end := steps.Start(ctx, "runc exec")
+	defer end()
 	proc, err := a.Runtime.Exec(ctx, c.id, c.bundle, file, runc.Stdio{Files: p.stdio.Child(), Terminal: p.stdio.Terminal()})
 	p.stdio.CloseChild()
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/pistis-run/pistis/internal/agent/guestnet"
 	"github.com/pistis-run/pistis/internal/agent/modules"
 	"github.com/pistis-run/pistis/internal/reaper"
+	"github.com/pistis-run/pistis/internal/steps"
 )
 
 const (
@@ -91,9 +92,11 @@ func (a *Agent) configure(ctx context.Context, req *agentv1.ConfigureSandboxRequ
 	if err := setNames(req.Hostname, req.Domainname); err != nil {
 		return s, err
 	}
+	_, end := steps.Start(ctx, "network")
 	if err := guestnet.Apply(req.Network); err != nil {
 		return s, err
 	}
+	end()
 	if err := setSysctls(req.Sysctls); err != nil {
 		return s, err
 	}
@@ -101,10 +104,14 @@ func (a *Agent) configure(ctx context.Context, req *agentv1.ConfigureSandboxRequ
 	if s.mounts, err = podFiles(filepath.Join(a.Dir, "sandbox"), req); err != nil {
 		return s, err
 	}
+	_, end = steps.Start(ctx, "mount scratch")
 	if err := a.Roots.Setup(ctx, req.Scratch); err != nil {
 		return s, err
 	}
+	end()
 	if req.Modules != nil {
+		_, end := steps.Start(ctx, "mount modules")
+		defer end()
 		if err := modules.Offer(req.Modules); err != nil {
 			return s, fmt.Errorf("kernel modules on demand: %w", err)
 		}

@@ -11,6 +11,7 @@ import (
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agent/cgroup"
 	"github.com/pistis-run/pistis/internal/agent/guestnet"
+	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -32,7 +33,8 @@ func (a *Agent) Stats(_ context.Context, req *agentv1.StatsRequest) (*agentv1.St
 	for _, c := range containers {
 		usage, err := cgroup.Usage(c.id)
 		if err != nil && !errdefs.IsNotFound(err) {
-			return nil, err
+			a.Log.Warn("a container is missing from the statistics", logfields.Container, c.id, logfields.Error, err)
+			continue
 		}
 		usage.WritableBytes, usage.WritableInodes = a.Roots.Usage(c.id)
 		resp.Containers = append(resp.Containers, containerStats(usage))

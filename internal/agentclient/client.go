@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/ttrpc"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	"github.com/pistis-run/pistis/internal/steps"
+	stepsrpc "github.com/pistis-run/pistis/internal/steps/rpc"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -55,7 +57,7 @@ func Connect(ctx context.Context, dial DialFunc, timeout time.Duration) (*Client
 		return nil, fmt.Errorf("connect to agent: %w", err)
 	}
 	c := &Client{dial: dial, timeout: timeout, done: make(chan struct{})}
-	c.rpc = ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(c.done) }))
+	c.rpc = ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(c.done) }), ttrpc.WithUnaryClientInterceptor(stepsrpc.Client))
 	c.agent = agentv1.NewAgentClient(c.rpc)
 	if err := c.hello(ctx); err != nil {
 		c.Close()
@@ -117,6 +119,8 @@ func call[Q, R any](c *Client, ctx context.Context, what string, f func(context.
 			fmt.Errorf("no answer within %s: %w", c.timeout, context.DeadlineExceeded))
 		defer cancel()
 	}
+	ctx, end := steps.Start(ctx, "guest "+what)
+	defer end()
 	r, err := f(ctx, req)
 	if err != nil {
 		var none R
@@ -249,6 +253,16 @@ func (c *Client) Resume(ctx context.Context, container string) error {
 func (c *Client) Update(ctx context.Context, container string, resources []byte) error {
 	_, err := call(c, ctx, "update", c.agent.Update, &agentv1.UpdateRequest{Container: container, Resources: resources})
 	return err
+}
+
+// Resize has the guest use so many processors, and returns how many it uses and how many bytes of memory it has. Both are
+// its word. It is for agents with FeatureResize.
+func (c *Client) Resize(ctx context.Context, vcpus int) (used int, memory uint64, err error) {
+	r, err := call(c, ctx, "resize", c.agent.Resize, &agentv1.ResizeRequest{Vcpus: uint32(vcpus)})
+	if err != nil {
+		return 0, 0, err
+	}
+	return int(min(r.Vcpus, uint32(vcpus))), r.MemoryBytes, nil
 }
 
 // Shutdown tells the guest to power off. That its answer was lost with the guest is no error.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -27,6 +28,9 @@ func Scope(id string) string { return "pistis-" + id + ".scope" }
 // CheckParent refuses a parent that a client has chosen for the other way of making groups: with systemd it must be a
 // slice, without it a path. Empty is neither.
 func CheckParent(parent string, systemd bool) error {
+	if slices.Contains(strings.Split(parent, "/"), "..") {
+		return fmt.Errorf("cgroup parent %q leads upwards: %w", parent, errdefs.ErrInvalidArgument)
+	}
 	slice := strings.HasSuffix(parent, ".slice")
 	if parent == "" || slice == systemd {
 		return nil

@@ -43,6 +43,7 @@ func TestCheckParent(t *testing.T) {
 	}{
 		{"", false, true}, {"", true, true},
 		{"/kubepods/pod1", false, true}, {"/kubepods/pod1", true, false},
+		{"/../x", false, false}, {"a/..", false, false},
 		{"kubepods-pod1.slice", true, true}, {"/kubepods.slice/kubepods-pod1.slice", false, false},
 	} {
 		if err := CheckParent(test.parent, test.systemd); (err == nil) != test.fits || err != nil && !errdefs.IsInvalidArgument(err) {

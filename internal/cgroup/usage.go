@@ -85,6 +85,15 @@ func (r *Reader) Total(path string) (cpu task.CPU, memory task.Memory, err error
 	return cpu, memory, err
 }
 
+// IOPressure of a group and all those below it is nil where the kernel does not measure it.
+func (r *Reader) IOPressure(path string) *task.PSI {
+	if !r.V2() {
+		return nil
+	}
+	var f files
+	return f.pressure(filepath.Join(r.v2, path), "io.pressure")
+}
+
 func (r *Reader) total(f *files, path string, cpu *task.CPU, memory *task.Memory) (err error) {
 	if r.V2() {
 		err = unifiedTotal(f, filepath.Join(r.v2, path), cpu, memory)

@@ -63,6 +63,7 @@ func (a *app) guestBuildCommand() *cobra.Command {
 	f.StringVar(&o.ModulesDir, "modules", "", "its /lib/modules/VERSION, where it has modules")
 	f.StringSliceVar(&o.ExtraModules, "module", nil, "a kernel module that guests load besides those they need")
 	f.StringVar(&o.Package, "package", "", "the kernel package (default "+guestimage.DefaultPackage()+")")
+	f.BoolVar(&o.KeepKernel, "keep-kernel", false, "keep the unpacked kernel, so that the next build needs no download")
 	f.BoolVar(&o.Refresh, "refresh", false, "look for a newer package")
 	return cmd
 }

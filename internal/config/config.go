@@ -14,7 +14,8 @@ type Config struct {
 	Network Network `toml:"network" json:"network"`
 	Stream  Stream  `toml:"stream" json:"stream"`
 	Runtimes
-	VM VM `toml:"vm" json:"vm"`
+	VM          VM          `toml:"vm" json:"vm"`
+	Firecracker Firecracker `toml:"firecracker" json:"firecracker"`
 	Cgroups
 	// Monitor is the path of pistis-monitor; empty: beside pistisd, then PATH.
 	Monitor string `toml:"monitor" json:"monitor"`
@@ -110,20 +111,35 @@ const (
 
 // The types of handlers.
 const (
-	HandlerVM  = "vm"
-	HandlerOCI = "oci"
+	HandlerVM   = "vm"
+	HandlerOCI  = "oci"
+	HandlerShim = "shim"
 )
 
 // Handler is one runtime handler.
 type Handler struct {
-	// Type is HandlerVM (microVM shim) or HandlerOCI (an OCI runtime on the host's kernel).
+	// Type is HandlerVM (microVM shim), HandlerOCI (an OCI runtime on the host's kernel) or HandlerShim (a containerd shim).
 	Type string `toml:"type" json:"type"`
 	// Hypervisor of a VM handler: qemu, …; empty picks the best that works.
 	Hypervisor string `toml:"hypervisor" json:"hypervisor"`
 	// Path of the OCI runtime or of the shim; empty finds it.
 	Path string `toml:"path" json:"path"`
+	// Shim is the containerd shim of a HandlerShim: its name, or the path of its program.
+	Shim string `toml:"shim" json:"shim"`
+	// Options are for that shim, as containerd has them.
+	Options map[string]any `toml:"options" json:"options"`
 	// CNIConfDir is for pods of this handler; empty: [network]'s.
 	CNIConfDir string `toml:"cni_conf_dir" json:"cni_conf_dir"`
+}
+
+// Firecracker is what that hypervisor does to its VMs, and others cannot. Rates are per second, 0 is no bound.
+type Firecracker struct {
+	DiskBandwidth uint64 `toml:"disk_bandwidth" json:"disk_bandwidth"` // bytes, of each disk
+	DiskOps       uint64 `toml:"disk_ops" json:"disk_ops"`
+	NetBandwidth  uint64 `toml:"net_bandwidth" json:"net_bandwidth"` // bytes, of each card in each direction
+	NetOps        uint64 `toml:"net_ops" json:"net_ops"`
+	// CPUTemplate is the path of a description of the guest's processors; empty: the host's.
+	CPUTemplate string `toml:"cpu_template" json:"cpu_template"`
 }
 
 // The hypervisors, by the names of their drivers.
@@ -146,13 +162,21 @@ type VM struct {
 	Machine         string   `toml:"machine" json:"machine"`
 	KernelParams    []string `toml:"kernel_params" json:"kernel_params"`
 	// Acceleration is auto, kvm or tcg.
-	Acceleration string   `toml:"acceleration" json:"acceleration"`
-	VCPUs        uint32   `toml:"vcpus" json:"vcpus"`             // default of a pod without limits
-	MemoryMiB    uint64   `toml:"memory_mib" json:"memory_mib"`   // default, and the base that limits are added to
-	ScratchMiB   uint64   `toml:"scratch_mib" json:"scratch_mib"` // size of a pod's writable disk (sparse)
-	BootTimeout  Duration `toml:"boot_timeout" json:"boot_timeout"`
+	Acceleration string `toml:"acceleration" json:"acceleration"`
+	VMSize
+	ScratchMiB  uint64   `toml:"scratch_mib" json:"scratch_mib"` // size of a pod's writable disk (sparse)
+	BootTimeout Duration `toml:"boot_timeout" json:"boot_timeout"`
 	// UIDs is the range, as 2000000-2065535, that VMMs run as, one each; empty: as the shim.
 	UIDs string `toml:"uids" json:"uids"`
+}
+
+// VMSize is what a VM has.
+type VMSize struct {
+	VCPUs     uint32 `toml:"vcpus" json:"vcpus"`           // default of a pod without limits
+	MemoryMiB uint64 `toml:"memory_mib" json:"memory_mib"` // default, and the base that limits are added to
+	// MaxVCPUs and MaxMemoryMiB are the most, also while it runs; 0 is what the host has.
+	MaxVCPUs     uint32 `toml:"max_vcpus" json:"max_vcpus"`
+	MaxMemoryMiB uint64 `toml:"max_memory_mib" json:"max_memory_mib"`
 }
 
 // Duration is a time.Duration that is written as "1m30s" in files.

@@ -36,6 +36,9 @@ func (c Config) Validate() error {
 	c.validateHandlers(bad)
 	c.Network.validate(bad)
 	c.VM.validate(bad)
+	if t := c.Firecracker.CPUTemplate; t != "" && !filepath.IsAbs(t) {
+		bad("firecracker.cpu_template: %q is not an absolute path", t)
+	}
 	oneOf := func(key, value string, allowed ...string) {
 		if !slices.Contains(allowed, value) {
 			bad("%s: %q is not one of %q", key, value, allowed)
@@ -126,8 +129,13 @@ func (c Config) validateHandlers(bad func(string, ...any)) {
 			if h.Hypervisor != "" {
 				bad("handlers.%s.hypervisor: pods of type %q have none; leave it out, or make the type %q", name, h.Type, HandlerVM)
 			}
+		case HandlerShim:
+			c.validateShim(name, h, bad)
 		default:
-			bad("handlers.%s.type: %q is neither %q nor %q", name, h.Type, HandlerVM, HandlerOCI)
+			bad("handlers.%s.type: %q is none of %q, %q and %q", name, h.Type, HandlerVM, HandlerOCI, HandlerShim)
+		}
+		if h.Type != HandlerShim && (h.Shim != "" || len(h.Options) > 0) {
+			bad("handlers.%s: shim and options are of handlers of type %q; that of %q pods is chosen by path", name, HandlerShim, h.Type)
 		}
 		if h.Path != "" && !filepath.IsAbs(h.Path) {
 			bad("handlers.%s.path: %q is not an absolute path", name, h.Path)
@@ -190,6 +198,12 @@ func (v VM) validate(bad func(string, ...any)) {
 	}
 	if v.MemoryMiB < 64 || v.MemoryMiB > 16<<20 {
 		bad("vm.memory_mib: %d is not between 64 and 16777216 MiB", v.MemoryMiB)
+	}
+	if v.MaxVCPUs != 0 && (v.MaxVCPUs < v.VCPUs || v.MaxVCPUs > 255) {
+		bad("vm.max_vcpus: %d is not between vm.vcpus, %d, and 255; 0 is what the host has", v.MaxVCPUs, v.VCPUs)
+	}
+	if v.MaxMemoryMiB != 0 && (v.MaxMemoryMiB < v.MemoryMiB || v.MaxMemoryMiB > 16<<20) {
+		bad("vm.max_memory_mib: %d is not between vm.memory_mib, %d, and 16777216 MiB; 0 is what the host has", v.MaxMemoryMiB, v.MemoryMiB)
 	}
 	if v.ScratchMiB < 16 || v.ScratchMiB > 16<<20 {
 		bad("vm.scratch_mib: %d is not between 16 MiB and 16 TiB", v.ScratchMiB)

@@ -88,7 +88,8 @@ type Mount struct {
 	Readonly                bool
 	RecursiveReadonly       bool
 	SELinuxRelabel          bool
-	Propagation             string // private, rslave, rshared
+	Propagation             string   // private, rslave, rshared
+	Options                 []string // noexec, nodev, nosuid
 	// Image, where set, is mounted instead of HostPath; SubPath is inside it.
 	Image, SubPath           string
 	UIDMappings, GIDMappings []specs.LinuxIDMapping

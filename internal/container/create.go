@@ -46,7 +46,11 @@ func (m *Manager) Create(ctx context.Context, cfg Config) (id string, err error)
 	defer release()
 	ctx, end := span.Start(ctx, "container create", span.Container.String(id), span.Sandbox.String(pod.ID), span.Image.String(cfg.Image))
 	defer func() { end(err) }()
-	defer m.plugins.Hold()()
+	unhold, err := m.plugins.Hold(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer unhold()
 	if err := m.create(ctx, c, pod, tasks); err != nil {
 		return "", err
 	}
@@ -158,6 +162,9 @@ func (m *Manager) prepare(ctx context.Context, c *container, pod sandbox.Status)
 		ref = rec.Config.Image
 	}
 	img, err := m.images.Get(ctx, ref)
+	if err == nil {
+		err = m.images.Allowed(ctx, rec.Config.Image, img)
+	}
 	if err != nil {
 		return image.Image{}, nil, err
 	}
@@ -218,8 +225,14 @@ func createRequest(rec record, bundle string, spec *specs.Spec, layers []string,
 	if user.User == "" {
 		user.User = img.Config.Config.User
 	}
+	var relabel []string
+	for _, m := range rec.Config.Mounts {
+		if m.SELinuxRelabel && m.Image == "" {
+			relabel = append(relabel, m.HostPath)
+		}
+	}
 	return task.CreateRequest{
-		ID: rec.ID, Bundle: bundle, Spec: spec, Layers: layers, User: user, LogPath: rec.LogPath,
+		ID: rec.ID, Bundle: bundle, Spec: spec, Layers: layers, Relabel: relabel, User: user, LogPath: rec.LogPath,
 		Stdin: rec.Config.Stdin, StdinOnce: rec.Config.StdinOnce, Terminal: rec.Config.TTY,
 	}
 }

@@ -16,6 +16,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/span"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -54,6 +55,8 @@ func (m *Manager) Exec(ctx context.Context, id string, cmd []string, tty bool, s
 }
 
 func (m *Manager) exec(ctx context.Context, id string, cmd []string, e execution) (code int32, err error) {
+	ctx, end := span.Start(ctx, "container exec", span.Container.String(id))
+	defer func() { end(err) }()
 	if len(cmd) == 0 {
 		return 0, fmt.Errorf("no command: %w", errdefs.ErrInvalidArgument)
 	}

@@ -329,6 +329,10 @@ func (i fakeImages) Unuse(_ context.Context, owner string) error {
 	return nil
 }
 
+func (i fakeImages) Allowed(_ context.Context, ref string, _ image.Image) error {
+	return i.fault("allow " + ref)
+}
+
 func (i fakeImages) Owners(context.Context) ([]string, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -35,6 +35,8 @@ type sandboxes interface {
 // images are found, and kept for the containers that use them.
 type images interface {
 	Get(ctx context.Context, ref string) (image.Image, error)
+	// Allowed refuses an image that the node's policy does not allow to be run; ref is its name.
+	Allowed(ctx context.Context, ref string, img image.Image) error
 	Use(ctx context.Context, owner string, img image.Image) error
 	Unuse(ctx context.Context, owner string) error // idempotent
 	Owners(ctx context.Context) ([]string, error)

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -36,8 +37,8 @@ type plugins interface {
 	// Update changes new limits.
 	Update(ctx context.Context, pod sandbox.Status, c Status, resources *specs.LinuxResources) (*specs.LinuxResources, error)
 	Tell(ctx context.Context, moment Moment, pod sandbox.Status, c Status) error
-	// Hold keeps new ones waiting while something is being made.
-	Hold() (release func())
+	// Hold keeps new ones waiting while something is being made. It waits for one that is being let in.
+	Hold(ctx context.Context) (release func(), err error)
 }
 
 // noPlugins is for who has none.
@@ -51,7 +52,7 @@ func (noPlugins) Update(_ context.Context, _ sandbox.Status, _ Status, r *specs.
 	return r, nil
 }
 func (noPlugins) Tell(context.Context, Moment, sandbox.Status, Status) error { return nil }
-func (noPlugins) Hold() (release func())                                     { return func() {} }
+func (noPlugins) Hold(context.Context) (release func(), err error)           { return func() {}, nil }
 
 // Spec of a container that was created, as it lies in its bundle.
 func (m *Manager) Spec(id string) (*specs.Spec, error) {
@@ -97,11 +98,16 @@ func limitsOf(spec *specs.Spec) *specs.LinuxResources {
 	return &limits
 }
 
+// tellTimeout bounds what plugins take to hear of something, with the changes of other containers that they answer with.
+const tellTimeout = 10 * time.Second
+
 // tell plugins of something that they cannot change any more.
 func (m *Manager) tell(ctx context.Context, moment Moment, rec record) {
 	if m.plugins == (noPlugins{}) {
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
 	pod, err := m.sandboxes.Status(ctx, rec.Config.SandboxID)
 	if errdefs.IsNotFound(err) {
 		pod, err = sandbox.Status{ID: rec.Config.SandboxID}, nil

@@ -26,7 +26,11 @@ func (m *Manager) Recover(ctx context.Context) error {
 		return fmt.Errorf("recover containers: %w", err)
 	}
 	for _, c := range corrupt {
-		m.log.ErrorContext(ctx, "container record cannot be read and was moved aside; what it described is removed", logfields.Container, c.ID, logfields.Path, c.Path, logfields.Error, c.Err)
+		fate := "what it described is removed"
+		if _, older := records[c.ID]; older {
+			fate = "an older one counts"
+		}
+		m.log.ErrorContext(ctx, "container record cannot be read and was moved aside; "+fate, logfields.Container, c.ID, logfields.Path, c.Path, logfields.Error, c.Err)
 		if err := m.deleteAnywhere(ctx, c.ID); err != nil {
 			m.log.ErrorContext(ctx, "its processes could not be ended; they end with their pod", logfields.Container, c.ID, logfields.Error, err)
 		}

@@ -36,6 +36,9 @@ func makeSpec(rec record, pod sandbox.Status, img image.Image) (*specs.Spec, err
 	if err != nil {
 		return nil, err
 	}
+	if cfg.Security.Privileged && security.SELinuxLabel == "" && !pod.VM {
+		security.SELinuxLabel = oci.SELinuxUnconfined
+	}
 	spec, err := oci.Generate(oci.Input{
 		ID: rec.ID, Name: cfg.Name, ImageName: cfg.Image, Image: img.Config.Config,
 		Sandbox: oci.Sandbox{
@@ -72,7 +75,10 @@ func specSecurity(s Security) (oci.Security, error) {
 	}
 	switch s.AppArmor.Kind {
 	case ProfileDefault:
-		out.AppArmorProfile = string(ProfileDefault)
+		// Which keeps from mounting; what is named by its name holds for a privileged container too.
+		if !s.Privileged {
+			out.AppArmorProfile = string(ProfileDefault)
+		}
 	case ProfileLocalhost:
 		out.AppArmorProfile = s.AppArmor.Path
 	case ProfileUnconfined, "":
@@ -106,7 +112,7 @@ func specMounts(container string, mounts []Mount) ([]specs.Mount, error) {
 			options[2] = "ro"
 		}
 		out = append(out, specs.Mount{
-			Destination: m.ContainerPath, Type: "bind", Source: m.HostPath, Options: options,
+			Destination: m.ContainerPath, Type: "bind", Source: m.HostPath, Options: append(options, m.Options...),
 			UIDMappings: m.UIDMappings, GIDMappings: m.GIDMappings,
 		})
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pistis-run/pistis/internal/cleanup"
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/span"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -70,7 +71,11 @@ func (e *execution) run(ctx context.Context, process json.RawMessage) (task.Exit
 		return task.Exit{}, err
 	}
 	defer s.stop()
-	if _, err := e.tasks.Start(ctx, e.id); err != nil {
+	starting, started := span.Start(ctx, "task start")
+	pid, err := e.tasks.Start(starting, e.id)
+	span.Set(starting, span.PID.Int64(int64(pid)))
+	started(err)
+	if err != nil {
 		return task.Exit{}, withCause(ctx, err)
 	}
 	exit, err := e.tasks.Wait(ctx, e.id)

@@ -60,6 +60,9 @@ func (m *Manager) findVolumes(ctx context.Context, rec record) ([]volume, error)
 		if errdefs.IsNotFound(err) {
 			err = fmt.Errorf("it is not on this node, pull it first: %w", err)
 		}
+		if err == nil {
+			err = m.images.Allowed(ctx, mount.Image, img)
+		}
 		if err != nil {
 			return nil, volumeError(mount, err)
 		}

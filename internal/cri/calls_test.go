@@ -173,11 +173,11 @@ func TestStats(t *testing.T) {
 		h.engine.mu.Lock()
 		defer h.engine.mu.Unlock()
 		h.engine.stats[pod] = task.Stats{
-			At: at.Add(after), CPU: task.CPU{UsageNS: usage}, Memory: task.Memory{WorkingSet: 5, Usage: 6},
+			At: at.Add(after), CPU: task.CPU{UsageNS: usage}, Memory: task.Memory{WorkingSet: 5, Usage: 6}, IOPSI: &task.PSI{Full: task.PSIData{Total: 4}},
 			Interfaces: []task.Interface{{Name: "lo"}, {Name: "eth0", Rx: task.Traffic{Bytes: 9}}, {Name: "eth1"}},
 			Containers: []task.ContainerStats{{
 				ID: id, CPU: task.CPU{UsageNS: usage / 2, PSI: &task.PSI{Some: task.PSIData{Total: 3}}},
-				Memory: task.Memory{WorkingSet: 50, Usage: 60, RSS: 70}, Pids: 2, WritableBytes: 80, WritableInodes: 90,
+				Memory: task.Memory{WorkingSet: 50, Usage: 60, RSS: 70}, IO: &task.IO{PSI: &task.PSI{Some: task.PSIData{Total: 5}}}, Pids: 2, WritableBytes: 80, WritableInodes: 90,
 			}},
 		}
 	}
@@ -192,7 +192,7 @@ func TestStats(t *testing.T) {
 		t.Fatal(err)
 	}
 	if s := one.Stats; s.Cpu.UsageNanoCores.GetValue() != 5e8 || s.Memory.WorkingSetBytes.Value != 50 || s.Memory.RssBytes.Value != 70 ||
-		s.WritableLayer.UsedBytes.Value != 80 || s.WritableLayer.FsId.Mountpoint != "/pods" || s.Cpu.Psi.Some.Total != 3000 ||
+		s.WritableLayer.UsedBytes.Value != 80 || s.WritableLayer.FsId.Mountpoint != "/pods" || s.Cpu.Psi.Some.Total != 3000 || s.Io.Psi.Some.Total != 5000 ||
 		s.Attributes.Metadata.Name != "c" {
 		t.Errorf("stats %v", s)
 	}
@@ -203,7 +203,7 @@ func TestStats(t *testing.T) {
 		t.Fatalf("%v, %v", pods, err)
 	}
 	if l := pods.Stats[0].Linux; l.Network.DefaultInterface.Name != "eth0" || len(l.Network.Interfaces) != 1 || l.Process.ProcessCount.Value != 2 ||
-		len(l.Containers) != 1 || l.Memory.UsageBytes.Value != 6 {
+		len(l.Containers) != 1 || l.Memory.UsageBytes.Value != 6 || l.Io.Psi.Full.Total != 4000 {
 		t.Errorf("pod stats %v", l)
 	}
 	_, err = h.runtime.PodSandboxStats(ctx, &runtime.PodSandboxStatsRequest{PodSandboxId: silent})

@@ -110,6 +110,10 @@ func (e pods) UpdateResources(_ context.Context, id string, overhead, resources 
 	return e.fail
 }
 
+func (e pods) Describe(ctx context.Context, id string) (sandbox.Status, error) {
+	return e.Status(ctx, id)
+}
+
 func (e pods) Status(_ context.Context, id string) (sandbox.Status, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

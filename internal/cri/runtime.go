@@ -64,7 +64,7 @@ func (c *runtimeCalls) Status(_ context.Context, req *runtime.StatusRequest) (*r
 			condition(runtime.RuntimeReady, "HandlerNotReady", c.handlers.ready(c.handlers.Default)),
 			condition(runtime.NetworkReady, "NetworkNotReady", c.networkReady()),
 		}},
-		Features: &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Features: &runtime.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 		// The empty name stands for the default handler.
 		RuntimeHandlers: []*runtime.RuntimeHandler{{Features: c.handlers.features(c.handlers.Default)}},
 	}

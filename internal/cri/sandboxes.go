@@ -29,6 +29,8 @@ type sandboxLifecycle interface {
 // sandboxReader looks at those that somebody was told of. Status takes an id or an unambiguous prefix of one.
 type sandboxReader interface {
 	Status(ctx context.Context, id string) (sandbox.Status, error)
+	// Describe is Status for people; it asks the instance.
+	Describe(ctx context.Context, id string) (sandbox.Status, error)
 	List(ctx context.Context) []sandbox.Status
 }
 
@@ -136,8 +138,11 @@ func (c *sandboxCalls) PodSandboxStatus(ctx context.Context, req *runtime.PodSan
 	if err := requireID("pod sandbox", req.PodSandboxId); err != nil {
 		return nil, err
 	}
-	now := time.Now()
-	s, err := c.sandboxes.Status(ctx, req.PodSandboxId)
+	now, status := time.Now(), c.sandboxes.Status
+	if req.Verbose {
+		status = c.sandboxes.Describe
+	}
+	s, err := status(ctx, req.PodSandboxId)
 	if err != nil {
 		return nil, fmt.Errorf("status of pod %s: %w", req.PodSandboxId, err)
 	}

@@ -186,7 +186,7 @@ func (c *statsCalls) sandboxStats(ctx context.Context, s sandbox.Status, running
 	linux := &runtime.LinuxPodSandboxStats{
 		Cpu: c.cpuUsage(s.ID, stats.CPU, stats.At), Memory: memoryUsage(stats.Memory, stats.At), Network: networkUsage(stats),
 		Process:    &runtime.ProcessUsage{Timestamp: stats.At.UnixNano(), ProcessCount: number(processes(stats))},
-		Containers: c.ofContainers(ctx, running, stats),
+		Containers: c.ofContainers(ctx, running, stats), Io: ioUsage(stats.IOPSI, stats.At),
 	}
 	return &runtime.PodSandboxStats{
 		Attributes: &runtime.PodSandboxAttributes{
@@ -221,18 +221,23 @@ func (c *statsCalls) ofContainers(ctx context.Context, list []container.Status, 
 
 func (c *statsCalls) containerStats(ctx context.Context, s container.Status, stats task.ContainerStats, at time.Time) *runtime.ContainerStats {
 	nano := at.UnixNano()
-	writable := &runtime.FilesystemUsage{
-		Timestamp: nano, UsedBytes: number(stats.WritableBytes), InodesUsed: number(stats.WritableInodes),
+	var writable *runtime.FilesystemUsage
+	if stats.WritableInodes > 0 { // none is that it could not be measured
+		writable = &runtime.FilesystemUsage{Timestamp: nano, UsedBytes: number(stats.WritableBytes), InodesUsed: number(stats.WritableInodes)}
+		if fs, err := c.containerFS(ctx); err == nil {
+			writable.FsId = &runtime.FilesystemIdentifier{Mountpoint: fs.Mountpoint}
+		}
 	}
-	if fs, err := c.containerFS(ctx); err == nil {
-		writable.FsId = &runtime.FilesystemIdentifier{Mountpoint: fs.Mountpoint}
+	var pressure *task.PSI
+	if stats.IO != nil {
+		pressure = stats.IO.PSI
 	}
 	return &runtime.ContainerStats{
 		Attributes: &runtime.ContainerAttributes{
 			Id: s.ID, Metadata: containerMetadata(s.Config), Labels: s.Config.Labels, Annotations: s.Config.Annotations,
 		},
 		Cpu: c.cpuUsage(s.ID, stats.CPU, at), Memory: memoryUsage(stats.Memory, at), WritableLayer: writable,
-		Swap: &runtime.SwapUsage{Timestamp: nano, SwapUsageBytes: number(stats.Memory.Swap)},
+		Swap: &runtime.SwapUsage{Timestamp: nano, SwapUsageBytes: number(stats.Memory.Swap)}, Io: ioUsage(pressure, at),
 	}
 }
 
@@ -255,6 +260,14 @@ func memoryUsage(m task.Memory, at time.Time) *runtime.MemoryUsage {
 		usage.AvailableBytes = number(m.Available)
 	}
 	return usage
+}
+
+// ioUsage is nothing but the pressure, in CRI.
+func ioUsage(pressure *task.PSI, at time.Time) *runtime.IoUsage {
+	if pressure == nil {
+		return nil
+	}
+	return &runtime.IoUsage{Timestamp: at.UnixNano(), Psi: psi(pressure)}
 }
 
 func psi(p *task.PSI) *runtime.PsiStats {

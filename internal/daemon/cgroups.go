@@ -2,13 +2,18 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/config"
+	"github.com/pistis-run/pistis/internal/store"
 	"github.com/pistis-run/pistis/internal/systemd"
 )
 
@@ -52,6 +57,42 @@ func newGroups(cfg config.Config) (groups, error) {
 }
 
 func (g groups) systemd() bool { return g.units != nil }
+
+func (g groups) driver() string {
+	if g.systemd() {
+		return config.CgroupSystemd
+	}
+	return config.CgroupFS
+}
+
+// driverFile keeps the driver that pods were made with, where it goes with them when the machine restarts.
+const driverFile = "cgroup-driver"
+
+// settle refuses to be another driver than the one that pods have cgroups of, which would not be found and not be removed.
+// dirs have an entry for each pod.
+func (g groups) settle(state string, dirs ...string) error {
+	file := filepath.Join(state, driverFile)
+	before, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("daemon: cgroup driver: %w", err)
+	}
+	if string(before) == g.driver() {
+		return nil
+	}
+	if err == nil { // an older daemon has written none
+		for _, dir := range dirs {
+			pods, err := os.ReadDir(dir)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("daemon: cgroup driver: %w", err)
+			}
+			if len(pods) > 0 {
+				return fmt.Errorf("daemon: the cgroup driver is %s, and there are pods that were made with %s: set cgroup_driver = %q, and stop and remove all pods before it is changed: %w",
+					g.driver(), before, before, errdefs.ErrFailedPrecondition)
+			}
+		}
+	}
+	return store.WriteFile(file, []byte(g.driver()))
+}
 
 // remove removes the parent of the pods' cgroups, from all hierarchies: runtimes make groups on more of them than VMs
 // need. EBUSY where somebody else has something in it.

@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -53,5 +55,34 @@ func TestRemoveGroups(t *testing.T) {
 	}
 	if err := (groups{parent: "pististest/none"}).remove(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDriverStaysWithItsPods: their cgroups are where the driver that made them has put them.
+func TestDriverStaysWithItsPods(t *testing.T) {
+	state := t.TempDir()
+	pods := filepath.Join(state, "pods")
+	cgroupfs, withSystemd := groups{}, groups{units: new(stopped)}
+	for _, step := range []struct {
+		name   string
+		groups groups
+		pods   bool
+		want   bool
+	}{
+		{"the first", cgroupfs, false, true}, {"the same", cgroupfs, true, true}, {"another, with pods", withSystemd, true, false},
+		{"still the first", cgroupfs, true, true}, {"another, without pods", withSystemd, false, true}, {"back, with pods", cgroupfs, true, false},
+	} {
+		if err := os.RemoveAll(pods); err != nil {
+			t.Fatal(err)
+		}
+		if step.pods {
+			if err := os.MkdirAll(filepath.Join(pods, "p"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := step.groups.settle(state, pods, filepath.Join(state, "none"))
+		if step.want && err != nil || !step.want && !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s: %v", step.name, err)
+		}
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/snapshot"
+	"github.com/pistis-run/pistis/internal/taskshim"
 	"github.com/pistis-run/pistis/internal/telemetry"
 	"github.com/pistis-run/pistis/internal/vmpod"
 )
@@ -39,6 +40,7 @@ type handlers struct {
 	userNamespaces func() bool
 	launchers      map[string]sandbox.Launcher
 	counts         *telemetry.Metrics
+	log            *slog.Logger
 }
 
 // guestFiles finds the guest's files: those of the configuration, else those that were built. They are
@@ -70,11 +72,11 @@ func (g guestFiles) find() (vmpod.Guest, error) {
 
 // ready says whether pods of a handler can be run now.
 func (h *handlers) ready(name string, handler config.Handler) error {
-	if handler.Type == config.HandlerOCI {
+	if handler.Type != config.HandlerVM {
 		if _, err := h.cfg.FindMonitor(); err != nil {
 			return err
 		}
-		path, err := handler.FindRuntime(name)
+		path, err := findHost(name, handler)
 		if err != nil {
 			return err
 		}
@@ -112,6 +114,14 @@ func (h *handlers) forCRI() cri.Handlers {
 			offered.UserNamespaces = h.userNamespaces
 			offered.RecursiveReadOnly = hostpod.CheckRecursiveReadOnly
 		}
+		if handler.Type == config.HandlerShim {
+			shim := shimAbilities{name: name, handler: handler, log: h.log}
+			offered.UserNamespaces = nil
+			if handler.RuncShim() { // others do not join the pod's user namespace, whatever they can beside that
+				offered.UserNamespaces = func() bool { return shim.get().IDMaps && h.userNamespaces() }
+			}
+			offered.RecursiveReadOnly = shim.recursiveReadOnly
+		}
 		out.ByName[name] = offered
 	}
 	return out
@@ -121,11 +131,12 @@ func (h *handlers) forCRI() cri.Handlers {
 // and becomes so when they are installed.
 func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *rootfs.Watched, counts *telemetry.Metrics, log *slog.Logger) (*handlers, error) {
 	h := &handlers{
-		cfg: cfg, counts: counts, launchers: map[string]sandbox.Launcher{},
+		cfg: cfg, counts: counts, log: log, launchers: map[string]sandbox.Launcher{},
 		guest: guestFiles{Guest: vmpod.Guest{Kernel: cfg.VM.Kernel, Initrd: cfg.VM.Initrd, Modules: cfg.VM.Modules}, built: p.guest()},
 	}
-	h.accel = newAccelerator(cfg.VM, h.guest, cfg.Root, log)
-	h.machines = &machines{vm: cfg.VM, guest: h.guest, accel: h.accel, kernels: &vmlinuxes{dir: p.vmlinux()}, log: log}
+	kernels := &vmlinuxes{dir: p.vmlinux()}
+	h.accel = newAccelerator(cfg.VM, h.guest, kernels, cfg.Root, log)
+	h.machines = &machines{vm: cfg.VM, guest: h.guest, accel: h.accel, kernels: kernels, log: log}
 	h.userNamespaces = sync.OnceValue(func() bool {
 		err := tryUserNamespace(p, roots)
 		if err != nil {
@@ -141,8 +152,15 @@ func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *root
 	if h.groups, err = newGroups(cfg); err != nil {
 		return nil, err
 	}
+	dirs := []string{p.pods()}
+	for name := range cfg.Handlers {
+		dirs = append(dirs, filepath.Join(p.hostPods(), name))
+	}
+	if err := h.groups.settle(p.state, dirs...); err != nil {
+		return nil, err
+	}
 	for name, handler := range cfg.Handlers {
-		if handler.Type == config.HandlerOCI {
+		if handler.Type != config.HandlerVM {
 			h.launchers[name], err = h.openHost(name, handler, p, roots, log)
 		} else {
 			h.launchers[name], err = h.openVM(handler, p, disks, uids, log)
@@ -160,15 +178,32 @@ func (h *handlers) openVM(handler config.Handler, p paths, disks *snapshot.Disks
 		shim = config.ShimName
 	}
 	return vmpod.New(vmpod.Options{
-		Config: h.cfg.VM, Shim: shim, Host: func(ctx context.Context) (vmpod.Machine, error) { return h.machines.choose(ctx, handler.Hypervisor) },
+		Config: h.cfg.VM, Firecracker: h.cfg.Firecracker, Shim: shim, Host: func(ctx context.Context) (vmpod.Machine, error) { return h.machines.choose(ctx, handler.Hypervisor) },
 		NewScratch: disks.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: h.groups.parent, Units: h.groups.units,
 		Booted: h.counts.Boot, Swept: h.counts.Leak, Log: log,
 	})
 }
 
+// findHost finds what runs the containers of a handler on the host's kernel.
+func findHost(name string, handler config.Handler) (string, error) {
+	if handler.Type == config.HandlerShim {
+		return handler.FindContainerdShim(name)
+	}
+	return handler.FindRuntime(name)
+}
+
 func (h *handlers) openHost(name string, handler config.Handler, p paths, roots *rootfs.Watched, log *slog.Logger) (sandbox.Launcher, error) {
+	find := func() (string, error) { return findHost(name, handler) }
+	var shim *taskshim.Options
+	if handler.Type == config.HandlerShim {
+		options, err := handler.ShimOptions(filepath.Join(p.runtimes(), name), h.groups.systemd())
+		if err != nil {
+			return nil, fmt.Errorf("options: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		shim = &taskshim.Options{Binary: find, Options: options, Events: p.shimEvents(), SocketDir: p.shimSockets(), Log: log}
+	}
 	return hostpod.New(hostpod.Options{
-		Runtime: func() (string, error) { return handler.FindRuntime(name) }, Monitor: h.cfg.FindMonitor,
+		Runtime: find, Shim: shim, Monitor: h.cfg.FindMonitor,
 		Roots: roots, Dir: filepath.Join(p.hostPods(), name), RuntimeRoot: filepath.Join(p.runtimes(), name),
 		CgroupParent: h.groups.parent, Units: h.groups.units, Swept: h.counts.Leak, Log: log,
 	})

@@ -38,13 +38,9 @@ func (m *machines) ready(name string) error {
 	var none error
 	for _, candidate := range candidates(name) {
 		_, err := m.vm.FindVMM(candidate)
-		switch known := m.accel.known.Load(); {
-		case err != nil:
-		case known != nil:
+		// Where it is not known yet whether KVM works, the first pod waits until it is.
+		if known := m.accel.known.Load(); err == nil && known != nil {
 			err = m.suits(candidate, known.kind)
-		case name == "" && candidate != config.DriverQEMU:
-			// Whoever names it waits until that is found out; what is found out without QEMU is nothing.
-			err = fmt.Errorf("%s needs KVM, and whether that works is not known yet: %w", candidate, errdefs.ErrFailedPrecondition)
 		}
 		if err == nil {
 			return nil

@@ -30,9 +30,8 @@ func machinesFor(t *testing.T, accel string, programs ...string) (*machines, *by
 	guest := guestFiles{Guest: vmpod.Guest{Kernel: filepath.Join(dir, "vmlinuz"), Initrd: filepath.Join(dir, "initrd")}}
 	var said bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&said, nil))
-	return &machines{
-		vm: vm, guest: guest, accel: newAccelerator(vm, guest, dir, log), log: log, kernels: &vmlinuxes{dir: filepath.Join(dir, "vmlinux")},
-	}, &said
+	kernels := &vmlinuxes{dir: filepath.Join(dir, "vmlinux")}
+	return &machines{vm: vm, guest: guest, accel: newAccelerator(vm, guest, kernels, dir, log), log: log, kernels: kernels}, &said
 }
 
 func TestChooseHypervisor(t *testing.T) {
@@ -98,8 +97,19 @@ func TestVmlinuxIsMadeOnce(t *testing.T) {
 			t.Errorf("%s: %v, %v", path, info, err)
 		}
 	}
-	if entries, err := os.ReadDir(v.dir); err != nil || len(entries) != 1 || len(made) != 2 {
+	// A VM that was given the first may not have opened it yet.
+	if entries, err := os.ReadDir(v.dir); err != nil || len(entries) != 2 || len(made) != 2 {
 		t.Errorf("%d files of %d are left, %v", len(entries), len(made), err)
+	}
+	if err := os.WriteFile(kernel, []byte("\x7fELF third"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	later := &vmlinuxes{dir: v.dir}
+	if _, err := later.get(kernel); err != nil {
+		t.Error(err)
+	}
+	if entries, err := os.ReadDir(v.dir); err != nil || len(entries) != 1 {
+		t.Errorf("%d files are left by the next daemon, %v", len(entries), err)
 	}
 	if err := os.WriteFile(kernel, []byte("no kernel"), 0o600); err != nil {
 		t.Fatal(err)

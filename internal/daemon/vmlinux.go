@@ -15,14 +15,16 @@ import (
 )
 
 // vmlinuxes are uncompressed kernels for hypervisors that boot nothing else. Each is made once, and named by the hash of
-// the kernel that it came from; those of other kernels are removed when a new one is made, except while VMs boot: a file
-// that is open stays.
+// the kernel that it came from; those of other kernels are removed when a new one is made, but for those that this daemon has
+// given out: a VM may be about to open one.
 type vmlinuxes struct {
 	dir string
 
 	mu   sync.Mutex
 	from fs.FileInfo // the kernel that path came from
 	path string
+	// given are the names of the files that were returned.
+	given map[string]bool
 }
 
 // get returns the uncompressed form of a kernel.
@@ -52,6 +54,10 @@ func (v *vmlinuxes) get(kernel string) (string, error) {
 		return "", err
 	}
 	v.from, v.path = info, path
+	if v.given == nil {
+		v.given = map[string]bool{}
+	}
+	v.given[sum] = true
 	return path, nil
 }
 
@@ -70,11 +76,20 @@ func hashFile(path string) (string, error) {
 
 // make writes a file as a whole or not at all, and removes the others.
 func (v *vmlinuxes) make(kernel, path string) (err error) {
-	if err := os.RemoveAll(v.dir); err != nil {
-		return err
-	}
 	if err := os.MkdirAll(v.dir, 0o755); err != nil {
 		return err
+	}
+	others, err := os.ReadDir(v.dir)
+	if err != nil {
+		return err
+	}
+	for _, other := range others {
+		if v.given[other.Name()] {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(v.dir, other.Name())); err != nil {
+			return err
+		}
 	}
 	f, err := os.CreateTemp(v.dir, "part-")
 	if err != nil {

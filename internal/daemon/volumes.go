@@ -9,11 +9,14 @@ import (
 )
 
 // imageVolumes mounts images for the manager of containers.
-type imageVolumes struct{ *rootfs.Roots }
+type imageVolumes struct {
+	*rootfs.Roots
+	label string // SELinux's, for all files
+}
 
 // Mount mounts the layers, and returns a directory of them.
 func (v imageVolumes) Mount(ctx context.Context, id string, layers []string, sub, userns string) (string, error) {
-	root, err := v.MountImage(ctx, id, layers, rootfs.Options{UserNS: userns})
+	root, err := v.MountImage(ctx, id, layers, rootfs.Options{UserNS: userns, MountLabel: v.label})
 	if err != nil || sub == "" {
 		return root, err
 	}

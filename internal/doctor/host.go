@@ -24,8 +24,9 @@ import (
 	"github.com/pistis-run/pistis/internal/hostpod"
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/cloudhypervisor"
+	"github.com/pistis-run/pistis/internal/hypervisor/drivers"
 	"github.com/pistis-run/pistis/internal/hypervisor/firecracker"
-	"github.com/pistis-run/pistis/internal/hypervisor/qemu"
+	"github.com/pistis-run/pistis/internal/hypervisor/kvmprobe"
 )
 
 const (
@@ -104,10 +105,14 @@ func (h host) runtimes(context.Context) finding {
 	var missing error
 	for _, name := range slices.Sorted(maps.Keys(h.Config.Handlers)) {
 		handler := h.Config.Handlers[name]
-		if handler.Type != config.HandlerOCI {
+		if handler.Type == config.HandlerVM {
 			continue
 		}
-		path, err := handler.FindRuntime(name)
+		find := handler.FindRuntime
+		if handler.Type == config.HandlerShim {
+			find = handler.FindContainerdShim
+		}
+		path, err := find(name)
 		if err == nil {
 			err = hostpod.CheckRuntime(path)
 		}
@@ -140,7 +145,7 @@ func (h host) qemu(ctx context.Context) finding {
 		_, pkg := config.QEMU()
 		return fail("Debian: apt install "+pkg, "%v", err)
 	}
-	version, err := qemu.Driver{}.Version(ctx, path)
+	version, err := drivers.All()[config.DriverQEMU].Version(ctx, path)
 	if err != nil {
 		return fail("install a newer QEMU", "%v", err)
 	}
@@ -222,7 +227,7 @@ func (h host) kvm(ctx context.Context) finding {
 
 // probeKVM is the daemon's own probe, with the guest that it would boot and the answer that it may have kept.
 func (h host) probeKVM(ctx context.Context) (usable bool, reason string, err error) {
-	cfg := qemu.ProbeConfig{Binary: h.Config.VM.QEMU, Kernel: h.Config.VM.Kernel, Initrd: h.Config.VM.Initrd, CacheDir: h.Config.Root}
+	cfg := kvmprobe.Config{Kernel: h.Config.VM.Kernel, Initrd: h.Config.VM.Initrd, CacheDir: h.Config.Root}
 	if cfg.Kernel == "" {
 		guest, err := guestimage.Load(filepath.Join(h.Config.Root, "guest"))
 		if err != nil {
@@ -233,7 +238,31 @@ func (h host) probeKVM(ctx context.Context) (usable bool, reason string, err err
 	if first, _, err := h.Config.VM.UIDRange(); err == nil && first > 0 {
 		cfg.User = &hypervisor.User{UID: first, GID: first}
 	}
-	return qemu.ProbeKVM(ctx, cfg)
+	for _, name := range config.Hypervisors() {
+		if cfg.Binary, err = h.Config.VM.FindVMM(name); err != nil {
+			continue
+		}
+		cfg.Driver = drivers.All()[name]
+		if cfg.Driver.Capabilities().ELFKernel {
+			return probeUncompressed(ctx, cfg)
+		}
+		return kvmprobe.Run(ctx, cfg)
+	}
+	return false, "", err
+}
+
+// probeUncompressed has the kernel in a file for a moment, as the daemon's own is its affair.
+func probeUncompressed(ctx context.Context, cfg kvmprobe.Config) (usable bool, reason string, err error) {
+	f, err := os.CreateTemp("", "pistis-vmlinux-")
+	if err != nil {
+		return false, "", err
+	}
+	defer func() { err = errors.Join(err, os.Remove(f.Name())) }()
+	if err := errors.Join(guestimage.WriteVmlinux(f, cfg.Kernel), f.Chmod(0o644), f.Close()); err != nil {
+		return false, "", err
+	}
+	cfg.Vmlinux = f.Name()
+	return kvmprobe.Run(ctx, cfg)
 }
 
 func (h host) guest(context.Context) finding {

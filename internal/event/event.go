@@ -82,8 +82,9 @@ func (b *Broker) Hold() (release func()) {
 	}
 }
 
-// Subscribe returns the events from now on, after those of the last minutes that nobody was there to see. The channel is
-// closed when the subscriber was more than Backlog events behind, or after cancel, which must be called.
+// Subscribe returns the events from now on, after those of the last minutes that nobody was there to see when they happened:
+// every subscriber gets these, also one that comes after another. The channel is closed when the subscriber was more than
+// Backlog events behind, those not counted, or after cancel, which must be called.
 func (b *Broker) Subscribe() (events <-chan Event, cancel func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

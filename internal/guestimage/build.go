@@ -51,8 +51,11 @@ type Options struct {
 	Refresh bool
 	// ExtraModules are loaded in the guest after those that it needs.
 	ExtraModules []string
-	// CacheDir keeps fetched kernels between builds; empty means "kernels" beside Dir.
+	// CacheDir has what is known of fetched kernels between builds; empty means "kernels" beside Dir.
 	CacheDir string
+	// KeepKernel keeps the files of a fetched kernel there too, a hundred megabytes. Without them a build from another agent,
+	// say, fetches the newest kernel.
+	KeepKernel bool
 	// Compression of the initrd; empty takes the fastest to boot that the kernel knows.
 	Compression Compression
 	// Progress, where set, is called with a line for every step that takes time.
@@ -88,8 +91,8 @@ type manifest struct {
 
 // Build makes the guest in o.Dir, or leaves it as it is when it was made from the same inputs. On error the
 // guest that was there before is untouched.
-func Build(ctx context.Context, o Options) (Guest, error) {
-	o, err := o.complete()
+func Build(ctx context.Context, o Options) (_ Guest, err error) {
+	o, err = o.complete()
 	if err != nil {
 		return Guest{}, err
 	}
@@ -98,16 +101,21 @@ func Build(ctx context.Context, o Options) (Guest, error) {
 		return Guest{}, fmt.Errorf("guest build: %w", err)
 	}
 	defer unlock()
+	if k, known := o.knownKernel(); known && !o.KeepKernel {
+		if guest, _, same, err := o.same(k); err != nil || same {
+			return guest, errors.Join(err, o.dropKernel())
+		}
+	}
 	k, err := o.kernel(ctx)
 	if err != nil {
 		return Guest{}, fmt.Errorf("guest build: %w", err)
 	}
-	inputs, err := o.digest(k)
-	if err != nil {
-		return Guest{}, fmt.Errorf("guest build: %w", err)
+	if !o.KeepKernel && k.packaged {
+		defer func() { err = errors.Join(err, o.dropKernel()) }()
 	}
-	if m, err := readManifest(o.Dir); err == nil && m.Inputs == inputs && m.check(o.Dir) == nil {
-		return m.guest(o.Dir), nil
+	guest, inputs, same, err := o.same(k)
+	if err != nil || same {
+		return guest, err
 	}
 	if err := checkReplaceable(o.Dir); err != nil {
 		return Guest{}, fmt.Errorf("guest build: %w", err)
@@ -120,6 +128,17 @@ func Build(ctx context.Context, o Options) (Guest, error) {
 		return Guest{}, fmt.Errorf("guest build: %w", errors.Join(err, os.RemoveAll(next)))
 	}
 	return m.guest(o.Dir), nil
+}
+
+// same returns the guest that is there if it was made from what it would be made from now.
+func (o Options) same(k kernel) (guest Guest, inputs string, same bool, err error) {
+	if inputs, err = o.digest(k); err != nil {
+		return Guest{}, "", false, fmt.Errorf("guest build: %w", err)
+	}
+	if m, err := readManifest(o.Dir); err == nil && m.Inputs == inputs && m.check(o.Dir) == nil {
+		return m.guest(o.Dir), inputs, true, nil
+	}
+	return Guest{}, inputs, false, nil
 }
 
 // Load returns the guest in dir. NotFound when none was built there.

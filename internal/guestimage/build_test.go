@@ -2,6 +2,8 @@ package guestimage
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -173,4 +175,38 @@ func TestLockWaitsAndGivesUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	again()
+}
+
+// TestFetchedKernelIsDropped: a hundred megabytes of which no guest has any use, and which are no change of anything.
+func TestFetchedKernelIsDropped(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		o := options(t)
+		cache := t.TempDir()
+		f := fetched{Name: "linux-image-6.1.0-test", Version: "6.1-1"}
+		dir := f.dir(cache)
+		if err := os.MkdirAll(filepath.Join(dir, "lib/modules"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.Rename(filepath.Dir(o.Kernel), filepath.Join(dir, "boot")), os.Rename(o.ModulesDir, filepath.Join(dir, "lib/modules/6.1.0-test"))); err != nil {
+			t.Fatal(err)
+		}
+		o.Kernel, o.ModulesDir, o.CacheDir, o.Package, o.KeepKernel = "", "", cache, "linux-image-test", keep
+		f.Kernel = "6.1.0-test"
+		record, err := json.Marshal(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, o.record(), record)
+		first, err := Build(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(dir); (err == nil) != keep {
+			t.Errorf("keep: %t: the kernel's files: %v", keep, err)
+		}
+		again, err := Build(t.Context(), o)
+		if err != nil || again.Source != first.Source || again.KernelVersion != first.KernelVersion {
+			t.Errorf("keep: %t: the second build: %+v, %v", keep, again, err)
+		}
+	}
 }

@@ -59,18 +59,50 @@ func (o Options) kernel(ctx context.Context) (kernel, error) {
 type fetched struct {
 	Name    string `json:"name"`
 	Version string `json:"version"`
+	// Kernel is its own version, for who only asks whether it is another.
+	Kernel string `json:"kernel"`
 }
+
+func (f fetched) source() string { return f.Name + " " + strings.ReplaceAll(f.Version, "%3a", ":") }
 
 func (f fetched) dir(cache string) string { return filepath.Join(cache, f.Name+"_"+f.Version) }
 
-func (o Options) packagedKernel(ctx context.Context) (kernel, error) {
-	record := filepath.Join(o.CacheDir, o.Package+".json")
+func (o Options) record() string { return filepath.Join(o.CacheDir, o.Package+".json") }
+
+// lastFetched is zero where none was.
+func (o Options) lastFetched() fetched {
 	var last fetched
-	data, err := os.ReadFile(record)
+	data, err := os.ReadFile(o.record())
 	if err == nil {
 		err = json.Unmarshal(data, &last)
 	}
-	if err == nil && !o.Refresh {
+	if err != nil {
+		return fetched{}
+	}
+	return last
+}
+
+// knownKernel is that of the last build: its files may not be there any more.
+func (o Options) knownKernel() (kernel, bool) {
+	last := o.lastFetched()
+	if o.Kernel != "" || o.Refresh || last.Kernel == "" {
+		return kernel{}, false
+	}
+	return kernel{version: last.Kernel, source: last.source(), packaged: true}, true
+}
+
+// dropKernel removes the files of the kernel that was fetched last, but not what is known of it.
+func (o Options) dropKernel() error {
+	last := o.lastFetched()
+	if last.Name == "" {
+		return nil
+	}
+	return os.RemoveAll(last.dir(o.CacheDir))
+}
+
+func (o Options) packagedKernel(ctx context.Context) (kernel, error) {
+	last := o.lastFetched()
+	if last.Name != "" && !o.Refresh {
 		if k, err := unpackedKernel(last.dir(o.CacheDir), last); err == nil {
 			return k, nil
 		}
@@ -83,13 +115,15 @@ func (o Options) packagedKernel(ctx context.Context) (kernel, error) {
 	if err != nil {
 		return kernel{}, err
 	}
-	if data, err = json.Marshal(now); err != nil {
+	now.Kernel = k.version
+	data, err := json.Marshal(now)
+	if err != nil {
 		return kernel{}, err
 	}
-	if err := writeFileAtomically(record, data); err != nil {
+	if err := writeFileAtomically(o.record(), data); err != nil {
 		return kernel{}, err
 	}
-	if last != now && last.Name != "" {
+	if last.Name != "" && last.dir(o.CacheDir) != now.dir(o.CacheDir) {
 		if err := os.RemoveAll(last.dir(o.CacheDir)); err != nil {
 			return kernel{}, err
 		}
@@ -163,7 +197,7 @@ func unpackedKernel(dir string, f fetched) (kernel, error) {
 		version:  version,
 		image:    images[0],
 		config:   filepath.Join(dir, "boot", "config-"+version),
-		source:   f.Name + " " + strings.ReplaceAll(f.Version, "%3a", ":"),
+		source:   f.source(),
 		packaged: true,
 	}
 	for _, lib := range []string{"lib", "usr/lib"} {

@@ -41,6 +41,7 @@ var guestModules = []struct {
 	{"overlay", true},
 	{"fuse", false},
 	{"virtio_rng", false},
+	{"virtio_mem", false},
 	{"af_packet", false},
 	{"ipv6", false},
 }

@@ -21,13 +21,17 @@ import (
 	"github.com/pistis-run/pistis/internal/podfiles"
 	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
+	"github.com/pistis-run/pistis/internal/span"
 	"github.com/pistis-run/pistis/internal/task"
+	"github.com/pistis-run/pistis/internal/taskshim"
 )
 
-// Options of a launcher; all but Units are needed.
+// Options of a launcher; all but Units, Shim and Swept are needed.
 type Options struct {
 	// Runtime and Monitor find the programs, or say why there are none. They are asked at each launch.
 	Runtime, Monitor func() (path string, err error)
+	// Shim: Runtime is a containerd shim. Nil: it is an OCI runtime, which the monitor calls.
+	Shim *taskshim.Options
 	// Roots make the containers' root file systems.
 	Roots roots
 	// Dir has a directory for each sandbox. It is this launcher's alone, and below a run directory.
@@ -38,7 +42,7 @@ type Options struct {
 	CgroupParent string
 	// Units makes the pods' cgroups where that is systemd's business; nil: nobody does.
 	Units units
-	// Swept is told what was nobody's and whether it could be removed. It may be nil.
+	// Swept is told what was nobody's and whether it could be removed.
 	Swept func(kind string, err error)
 	Log   *slog.Logger
 }
@@ -65,12 +69,18 @@ type Launcher struct {
 	monitors monitors
 	clamp    *clamp
 	cgroups  *cgroup.Reader
+	labels   labeller // nil where SELinux is off
 }
 
 var _ sandbox.Launcher = (*Launcher)(nil)
 
 // New checks the options and makes the directories.
-func New(o Options) (*Launcher, error) { return newLauncher(o, monitorProcesses{}) }
+func New(o Options) (*Launcher, error) {
+	if o.Shim != nil {
+		return newLauncher(o, shims{*o.Shim})
+	}
+	return newLauncher(o, monitorProcesses{})
+}
 
 func newLauncher(o Options, m monitors) (*Launcher, error) {
 	if o.Runtime == nil || o.Monitor == nil || o.Roots == nil || o.Dir == "" || o.RuntimeRoot == "" || o.CgroupParent == "" || o.Log == nil {
@@ -89,7 +99,7 @@ func newLauncher(o Options, m monitors) (*Launcher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pods on the host's kernel: %w", err)
 	}
-	return &Launcher{Options: o, monitors: m, clamp: limits, cgroups: cgroups}, nil
+	return &Launcher{Options: o, monitors: m, clamp: limits, cgroups: cgroups, labels: hostLabeller()}, nil
 }
 
 // VM is false: the pod shares the host's kernel.
@@ -118,11 +128,16 @@ type pod struct {
 	cfg     sandbox.Config
 	netns   string
 	podGroup
+	// shim: a containerd shim has the containers. The first one is the pod's, for shims whose others live in it.
+	shim bool
 }
 
 func (l *Launcher) pod(req sandbox.LaunchRequest) pod {
-	return pod{id: req.ID, dir: l.dir(req.ID), cfg: req.Config, netns: req.NetNS, podGroup: l.group(req)}
+	return pod{id: req.ID, dir: l.dir(req.ID), cfg: req.Config, netns: req.NetNS, podGroup: l.group(req), shim: l.Shim != nil}
 }
+
+// hasInit tells whether the pod has a process of its own.
+func (p pod) hasInit() bool { return p.cfg.SharedPID || p.shim }
 
 func (l *Launcher) dir(id string) string { return filepath.Join(l.Dir, id) }
 
@@ -154,29 +169,43 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (_ san
 	if err := os.Mkdir(p.dir, 0o711); err != nil {
 		return nil, fmt.Errorf("pod directory: %w", err)
 	}
-	undo.Add("clean up pod", func(ctx context.Context) error { return l.Cleanup(ctx, req) })
+	var m monitor
+	undo.Add("clean up pod", func(ctx context.Context) error {
+		err := l.Cleanup(ctx, req)
+		if m != nil {
+			err = errors.Join(err, m.Close()) // after its end, of which it takes notice
+		}
+		return err
+	})
 	if err := p.writeFile(parentFile, []byte(p.cfg.CgroupParent)); err != nil {
 		return nil, err
 	}
-	if err := p.share(); err != nil {
+	if err := l.labelPod(p); err != nil {
 		return nil, err
 	}
-	m, err := l.monitors.launch(ctx, monitorclient.Config{
-		Binary: program, Dir: p.monitor(), Runtime: runtime, RuntimeArgs: []string{"--root", l.RuntimeRoot}, Cgroup: p.monitorGroup(), Adopt: l.adopt(ctx, p),
-	})
+	_, shared := span.Start(ctx, "namespaces")
+	err = p.share()
+	shared(err)
 	if err != nil {
 		return nil, err
 	}
-	undo.Add("close monitor", func(context.Context) error { return m.Close() })
+	launching, launched := span.Start(ctx, "monitor process")
+	m, err = l.monitors.launch(launching, monitorclient.Config{
+		Binary: program, Dir: p.monitor(), Runtime: runtime, RuntimeArgs: []string{"--root", l.RuntimeRoot}, Cgroup: p.monitorGroup(), Adopt: l.adopt(ctx, p),
+	})
+	launched(err)
+	if err != nil {
+		return nil, err
+	}
 	network, err := req.Connected(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := p.configure(network); err != nil {
+	if err := errors.Join(p.configure(network), l.labelShared(p)); err != nil {
 		return nil, err
 	}
 	i := l.instance(p, m)
-	if p.cfg.SharedPID {
+	if p.hasInit() {
 		if err := i.tasks.startInit(ctx, program); err != nil {
 			return nil, err
 		}
@@ -202,7 +231,8 @@ func (p pod) configure(network sandbox.Connection) error {
 			return fmt.Errorf("pod files: %w", err)
 		}
 	}
-	return errors.Join(p.writeFile("resolv.conf", resolv), p.writeFile("hosts", hosts), p.writeFile("hostname", []byte(hostname+"\n")))
+	return errors.Join(p.writeFile("resolv.conf", resolv), p.writeFile("hosts", hosts), p.writeFile("hostname", []byte(hostname+"\n")),
+		p.writeFile(addressesFile, []byte(strings.Join(network.IPs, "\n"))))
 }
 
 func (p pod) writeFile(name string, content []byte) error {
@@ -235,6 +265,9 @@ func hostHostname() string {
 // Reconnect attaches to the monitor of a sandbox.
 func (l *Launcher) Reconnect(ctx context.Context, req sandbox.LaunchRequest) (sandbox.Instance, error) {
 	p := l.pod(req)
+	if err := l.reserveLabels(p); err != nil {
+		return nil, err
+	}
 	m, err := l.monitors.connect(ctx, p.monitor())
 	if err != nil {
 		return nil, err
@@ -263,7 +296,7 @@ func (l *Launcher) remove(ctx context.Context, p pod) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if err := l.removeOwn(ctx, p); err != nil {
+	if err := errors.Join(l.removeOwn(ctx, p), l.releaseLabels(p)); err != nil {
 		return err
 	}
 	return p.unshare()

@@ -1,11 +1,11 @@
 package hostpod
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -17,10 +17,12 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/pistis-run/pistis/internal/cleanup"
+	"github.com/pistis-run/pistis/internal/logfields"
 	monitorclient "github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/network/netns"
 	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/rtnl"
+	"github.com/pistis-run/pistis/internal/span"
 	"github.com/pistis-run/pistis/internal/task"
 	"github.com/pistis-run/pistis/internal/userdb"
 )
@@ -52,11 +54,17 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 		return task.User{}, fmt.Errorf("container directory: %w", err)
 	}
 	undo.Add("remove root", func(ctx context.Context) error { return t.l.Roots.Remove(ctx, req.ID) })
-	var owners rootfs.Options
+	own, err := t.l.labelsOf(t.p, req.Spec.Process.SelinuxLabel)
+	if err != nil {
+		return task.User{}, err
+	}
+	owners := rootfs.Options{MountLabel: own.files}
 	if t.p.cfg.User != nil {
 		owners.UserNS = t.p.user()
 	}
-	root, err := t.l.Roots.Mount(ctx, req.ID, req.Layers, owners)
+	mounting, mounted := span.Start(ctx, "root file system")
+	root, err := t.l.Roots.Mount(mounting, req.ID, req.Layers, owners)
+	mounted(err)
 	if err != nil {
 		return task.User{}, err
 	}
@@ -68,6 +76,10 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 		return task.User{}, err
 	}
 	t.p.finish(req.Spec, req, root, user.User)
+	own.set(req.Spec)
+	if err := t.l.relabel(req.Relabel, own.files); err != nil {
+		return task.User{}, err
+	}
 	if err := t.l.clamp.apply(req.Spec); err != nil {
 		return task.User{}, err
 	}
@@ -77,15 +89,24 @@ func (t *tasks) Create(ctx context.Context, req task.CreateRequest) (_ task.User
 	if err := writeSpec(req.Bundle, req.Spec); err != nil {
 		return task.User{}, err
 	}
-	err = t.monitor.Create(ctx, monitorclient.CreateRequest{
+	calling, called := span.Call(ctx, "monitor create")
+	err = t.monitor.Create(calling, monitorclient.CreateRequest{
 		ID: req.ID, Bundle: req.Bundle, CgroupsPath: req.Spec.Linux.CgroupsPath,
 		LogPath: req.LogPath, Terminal: req.Terminal, Stdin: req.Stdin, StdinOnce: req.StdinOnce,
 	})
+	called(err)
 	if err != nil {
 		return task.User{}, err
 	}
 	undo.Release()
 	return user.User, nil
+}
+
+// Start runs what Create or Exec made.
+func (t *tasks) Start(ctx context.Context, id task.ID) (pid uint32, err error) {
+	ctx, end := span.Call(ctx, "monitor start")
+	defer func() { end(err) }()
+	return t.monitor.Start(ctx, id)
 }
 
 // pinPID keeps the PID namespace of another container that is to be joined: that one may have ended, and its pid be
@@ -179,15 +200,20 @@ func (t *tasks) Stats(ctx context.Context, containers ...string) (task.Stats, er
 		if id == t.p.initID() {
 			continue
 		}
-		usage, err := t.l.cgroups.Usage(t.p.cgroupsPath(id))
+		usage, err := t.usage(ctx, id)
 		if errdefs.IsNotFound(err) {
 			continue // it does not run
 		} else if err != nil {
-			return stats, err
+			t.l.Log.WarnContext(ctx, "a container is missing from the statistics", logfields.Container, id, logfields.Error, err)
+			continue
 		}
 		usage.ID = id
-		if usage.WritableBytes, usage.WritableInodes, err = t.l.Roots.Usage(ctx, id); err != nil && !errdefs.IsNotFound(err) {
-			return stats, err
+		// One whose files cannot be counted has its other numbers all the same.
+		usage.WritableBytes, usage.WritableInodes, err = t.l.Roots.Usage(ctx, id)
+		if ctx.Err() != nil {
+			return stats, context.Cause(ctx)
+		} else if err != nil && !errdefs.IsNotFound(err) {
+			t.l.Log.WarnContext(ctx, "the writable layer of a container is missing from the statistics", logfields.Container, id, logfields.Error, err)
 		}
 		stats.Containers = append(stats.Containers, usage)
 	}
@@ -205,11 +231,19 @@ func (t *tasks) Stats(ctx context.Context, containers ...string) (task.Stats, er
 	return stats, err
 }
 
+// usage of a container, by who knows it better than the host's cgroups, if anybody does. NotFound for one that does not run.
+func (t *tasks) usage(ctx context.Context, id string) (task.ContainerStats, error) {
+	if m, ok := t.monitor.(meter); ok {
+		return m.Usage(ctx, id)
+	}
+	return t.l.cgroups.Usage(t.p.cgroupsPath(id))
+}
+
 // ofPod fills in what the pod uses as a whole: its cgroup's numbers where it has one of its own, else the sum.
 func (t *tasks) ofPod(stats *task.Stats) {
 	if t.p.own || t.p.cfg.CgroupParent != "" {
 		if cpu, memory, err := t.l.cgroups.Total(t.p.group); err == nil {
-			stats.CPU, stats.Memory = cpu, memory
+			stats.CPU, stats.Memory, stats.IOPSI = cpu, memory, t.l.cgroups.IOPressure(t.p.group)
 			return
 		}
 	}
@@ -250,24 +284,6 @@ func (t *tasks) interfaces() ([]task.Interface, error) {
 	return found, err
 }
 
-// Dial connects from inside the pod's network namespace.
-func (t *tasks) Dial(ctx context.Context, network, address string) (io.ReadWriteCloser, error) {
-	var dialer net.Dialer
-	if t.p.netns == "" {
-		return dialer.DialContext(ctx, network, address)
-	}
-	var conn net.Conn
-	err := netns.Do(t.p.netns, func() (err error) {
-		// The address is numeric, so that the socket is made here, on the thread that is in the namespace.
-		conn, err = dialer.DialContext(ctx, network, address)
-		return err
-	})
-	if err != nil {
-		return nil, err // not a typed nil
-	}
-	return conn, nil
-}
-
 // instance is one running pod.
 type instance struct {
 	tasks *tasks
@@ -282,9 +298,9 @@ func (l *Launcher) instance(p pod, m monitor) *instance {
 
 func (i *instance) Tasks() task.Service { return i.tasks }
 
-// Wait blocks until the pod's monitor has ended, or the first process of its PID namespace.
+// Wait blocks until the pod's monitor has ended, or its first process.
 func (i *instance) Wait(ctx context.Context) (string, error) {
-	if !i.tasks.p.cfg.SharedPID {
+	if !i.tasks.p.hasInit() {
 		return i.tasks.monitor.WaitEnd(ctx)
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -305,7 +321,11 @@ func (i *instance) Wait(ctx context.Context) (string, error) {
 		if err != nil {
 			return // the monitor's end says more
 		}
-		ends <- end{fmt.Sprintf("the first process of its PID namespace ended with %d, and all others with it", exit.Code), nil}
+		reason := cmp.Or(exit.Reason, fmt.Sprintf("the first process of its PID namespace ended with %d, and all others with it", exit.Code))
+		if i.tasks.p.shim && exit.Reason == "" {
+			reason = fmt.Sprintf("its first process, which the containers live with, ended with %d", exit.Code)
+		}
+		ends <- end{reason, nil}
 	})
 	first := <-ends
 	return first.reason, first.err

@@ -11,3 +11,6 @@ var ErrInvalidConfig = errdefs.ErrInvalidArgument
 
 // ErrPoweredOff is what VM.Err returns when the guest ended by itself and as it should.
 var ErrPoweredOff = errors.New("the guest powered off")
+
+// ErrTooLarge is a size beyond what a VM was made for.
+var ErrTooLarge = errdefs.ErrResourceExhausted

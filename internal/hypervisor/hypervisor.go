@@ -54,10 +54,32 @@ type Pauser interface {
 	Resume(ctx context.Context) error
 }
 
+// MemoryResizer changes how much memory the running guest has.
+type MemoryResizer interface {
+	// ResizeMemory makes it so many bytes, rounded up to MemoryStep beyond Config.Memory, which it never falls below, and at
+	// most Config.MaxMemory. It waits for the guest, until ctx ends; what the guest has then is returned, with an error too.
+	ResizeMemory(ctx context.Context, bytes uint64) (now uint64, err error)
+}
+
+// VCPUResizer changes how many processors the running guest has.
+type VCPUResizer interface {
+	// ResizeVCPUs gives the guest n processors, at least Config.VCPUs and at most Config.MaxVCPUs. New ones are there when it
+	// returns, and the guest has to bring them into use. Those beyond n, which the guest has put out of use, are taken away,
+	// unless the VMM cannot do that. How many the guest has then is returned, with an error too.
+	ResizeVCPUs(ctx context.Context, n int) (now int, err error)
+}
+
+// MemoryStep is what memory grows and shrinks by: a block of x86's kernels.
+const MemoryStep = 128 << 20
+
 // Capabilities are facts about a driver's VMs.
 type Capabilities struct {
 	// HotplugDisk: the VMs implement DiskPlugger.
 	HotplugDisk bool
+	// ResizeMemory: the VMs implement MemoryResizer, ResizeVCPUs: VCPUResizer.
+	ResizeMemory, ResizeVCPUs bool
+	// Tunable: Config.Tuning works.
+	Tunable bool
 	// MaxDisks is how many disks a VM can have in all.
 	MaxDisks int
 	// MinMemory is the least guest memory in bytes with which a guest boots.
@@ -93,9 +115,8 @@ type Config struct {
 	Initrd  string
 	// Params are added to the kernel command line that the driver itself needs.
 	Params []string
-	VCPUs  int
-	// Memory in bytes.
-	Memory uint64
+	Size
+	Tuning
 	// Disks that are there from the start.
 	Disks []Disk
 	NICs  []NIC
@@ -110,6 +131,27 @@ type Config struct {
 	Started func(pid int) error
 }
 
+// Size is what a guest starts with and can have.
+type Size struct {
+	VCPUs int
+	// Memory in bytes.
+	Memory uint64
+	// MaxVCPUs and MaxMemory are what the guest can grow to while it runs; 0 is that it cannot.
+	MaxVCPUs  int
+	MaxMemory uint64
+}
+
+// Tuning is what some VMMs can do to their VMs.
+type Tuning struct {
+	// DiskRate is of each disk, NetRate of each card in each direction.
+	DiskRate, NetRate Rate
+	// CPUTemplate is the VMM's own description of the guest's processors; nil are the host's.
+	CPUTemplate []byte
+}
+
+// Rate is per second; 0 is no bound.
+type Rate struct{ Bytes, Ops uint64 }
+
 // User is the VMM's identity on the host.
 type User struct{ UID, GID uint32 }
 
@@ -123,12 +165,14 @@ type Disk struct {
 	ReadOnly bool
 }
 
-// DiskAddress is where the guest finds a disk. Exactly one field is meaningful, by Kind.
+// DiskAddress is where the guest finds a disk. One of the first fields is meaningful, by Kind.
 type DiskAddress struct {
 	Kind   DiskAddressKind
 	LUN    uint32
 	Serial string
 	Device string
+	// Bytes, where it is not 0, is the size that the guest has to see before it uses the disk: the device was there before.
+	Bytes uint64
 }
 
 // DiskAddressKind says which field of a DiskAddress is meaningful.
@@ -156,6 +200,44 @@ type NIC struct {
 // Timeout for the calls of a driver to its VMM's control socket.
 const ControlTimeout = 10 * time.Second
 
+// Limit leaves out the growth that a driver's VMs are not capable of.
+func (s *Size) Limit(caps Capabilities) {
+	if !caps.ResizeVCPUs {
+		s.MaxVCPUs = 0
+	}
+	if !caps.ResizeMemory {
+		s.MaxMemory = 0
+	}
+}
+
+// Growth is how many bytes of memory can be added while the guest runs, in whole steps.
+func (s Size) Growth() uint64 {
+	if s.MaxMemory <= s.Memory {
+		return 0
+	}
+	return (s.MaxMemory - s.Memory) / MemoryStep * MemoryStep
+}
+
+// Added is how much of Growth a guest with so many bytes uses: whole steps, or an error for what cannot be.
+func (s Size) Added(bytes uint64) (uint64, error) {
+	if bytes <= s.Memory {
+		return 0, nil
+	}
+	added := (bytes - s.Memory + MemoryStep - 1) / MemoryStep * MemoryStep
+	if growth := s.Growth(); added > growth {
+		return 0, fmt.Errorf("memory of %d MiB: this VM can have %d MiB at most: %w", bytes>>20, (s.Memory+growth)>>20, ErrTooLarge)
+	}
+	return added, nil
+}
+
+// CheckVCPUs reports a number of processors that the guest cannot have while it runs.
+func (s Size) CheckVCPUs(n int) error {
+	if most := max(s.VCPUs, s.MaxVCPUs); n < s.VCPUs || n > most {
+		return fmt.Errorf("%d processors: this VM can have %d to %d: %w", n, s.VCPUs, most, ErrTooLarge)
+	}
+	return nil
+}
+
 // Validate reports the first thing that can never work.
 func (c Config) Validate(caps Capabilities) error {
 	switch {
@@ -172,6 +254,16 @@ func (c Config) Validate(caps Capabilities) error {
 	case c.Memory < caps.MinMemory:
 		return fmt.Errorf("vm config: %d MiB of memory are too little to boot, at least %d MiB are needed: %w",
 			c.Memory>>20, caps.MinMemory>>20, ErrInvalidConfig)
+	case c.MaxVCPUs != 0 && c.MaxVCPUs < c.VCPUs:
+		return fmt.Errorf("vm config: at most %d vcpus, and %d to begin with: %w", c.MaxVCPUs, c.VCPUs, ErrInvalidConfig)
+	case c.MaxVCPUs > c.VCPUs && !caps.ResizeVCPUs:
+		return fmt.Errorf("vm config: %d vcpus later, and this hypervisor cannot add any: %w", c.MaxVCPUs, ErrInvalidConfig)
+	case c.MaxMemory != 0 && c.MaxMemory < c.Memory:
+		return fmt.Errorf("vm config: at most %d MiB of memory, and %d to begin with: %w", c.MaxMemory>>20, c.Memory>>20, ErrInvalidConfig)
+	case c.MaxMemory > c.Memory && !caps.ResizeMemory:
+		return fmt.Errorf("vm config: %d MiB of memory later, and this hypervisor cannot add any: %w", c.MaxMemory>>20, ErrInvalidConfig)
+	case !caps.Tunable && (c.DiskRate != Rate{} || c.NetRate != Rate{} || c.CPUTemplate != nil):
+		return fmt.Errorf("vm config: rates of disks and networks, or a CPU template, and this hypervisor has none: %w", ErrInvalidConfig)
 	case caps.MaxDisks > 0 && len(c.Disks) > caps.MaxDisks:
 		return fmt.Errorf("vm config: %d disks, at most %d can be attached: %w", len(c.Disks), caps.MaxDisks, ErrInvalidConfig)
 	}

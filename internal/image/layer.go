@@ -15,6 +15,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/pistis-run/pistis/internal/image/readahead"
 )
 
 // zstdWindow bounds the memory of a decoder; compressors stay below it unless told otherwise.
@@ -43,7 +45,7 @@ func (s *Service) OpenLayer(ctx context.Context, layer Layer) (io.ReadCloser, er
 	if err != nil {
 		return nil, errors.Join(corrupt("layer %s: %w", layer.Blob.Digest, err), ra.Close())
 	}
-	ahead := newReadAhead(tar)
+	ahead := readahead.New(tar)
 	return &layerReader{s: s, ctx: ctx, layer: layer, raw: raw, tar: ahead, blob: blob, diff: layer.DiffID.Algorithm().Hash(),
 		close: sync.OnceValue(func() error { ahead.Close(); release(); return ra.Close() })}, nil
 }

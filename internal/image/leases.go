@@ -273,7 +273,10 @@ func (s *Service) collect(ctx context.Context) error {
 		return fmt.Errorf("collect garbage: %w", err)
 	}
 	s.forgetParsed(ctx)
-	var errs []error
+	errs := []error{s.signatures.Collect(func(manifest digest.Digest) bool {
+		_, err := s.content.Info(ctx, manifest)
+		return !errdefs.IsNotFound(err)
+	})}
 	for _, f := range s.getForms() {
 		err := f.Collect(ctx, func() (map[digest.Digest]struct{}, error) { return s.layersInUse(ctx) })
 		if errors.Is(err, errUnknownLayers) {

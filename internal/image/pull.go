@@ -184,7 +184,7 @@ func (s *Service) pull(ctx context.Context, f *flight) (_ Image, err error) {
 	}
 	defer func() { release(ctx, err) }()
 
-	requirements, err := s.loadPolicy(f.named)
+	requirements, err := s.requirements(f.named)
 	if err != nil {
 		return Image{}, err
 	}
@@ -199,7 +199,11 @@ func (s *Service) pull(ctx context.Context, f *flight) (_ Image, err error) {
 	if err != nil {
 		return Image{}, err
 	}
-	if err := session.verify(ctx, f.named, requirements, target.Digest, p.desc.Digest); err != nil {
+	signed, err := session.verify(ctx, f.named, requirements, target.Digest, p.desc.Digest)
+	if err == nil {
+		err = s.signatures.Add(p.desc.Digest, signed)
+	}
+	if err != nil {
 		return Image{}, err
 	}
 	names := []string{digestName(f.named, target.Digest.String())}

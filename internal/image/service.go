@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/pistis-run/pistis/internal/image/registry"
+	"github.com/pistis-run/pistis/internal/image/signatures"
 	"github.com/pistis-run/pistis/internal/signature"
 )
 
@@ -51,7 +52,7 @@ type Options struct {
 	// PinnedImages are names of images that the kubelet is told not to remove, or patterns of names with * at the end, or
 	// at both ends.
 	PinnedImages []string
-	// SignaturePolicy is a file in the format of containers-policy.json(5), which says what may be pulled; empty: all.
+	// SignaturePolicy is a file in the format of containers-policy.json(5), which says what may be pulled and run; empty: all.
 	SignaturePolicy string
 	// MaxConcurrentDownloads of blobs over all pulls; 0 is 3.
 	MaxConcurrentDownloads int
@@ -100,7 +101,9 @@ type stores struct {
 	db      *metadata.DB
 	content content.Store
 	images  images.Store
-	leases  leases.Manager
+	// signatures are those that images were pulled with.
+	signatures signatures.Store
+	leases     leases.Manager
 }
 
 // background is what the pulls run in; it ends with Close.
@@ -189,6 +192,7 @@ func (s *Service) openDB(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
+	s.signatures = signatures.Store{Dir: filepath.Join(s.opts.Root, "signatures")}
 	s.db = metadata.NewDB(db, blobs, nil)
 	if err := s.db.Init(ctx); err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/pistis-run/pistis/internal/image/signatures"
 	"github.com/pistis-run/pistis/internal/signature"
 )
 
@@ -39,8 +40,8 @@ func disallowed(format string, args ...any) error {
 	return fmt.Errorf("%w: %w: %w", ErrSignature, fmt.Errorf(format, args...), errdefs.ErrPermissionDenied)
 }
 
-// loadPolicy reads the policy anew for each pull, so that a change counts at once. There are no requirements without one.
-func (s *Service) loadPolicy(named reference.Named) ([]signature.Requirement, error) {
+// loadPolicy reads the policy anew each time, so that a change counts at once; nil without one.
+func (s *Service) loadPolicy() (*signature.Policy, error) {
 	if s.opts.SignaturePolicy == "" {
 		return nil, nil
 	}
@@ -48,45 +49,42 @@ func (s *Service) loadPolicy(named reference.Named) ([]signature.Requirement, er
 	if err != nil {
 		return nil, disallowed("%w", err)
 	}
+	return policy, nil
+}
+
+// requirements of an image, before anything is known of it but its name. There are none without a policy.
+func (s *Service) requirements(named reference.Named) ([]signature.Requirement, error) {
+	policy, err := s.loadPolicy()
+	if policy == nil {
+		return nil, err
+	}
 	requirements := policy.For(named)
-	for _, r := range requirements {
-		if r.Rejects() {
-			return nil, disallowed("%s rejects images of this name", s.opts.SignaturePolicy)
-		}
+	if signature.Rejects(requirements) {
+		return nil, disallowed("%s rejects images of this name", s.opts.SignaturePolicy)
 	}
 	return requirements, nil
 }
 
-// verify checks the signatures of an image. Signed may be what was asked for, an index perhaps, or the manifest for this
-// platform: a digest covers what is below it.
-func (c *session) verify(ctx context.Context, named reference.Named, requirements []signature.Requirement, signable ...digest.Digest) error {
-	found := map[digest.Digest][]signature.Signed{}
-	for _, r := range requirements {
-		if !r.Signed() {
-			continue
+// verify checks the signatures of an image, and returns those that it has looked at.
+func (c *session) verify(ctx context.Context, named reference.Named, requirements []signature.Requirement, signable ...digest.Digest) (signatures.Set, error) {
+	found := signatures.Set{}
+	var failed error // of getting them, which says nothing of the image
+	err := signature.Verify(named, requirements, signable, func(d digest.Digest) ([]signature.Signed, error) {
+		if list, fetched := found[d]; fetched {
+			return list, nil
 		}
-		var errs []error
-		for _, d := range signable {
-			list, fetched := found[d]
-			if !fetched {
-				var err error
-				if list, err = c.signatures(ctx, named, d); err != nil {
-					return fmt.Errorf("signatures of %s: %w", d, err)
-				}
-				found[d] = list
-			}
-			err := r.Check(named, d, list)
-			if err == nil {
-				errs = nil
-				break
-			}
-			errs = append(errs, fmt.Errorf("%s: %w", d, err))
+		list, err := c.signatures(ctx, named, d)
+		if err != nil {
+			failed = fmt.Errorf("signatures of %s: %w", d, err)
+			return nil, failed
 		}
-		if err := errors.Join(errs...); err != nil {
-			return disallowed("%w", err)
-		}
+		found[d] = list
+		return list, nil
+	})
+	if err == nil || failed != nil {
+		return found, failed
 	}
-	return nil
+	return nil, disallowed("%w", err)
 }
 
 // signatures gets those of a manifest; none is no error.

@@ -144,6 +144,92 @@ func TestSignatures(t *testing.T) {
 	}
 }
 
+// TestAllowed: what is on the node already has to meet the policy of the moment when it is run.
+func TestAllowed(t *testing.T) {
+	r := newRegistry(t)
+	key, other := newSigner(t, r), newSigner(t, r)
+	policy := filepath.Join(t.TempDir(), "policy.json")
+	use := func(from string) {
+		t.Helper()
+		text, err := os.ReadFile(from)
+		if err := errors.Join(err, os.WriteFile(policy, text, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	anything := filepath.Join(t.TempDir(), "anything.json")
+	if err := os.WriteFile(anything, []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	use(anything)
+	service := openService(t, func(o *Options) { o.SignaturePolicy = policy })
+	pull := func(ref string) Image {
+		t.Helper()
+		img, err := service.Pull(t.Context(), PullRequest{Ref: ref})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return img
+	}
+	check := func(when, ref string, img Image, reason string) {
+		t.Helper()
+		err := service.Allowed(t.Context(), ref, img)
+		if reason == "" && err != nil || reason != "" && (!errors.Is(err, ErrSignature) || !errdefs.IsPermissionDenied(err) || !strings.Contains(err.Error(), reason)) {
+			t.Errorf("%s: %s: got %v, want %q", when, ref, err, reason)
+		}
+	}
+	one := makeImage(t, thisArch, "one")
+	manifest, _, _ := digests(t, one)
+	key.sign(t, r, "signed/app", manifest)
+	free, signed, others := r.push(t, "free/app:1", makeImage(t, thisArch, "free")), r.push(t, "signed/app:1", one), r.push(t, "other/app:1", makeImage(t, thisArch, "other"))
+	freeImage, signedImage, otherImage := pull(free), pull(signed), pull(others)
+	check("anything goes", others, otherImage, "")
+
+	use(key.policy)
+	check("a policy that came later", free, freeImage, "")
+	check("a policy that came later", others, otherImage, "rejects")
+	check("pulled before the policy", signed, signedImage, "pull it again")
+	signedImage = pull(signed)
+	check("pulled again", signed, signedImage, "")
+	check("by its id", signedImage.ID.String(), signedImage, "")
+	check("by a name that it does not have", "another/name:1", signedImage, "")
+
+	use(other.policy)
+	check("another key", signed, signedImage, "not made with a key")
+	use(key.policy)
+	check("the first key again", signed, signedImage, "")
+	check("no name at all", freeImage.ID.String(), Image{ID: freeImage.ID, Manifest: freeImage.Manifest, Tags: []string{freeImage.ID.String()}}, "rejects")
+
+	// The same image has a name that is not allowed, and one that is: who asks for it by either is told of that.
+	use(anything)
+	both := pull(r.push(t, "other/same:1", one))
+	use(key.policy)
+	check("its other name", r.host+"/other/same:1", both, "rejects")
+	check("its good name", signed, both, "")
+	check("either name", both.ID.String(), both, "")
+
+	if err := os.WriteFile(policy, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	check("a policy that cannot be read", free, freeImage, "policy")
+
+	files := func() int {
+		entries, err := os.ReadDir(filepath.Join(service.opts.Root, "signatures"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	if n := files(); n != 1 {
+		t.Errorf("signatures of %d images are kept", n)
+	}
+	if err := service.Remove(t.Context(), signedImage.ID.String()); err != nil {
+		t.Fatal(err)
+	}
+	if n := files(); n != 0 {
+		t.Errorf("signatures of %d images are left", n)
+	}
+}
+
 func TestUnreachableSignatures(t *testing.T) {
 	r := newRegistry(t)
 	key := newSigner(t, r)

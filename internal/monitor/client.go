@@ -16,6 +16,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/pistis-run/pistis/internal/bundle"
+	"github.com/pistis-run/pistis/internal/steps"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -102,7 +103,7 @@ func (c *Client) WaitEnd(ctx context.Context) (reason string, err error) {
 		return "", context.Cause(ctx)
 	}
 	reason = "the container monitor ended unexpectedly"
-	if text := lastWords(c.dir); text != "" {
+	if text := bundle.LastWords(c.dir.Log()); text != "" {
 		reason += "; its last log lines: " + text
 	}
 	return reason, nil
@@ -137,7 +138,7 @@ func (c *Client) call(ctx context.Context, req Request, args, result any, files 
 
 // open makes a call and leaves its connection open; the caller closes that, and the descriptors that came with the reply.
 func (c *Client) open(ctx context.Context, req Request, args, result any, files ...*os.File) (_ Conn, received []*os.File, err error) {
-	req.Version = Version
+	req.Version, req.Steps = Version, steps.Recording(ctx)
 	if args != nil {
 		if req.Args, err = json.Marshal(args); err != nil {
 			return Conn{}, nil, err
@@ -152,6 +153,9 @@ func (c *Client) open(ctx context.Context, req Request, args, result any, files 
 	var reply Reply
 	if err = conn.Send(req, files...); err == nil {
 		received, err = conn.Receive(&reply)
+	}
+	if report, err := steps.Decode(reply.Steps); err == nil && reply.Steps != nil {
+		steps.Add(ctx, report)
 	}
 	switch {
 	case !stop() || err != nil:
@@ -181,6 +185,22 @@ func (c *Client) failed(ctx context.Context, req Request, err error) error {
 	}
 	return fmt.Errorf("monitor %d: %s: %w: %w", c.pid, req.Verb, err, errdefs.ErrUnavailable)
 }
+
+// Program runs a program in the monitor's place, to its end. When ctx ends it is killed.
+func (c *Client) Program(ctx context.Context, args ProgramArgs) (result ProgramResult, err error) {
+	err = c.call(ctx, Request{Verb: VerbProgram}, args, &result)
+	return result, err
+}
+
+// Exited tells how an external container has ended. It returns when the output was drained, and what Wait will say: the first
+// exit that was told.
+func (c *Client) Exited(ctx context.Context, container string, exit task.Exit) (counts task.Exit, err error) {
+	err = c.call(ctx, Request{Verb: VerbExited, ID: task.ID{Container: container}}, exit, &counts)
+	return counts, err
+}
+
+// Dir is the monitor's bundle.
+func (c *Client) Dir() bundle.Dir { return c.dir }
 
 // Create registers a container. Nothing of it runs, and the runtime does not know it yet.
 func (c *Client) Create(ctx context.Context, req CreateRequest) error {
@@ -220,7 +240,7 @@ func (c *Client) Wait(ctx context.Context, id task.ID) (exit task.Exit, err erro
 		return exit, err
 	}
 	if e := c.execution(id); e != nil {
-		return e.wait(ctx)
+		return e.Wait(ctx)
 	}
 	return task.Exit{}, fmt.Errorf("%s: %w", name(id), errdefs.ErrNotFound)
 }
@@ -234,7 +254,7 @@ func (c *Client) Delete(ctx context.Context, id task.ID) error {
 	switch {
 	case e == nil:
 		return fmt.Errorf("%s: %w", name(id), errdefs.ErrNotFound)
-	case e.running():
+	case e.Running():
 		return fmt.Errorf("delete: %s runs: %w", name(id), errdefs.ErrFailedPrecondition)
 	}
 	c.forget(e)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/monitor"
+	"github.com/pistis-run/pistis/internal/steps"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -49,6 +50,28 @@ func TestRun(t *testing.T) {
 				t.Errorf("%s of a deleted container = %v", name, err)
 			}
 		}
+	})
+}
+
+// TestSteps: a call tells of its steps where its client records, also one that fails.
+func TestSteps(t *testing.T) {
+	forEach(t, func(t *testing.T, p *pod) {
+		for id, args := range map[string][]string{"c1": {"/prog", "say", "out"}, "bad": {"nosuch"}} {
+			p.create(id, args)
+			ctx := steps.Record(t.Context())
+			_, err := p.Start(ctx, task.ID{Container: id})
+			if (err == nil) != (id == "c1") {
+				t.Errorf("start of %q: %v", args, err)
+			}
+			var names []string
+			for _, s := range steps.Recorded(ctx).Steps {
+				names = append(names, s.Name)
+			}
+			if !slices.Equal(names, []string{"cgroup", "runtime run"}) {
+				t.Errorf("start of %q: steps %q", args, names)
+			}
+		}
+		p.end("c1")
 	})
 }
 

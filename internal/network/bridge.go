@@ -266,7 +266,7 @@ func (b *Bridge) reserve(id string, ports []hostPort) (podLink, ledgered, podDNS
 // holds mu.
 func (b *Bridge) ensure() (netlink.Link, error) {
 	if b.ledger == nil {
-		return nil, fmt.Errorf("the bridge is closed: %w", errdefs.ErrUnavailable)
+		return nil, errClosed
 	}
 	if err := switchForwarding(b.log, b.opts.IPv4.IsValid(), b.opts.IPv6.IsValid()); err != nil {
 		return nil, err
@@ -322,13 +322,19 @@ func (b *Bridge) forwards() []firewall.Forward {
 
 func (b *Bridge) openPorts(entry ledgered) error {
 	b.mu.Lock()
-	err := b.rules.SetForwards(b.forwards())
+	err := errClosed
+	if b.ledger != nil {
+		err = b.rules.SetForwards(b.forwards())
+	}
 	b.mu.Unlock()
 	if err != nil {
 		return err
 	}
 	return forgetFlows(entry.Ports)
 }
+
+// errClosed is the error of calls after Close.
+var errClosed = fmt.Errorf("the bridge is closed: %w", errdefs.ErrUnavailable)
 
 // entry is what the pod has.
 func (b *Bridge) entry(id string) (_ ledgered, there bool) {
@@ -365,6 +371,9 @@ func (b *Bridge) teardown(id string) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.ledger == nil {
+		return errClosed
+	}
 	b.saved(id, b.ledger.release(id))
 	return nil
 }
@@ -380,7 +389,7 @@ func (b *Bridge) closePorts(id string) (index uint32, there bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.ledger == nil {
-		return 0, false, fmt.Errorf("the bridge is closed: %w", errdefs.ErrUnavailable)
+		return 0, false, errClosed
 	}
 	entry, there := b.ledger.Pods[id]
 	if !there || len(entry.Ports) == 0 {
@@ -436,7 +445,7 @@ func (b *Bridge) Status() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.ledger == nil {
-		return fmt.Errorf("bridge network: the bridge is closed: %w", errdefs.ErrUnavailable)
+		return fmt.Errorf("bridge network: %w", errClosed)
 	}
 	if !b.made && len(b.ledger.Pods) == 0 { // the first pod makes it
 		if err := b.mark.checkName(b.opts.Name); err != nil {

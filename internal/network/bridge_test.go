@@ -217,6 +217,7 @@ func TestBridgePortsAreRefused(t *testing.T) {
 		{"host port 0", []Port{{ContainerPort: 8082}}, errdefs.IsInvalidArgument, "1 to 65535"},
 		{"protocol", []Port{{Protocol: "icmp", HostPort: 8082, ContainerPort: 80}}, errdefs.IsInvalidArgument, "icmp"},
 		{"host IP", []Port{{HostPort: 8082, ContainerPort: 80, HostIP: "here"}}, errdefs.IsInvalidArgument, "here"},
+		{"IPv6 loopback", []Port{{HostPort: 8082, ContainerPort: 80, HostIP: "::1"}}, errdefs.IsInvalidArgument, "127.0.0.1"},
 		{"foreign host IP", []Port{{HostPort: 8082, ContainerPort: 80, HostIP: "198.51.100.1"}}, errdefs.IsInvalidArgument, "no such address"},
 	} {
 		pod := Pod{ID: "second", NetNS: newNetNS(t, "second"+fmt.Sprint(len(c.name))), Ports: c.ports}

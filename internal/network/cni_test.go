@@ -383,7 +383,7 @@ func TestNodeChooses(t *testing.T) {
 func TestRuntimeConf(t *testing.T) {
 	pod := Pod{
 		ID: "id", Namespace: "ns", Name: "name", UID: "uid", NetNS: "/run/netns/x", CgroupParent: "/parent",
-		Ports:      []Port{{HostPort: 80, ContainerPort: 8080, HostIP: "0.0.0.0"}, {Protocol: "udp", HostPort: 53, ContainerPort: 53, HostIP: "::1"}},
+		Ports:      []Port{{HostPort: 80, ContainerPort: 8080, HostIP: "0.0.0.0"}, {Protocol: "udp", HostPort: 53, ContainerPort: 53, HostIP: "2001:db8::1"}},
 		DNSServers: []string{"192.0.2.53"}, Annotations: map[string]string{egressBandwidth: "1500k"},
 	}
 	conf, err := runtimeConf(pod)
@@ -392,7 +392,7 @@ func TestRuntimeConf(t *testing.T) {
 	must(t, err)
 	const want = `{"bandwidth":{"egressRate":1500000,"egressBurst":4294967295},"cgroupPath":"/parent","dns":{"servers":["192.0.2.53"]},` +
 		`"io.kubernetes.cri.pod-annotations":{"kubernetes.io/egress-bandwidth":"1500k"},` +
-		`"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"tcp"},{"hostPort":53,"containerPort":53,"protocol":"udp","hostIP":"::1"}]}`
+		`"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"tcp"},{"hostPort":53,"containerPort":53,"protocol":"udp","hostIP":"2001:db8::1"}]}`
 	if string(got) != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

@@ -116,8 +116,11 @@ func (p Port) check() (hostPort, error) {
 	if err != nil || ip.Zone() != "" {
 		return c, fmt.Errorf("host port %d: host IP %q is not an IP address: %w", p.HostPort, p.HostIP, errdefs.ErrInvalidArgument)
 	}
+	if ip = ip.Unmap(); ip.Is6() && ip.IsLoopback() {
+		return c, fmt.Errorf("host port %d: the kernel lets nothing lead from %s to a pod; use 127.0.0.1 or another address of the host: %w", p.HostPort, ip, errdefs.ErrInvalidArgument)
+	}
 	if !ip.IsUnspecified() {
-		c.HostIP = ip.Unmap()
+		c.HostIP = ip
 	}
 	return c, nil
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/nri/pkg/adaptation"
@@ -55,6 +57,9 @@ type node struct {
 
 var errUnknownMoment = fmt.Errorf("nri: moment is not known: %w", errdefs.ErrInternal)
 
+// applyTimeout bounds the changes that a plugin asks for at once. Each waits for what is being done to its container.
+const applyTimeout = 30 * time.Second
+
 // New makes the interface. No plugin is connected before Start.
 func New(o Options) (*Plugins, error) {
 	p := &Plugins{log: o.Log}
@@ -83,8 +88,25 @@ func (p *Plugins) Close() error {
 	return nil
 }
 
-// Hold keeps plugins that connect waiting, until what is being made is there for them to see. Holds must not be nested.
-func (p *Plugins) Hold() (release func()) { return p.nri.BlockPluginSync().Unblock }
+// Hold keeps plugins that connect waiting, until what is being made is there for them to see. Holds must not be nested. One
+// that is connecting is waited for, but no longer than ctx allows.
+func (p *Plugins) Hold(ctx context.Context) (release func(), err error) {
+	held := make(chan *adaptation.PluginSyncBlock)
+	go func() { // ends when the plugin is connected, or has failed to be
+		block := p.nri.BlockPluginSync()
+		select {
+		case held <- block:
+		case <-ctx.Done():
+			block.Unblock()
+		}
+	}()
+	select {
+	case block := <-held:
+		return block.Unblock, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("nri: a plugin that connects is being told of all pods: %w", context.Cause(ctx))
+	}
+}
 
 // TellPod tells plugins of a pod. An error is a plugin's, or that of asking it.
 func (p *Plugins) TellPod(ctx context.Context, moment sandbox.Moment, pod sandbox.Status) (err error) {
@@ -92,6 +114,8 @@ func (p *Plugins) TellPod(ctx context.Context, moment sandbox.Moment, pod sandbo
 	switch moment {
 	case sandbox.Started:
 		err = p.nri.RunPodSandbox(ctx, &api.RunPodSandboxRequest{Pod: to})
+	case sandbox.Updated:
+		err = p.nri.PostUpdatePodSandbox(ctx, &api.PostUpdatePodSandboxRequest{Pod: to})
 	case sandbox.Stopped:
 		err = p.nri.StopPodSandbox(ctx, &api.StopPodSandboxRequest{Pod: to})
 	case sandbox.Removed:
@@ -99,6 +123,19 @@ func (p *Plugins) TellPod(ctx context.Context, moment sandbox.Moment, pod sandbo
 	default:
 		err = errUnknownMoment
 	}
+	return classify(err)
+}
+
+// UpdatePod asks plugins whether a pod may get new resources. An error is a plugin's, or that of asking it.
+func (p *Plugins) UpdatePod(ctx context.Context, pod sandbox.Status, overhead, resources *sandbox.Resources) error {
+	req := &api.UpdatePodSandboxRequest{Pod: toPod(pod)}
+	if overhead != nil {
+		req.OverheadLinuxResources = podResources(*overhead)
+	}
+	if resources != nil {
+		req.LinuxResources = podResources(*resources)
+	}
+	_, err := p.nri.UpdatePodSandbox(ctx, req)
 	return classify(err)
 }
 
@@ -117,7 +154,9 @@ func (p *Plugins) Tell(ctx context.Context, moment container.Moment, pod sandbox
 	case container.MomentStopped:
 		var answer *api.StopContainerResponse
 		if answer, err = p.nri.StopContainer(ctx, &api.StopContainerRequest{Pod: to, Container: ctr}); err == nil {
-			_, err = p.apply(ctx, answer.GetUpdate())
+			// Its own limits are of no use any more, and whoever stops it waits for this.
+			others := slices.DeleteFunc(answer.GetUpdate(), func(u *api.ContainerUpdate) bool { return u.GetContainerId() == c.ID })
+			_, err = p.apply(ctx, others)
 		}
 	case container.MomentRemoved:
 		err = p.nri.RemoveContainer(ctx, &api.RemoveContainerRequest{Pod: to, Container: ctr})
@@ -197,6 +236,8 @@ func (p *Plugins) update(ctx context.Context, updates []*api.ContainerUpdate) ([
 // apply changes limits of containers, and returns the changes that failed. Those that may fail are no error, nor are those of
 // containers that have gone since the plugin was asked.
 func (p *Plugins) apply(ctx context.Context, updates []*api.ContainerUpdate) (failed []*api.ContainerUpdate, err error) {
+	ctx, cancel := context.WithTimeout(ctx, applyTimeout) // a plugin that connects is told under a context without end
+	defer cancel()
 	for _, u := range updates {
 		resources, failure := limits(u)
 		if failure == nil {

@@ -2,14 +2,17 @@ package nri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/nri/pkg/api"
+	"github.com/containerd/nri/pkg/stub"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/pistis-run/pistis/internal/container"
@@ -42,15 +45,22 @@ func (n fakeNode) SetLimits(_ context.Context, id string, r *specs.LinuxResource
 
 func newPlugins(t *testing.T) *Plugins {
 	t.Helper()
+	p, _ := newPluginsAt(t)
+	return p
+}
+
+func newPluginsAt(t *testing.T) (p *Plugins, socket string) {
+	t.Helper()
 	dir := t.TempDir()
+	socket = filepath.Join(dir, "nri.sock")
 	p, err := New(Options{
-		Socket: filepath.Join(dir, "nri.sock"), PluginDir: filepath.Join(dir, "plugins"), ConfigDir: filepath.Join(dir, "conf"),
+		Socket: socket, PluginDir: filepath.Join(dir, "plugins"), ConfigDir: filepath.Join(dir, "conf"),
 		Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return p
+	return p, socket
 }
 
 // TestContainersEndBeforeTheStart: one that an earlier daemon has left may end at any moment.
@@ -99,3 +109,61 @@ func TestUpdates(t *testing.T) {
 		t.Errorf("%v failed, %v", failed, err)
 	}
 }
+
+// slowPods take their time to be listed, but for the first time: that is for the plugins that are started.
+type slowPods struct {
+	lists       atomic.Int32
+	asked, list chan struct{}
+}
+
+func (p *slowPods) List(context.Context) []sandbox.Status {
+	if p.lists.Add(1) == 2 {
+		close(p.asked)
+		<-p.list
+	}
+	return nil
+}
+
+// TestHoldEndsWithTheContext: a plugin that is being let in, which takes long, holds no call longer than its client waits.
+func TestHoldEndsWithTheContext(t *testing.T) {
+	p, socket := newPluginsAt(t)
+	pods := &slowPods{asked: make(chan struct{}), list: make(chan struct{})}
+	p.node.Store(&node{pods, fakeNode{}})
+	if err := p.nri.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := stub.New(noEvents{}, stub.WithPluginName("slow"), stub.WithPluginIdx("10"), stub.WithSocketPath(socket))
+	if err != nil {
+		t.Fatal(err)
+	}
+	started := make(chan error, 1)
+	go func() { started <- s.Start(context.WithoutCancel(t.Context())) }()
+	<-pods.asked
+	ctx, cancel := context.WithCancel(t.Context())
+	var held sync.WaitGroup
+	held.Go(func() {
+		if _, err := p.Hold(ctx); !errors.Is(err, context.Canceled) {
+			t.Errorf("while a plugin is let in: %v", err)
+		}
+	})
+	cancel()
+	held.Wait()
+	close(pods.list)
+	if err := <-started; err != nil {
+		t.Error(err)
+	}
+	release, err := p.Hold(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+	s.Stop()
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// noEvents is a plugin that listens to one event and does nothing.
+type noEvents struct{}
+
+func (noEvents) RunPodSandbox(context.Context, *api.PodSandbox) error { return nil }

@@ -167,6 +167,9 @@ func TestReadSeccomp(t *testing.T) {
 	if _, err := ReadSeccomp(filepath.Join(dir, "none")); !errdefs.IsNotFound(err) {
 		t.Error(err)
 	}
+	if _, err := ReadSeccomp(dir); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a directory: %v", err)
+	}
 	if _, err := ReadSeccomp("relative"); !errdefs.IsInvalidArgument(err) {
 		t.Error(err)
 	}

@@ -37,6 +37,9 @@ type Sandbox struct {
 	Shm string
 }
 
+// SELinuxUnconfined instead of a label: the process has none of its own.
+const SELinuxUnconfined = "unconfined"
+
 // Security of a container.
 type Security struct {
 	Privileged                     bool
@@ -46,7 +49,8 @@ type Security struct {
 	// Seccomp makes the profile for the finished spec, whose capabilities it may depend on; nil is unconfined.
 	Seccomp         func(*specs.Spec) *specs.LinuxSeccomp
 	AppArmorProfile string
-	SELinuxLabel    string
+	// SELinuxLabel is user:role:type:level, of which each may be empty and is then the pod's; or SELinuxUnconfined.
+	SELinuxLabel string
 	// MaskedPaths and ReadonlyPaths: nil means the defaults, an empty list none.
 	MaskedPaths, ReadonlyPaths []string
 }

@@ -23,10 +23,16 @@ func ReadSeccomp(path string) (*specs.LinuxSeccomp, error) {
 	if !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("seccomp profile %q is not an absolute path: %w", path, errdefs.ErrInvalidArgument)
 	}
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch info, err := os.Stat(path); {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("seccomp profile %s does not exist on this node: %w", path, errdefs.ErrNotFound)
-	} else if err != nil {
+	case err != nil:
+		return nil, fmt.Errorf("seccomp profile: %w", err)
+	case !info.Mode().IsRegular(): // a pipe would not even open
+		return nil, fmt.Errorf("seccomp profile %s is not a file: %w", path, errdefs.ErrInvalidArgument)
+	}
+	f, err := os.Open(path)
+	if err != nil {
 		return nil, fmt.Errorf("seccomp profile: %w", err)
 	}
 	defer f.Close()

@@ -3,13 +3,14 @@ package rootfs
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/task"
@@ -18,6 +19,10 @@ import (
 const (
 	// maxDepth bounds the descriptors that a look through a tree holds.
 	maxDepth = 1000
+	// maxLevels bounds how deep below that a tree is measured, and maxLinked how many files with several names are told from
+	// each other: what a container makes must not fill the daemon's memory. Each takes 16 MiB at most.
+	maxLevels = 1 << 20
+	maxLinked = 1 << 19
 	// batch is how many names of a directory are read at a time.
 	batch = 1024
 )
@@ -35,7 +40,7 @@ func beneath(dir *os.File, name string) (*os.File, error) {
 }
 
 // Usage is what a container has written to its root: bytes that are allocated, and inodes, each counted once. It may be
-// called while the container runs. NotFound for an unknown id, ResourceExhausted for directories that are nested too deep.
+// called while the container runs. NotFound for an unknown id.
 func (r *Roots) Usage(ctx context.Context, id string) (bytes, inodes uint64, err error) {
 	if err := checkID(id); err != nil {
 		return 0, 0, err
@@ -77,7 +82,9 @@ func (m *meter) add(st *unix.Stat_t) {
 		if _, again := m.linked[st.Ino]; again {
 			return
 		}
-		m.linked[st.Ino] = struct{}{}
+		if len(m.linked) < maxLinked {
+			m.linked[st.Ino] = struct{}{}
+		}
 	}
 	m.bytes += uint64(st.Blocks) * 512
 	m.inodes++
@@ -86,7 +93,7 @@ func (m *meter) add(st *unix.Stat_t) {
 // walk adds up what is below a directory. Files may come and go.
 func (m *meter) walk(dir *os.File, depth int) error {
 	if depth > maxDepth {
-		return fmt.Errorf("directories are nested deeper than %d: %w", maxDepth, errdefs.ErrResourceExhausted)
+		return m.deep(dir)
 	}
 	for {
 		names, err := dir.Readdirnames(batch)
@@ -119,12 +126,142 @@ func (m *meter) walk(dir *os.File, depth int) error {
 
 func (m *meter) descend(dir *os.File, name string, depth int) error {
 	sub, err := beneath(dir, name)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return nil // it was replaced in the meantime
+	if replaced(err) {
+		return nil
 	} else if err != nil {
 		return err
 	}
-	return errors.Join(m.walk(sub, depth+1), sub.Close())
+	err = m.walk(sub, depth+1)
+	if errors.Is(err, errMoved) {
+		err = nil // as if it had been moved before
+	}
+	return errors.Join(err, sub.Close())
+}
+
+// level is a directory above the one that is looked at: which it is, and where in it to go on.
+type level struct {
+	ino  uint64
+	next int64
+}
+
+// deep is walk with one descriptor and few bytes for each level. It comes back to a directory by "..", if that leads to it
+// still: what is below one that is moved meanwhile is not counted to its end.
+func (m *meter) deep(top *os.File) error {
+	fd, err := unix.Dup(int(top.Fd()))
+	if err != nil {
+		return err
+	}
+	dir := os.NewFile(uintptr(fd), top.Name())
+	defer func() { dir.Close() }()
+	var above []level
+	buffer := make([]byte, 8<<10)
+	for {
+		if err := m.ctx.Err(); err != nil {
+			return err
+		}
+		n, err := unix.ReadDirent(int(dir.Fd()), buffer)
+		if err != nil {
+			return err
+		}
+		if n == 0 && len(above) == 0 {
+			return nil
+		}
+		var next *os.File
+		if n == 0 {
+			if next, err = back(dir, above[len(above)-1]); err != nil {
+				return err
+			}
+			above = above[:len(above)-1]
+		} else if next, err = m.entries(dir, buffer[:n], &above); err != nil {
+			return err
+		}
+		if next != nil {
+			dir.Close()
+			dir = next
+		}
+	}
+}
+
+// entries adds up files of a directory until one of them is a directory, which it returns; nil where there is none.
+func (m *meter) entries(dir *os.File, entries []byte, above *[]level) (*os.File, error) {
+	for e := range dirents(entries) {
+		var st unix.Stat_t
+		err := unix.Fstatat(int(dir.Fd()), e.name, &st, unix.AT_SYMLINK_NOFOLLOW)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		m.add(&st)
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR || len(*above) == maxLevels {
+			continue
+		}
+		sub, err := beneath(dir, e.name)
+		if replaced(err) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+			return nil, errors.Join(err, sub.Close())
+		}
+		*above = append(*above, level{ino: st.Ino, next: e.next})
+		return sub, nil
+	}
+	return nil, nil
+}
+
+// back opens the directory above one.
+func back(dir *os.File, to level) (*os.File, error) {
+	fd, err := unix.Openat(int(dir.Fd()), "..", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	up := os.NewFile(uintptr(fd), "..")
+	var st unix.Stat_t
+	err = unix.Fstat(fd, &st)
+	if err == nil && st.Ino != to.ino {
+		err = errMoved
+	}
+	if err == nil {
+		_, err = up.Seek(to.next, io.SeekStart)
+	}
+	if err != nil {
+		return nil, errors.Join(err, up.Close())
+	}
+	return up, nil
+}
+
+// errMoved ends the look through a part of a tree.
+var errMoved = errors.New("the directory was moved meanwhile")
+
+// dirent is an entry of a directory, and where the one after it is.
+type dirent struct {
+	name string
+	next int64
+}
+
+// dirents are what getdents64 has read, but for the directory itself and the one above.
+func dirents(data []byte) iter.Seq[dirent] {
+	return func(yield func(dirent) bool) {
+		for len(data) > direntName {
+			size := int(binary.NativeEndian.Uint16(data[16:]))
+			name := unix.ByteSliceToString(data[direntName:size])
+			next := int64(binary.NativeEndian.Uint64(data[8:]))
+			data = data[size:]
+			if name != "." && name != ".." && !yield(dirent{name, next}) {
+				return
+			}
+		}
+	}
+}
+
+// direntName is where a struct linux_dirent64 has its name, after the inode, the position, the size and the type.
+const direntName = 19
+
+// replaced tells that what was a directory a moment ago is none any more.
+func replaced(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }
 
 // removeAll removes a directory with all below it. What is there may be nested deeper than descriptors reach.

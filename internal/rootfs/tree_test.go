@@ -9,7 +9,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -88,7 +87,7 @@ func TestUsageStaysInside(t *testing.T) {
 	remove(t, r, "x")
 }
 
-// TestDeepTree: what is nested deeper than descriptors reach is refused to be measured, and removed.
+// TestDeepTree: what is nested deeper than descriptors reach is measured and removed.
 func TestDeepTree(t *testing.T) {
 	r := roots(t)
 	at, err := r.Mount(t.Context(), "x", nil, Options{})
@@ -99,11 +98,20 @@ func TestDeepTree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	want := uint64(1)
 	for i := range 3*maxDepth + 10 {
 		err := unix.Mkdirat(dir, "d", 0o755)
 		if err == nil && i%100 == 0 {
 			err = unix.Mknodat(dir, "file", unix.S_IFREG|0o600, 0)
+			want++
 		}
+		if err == nil && i == 2*maxDepth {
+			for n := range 1000 { // more than one read brings, and on both sides of the way down
+				err = errors.Join(err, unix.Mkdirat(dir, fmt.Sprint(n), 0o755))
+			}
+			want += 1000
+		}
+		want++
 		below := -1
 		if err == nil {
 			below, err = unix.Openat(dir, "d", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -116,8 +124,8 @@ func TestDeepTree(t *testing.T) {
 	if err := unix.Close(dir); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := r.Usage(t.Context(), "x"); !errdefs.IsResourceExhausted(err) {
-		t.Errorf("usage: %v", err)
+	if _, inodes, err := r.Usage(t.Context(), "x"); err != nil || inodes != want {
+		t.Errorf("%d inodes, %v; want %d", inodes, err, want)
 	}
 	remove(t, r, "x")
 }

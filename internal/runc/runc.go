@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -228,6 +229,10 @@ func programFailure(message string) (text, cause string, ok bool) {
 			return fmt.Sprintf("exec: %q: %s", name, cause), cause, true
 		}
 	}
+	if _, cause, ok := strings.Cut(message, "open executable: "); ok {
+		cause = strings.ToLower(cause)
+		return "exec: " + cause, cause, true
+	}
 	i := strings.Index(message, `exec: "`)
 	if i < 0 {
 		return "", "", false
@@ -267,6 +272,11 @@ func failure(call string, code uint32, log []byte) error {
 		class = errdefs.ErrFailedPrecondition
 	case strings.Contains(message, "unknown command"):
 		class = errdefs.ErrNotImplemented
+	// What a container's configuration asks for, and no root file system or kernel can give.
+	case slices.ContainsFunc([]string{
+		"not a directory", "proc-safety", "memory limit", "cpuset.cpus", "cpuset.mems", "hugetlb.", "unified resource",
+	}, func(word string) bool { return strings.Contains(strings.ToLower(message), word) }):
+		class = errdefs.ErrInvalidArgument
 	}
 	return fmt.Errorf("%s: %s: %w", call, message, class)
 }

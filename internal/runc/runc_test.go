@@ -21,6 +21,7 @@ func TestFailure(t *testing.T) {
 		{"executable file `nosuch` not found in $PATH: No such file or directory", 127, `exec: "nosuch": executable file not found in $PATH`},
 		{`exec failed: unable to start container process: exec: \"/a b\": stat /a b: no such file or directory`, 127, `exec: "/a b": stat /a b: no such file or directory`},
 		{`unable to start container process: exec: \"/etc/passwd\": permission denied`, 126, `exec: "/etc/passwd": permission denied`},
+		{"open executable: Permission denied", 126, "exec: permission denied"},
 		{`unable to start container process: exec: \"/etc\": is a directory`, 126, `exec: "/etc": is a directory`},
 	} {
 		err := failure("create", 1, entry(tt.msg))
@@ -30,10 +31,17 @@ func TestFailure(t *testing.T) {
 		}
 	}
 	for msg, is := range map[string]func(error) bool{
-		"container does not exist":                 errdefs.IsNotFound,
-		"unknown command checkpoint":               errdefs.IsNotImplemented,
-		"cannot exec in a stopped container":       errdefs.IsFailedPrecondition,
-		"unable to apply cgroup configuration: no": errdefs.IsInternal,
+		"container does not exist":                                               errdefs.IsNotFound,
+		"unknown command checkpoint":                                             errdefs.IsNotImplemented,
+		"cannot exec in a stopped container":                                     errdefs.IsFailedPrecondition,
+		"unable to apply cgroup configuration: no":                               errdefs.IsInternal,
+		"error during container init: mkdir /etc/passwd: not a directory":        errdefs.IsInvalidArgument,
+		"write /sys/fs/cgroup/cpuset/c/cpuset.cpus: invalid argument":            errdefs.IsInvalidArgument,
+		"writing file `cpuset.cpus`: Numerical result out of range":              errdefs.IsInvalidArgument,
+		"container init was OOM-killed (memory limit too low?)":                  errdefs.IsInvalidArgument,
+		"mount `/f` to `etc`: Not a directory":                                   errdefs.IsInvalidArgument,
+		"unable to set memory limit to 1 (current usage: 2, peak usage: 3)":      errdefs.IsInvalidArgument,
+		"create mountpoint for /proc mount: check proc-safety of /proc mount: x": errdefs.IsInvalidArgument,
 	} {
 		if err := failure("exec", 1, entry(msg)); !is(err) || !strings.Contains(err.Error(), msg) {
 			t.Errorf("%s: got %v", msg, err)

@@ -21,6 +21,8 @@ type Config struct {
 	Sysctls      map[string]string
 	Namespaces
 	Privileged bool
+	// SELinuxLabel is user:role:type:level, of which each may be empty, for pods on the host's kernel.
+	SELinuxLabel string
 	// Overhead and Resources size a VM: what the pod's containers may use together, and what the runtime may on top.
 	Overhead, Resources Resources
 }

@@ -436,6 +436,10 @@ func (p worldPlugins) TellPod(_ context.Context, moment Moment, _ Status) error 
 	return p.do("plugins "+string(moment), func() {})
 }
 
+func (p worldPlugins) UpdatePod(context.Context, Status, *Resources, *Resources) error {
+	return p.do("plugins update", func() {})
+}
+
 // TestPluginsLearnOfAnEnd once, whether a pod was stopped or ended by itself.
 func TestPluginsLearnOfAnEnd(t *testing.T) {
 	for _, itself := range []bool{false, true} {

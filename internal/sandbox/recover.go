@@ -26,7 +26,11 @@ func (m *Manager) Recover(ctx context.Context) error {
 		return fmt.Errorf("recover sandboxes: %w", err)
 	}
 	for _, c := range corrupt {
-		m.log.ErrorContext(ctx, "sandbox record cannot be read and was moved aside; what it described is removed", logfields.Sandbox, c.ID, logfields.Path, c.Path, logfields.Error, c.Err)
+		fate := "what it described is removed"
+		if _, older := records[c.ID]; older {
+			fate = "an older one counts"
+		}
+		m.log.ErrorContext(ctx, "sandbox record cannot be read and was moved aside; "+fate, logfields.Sandbox, c.ID, logfields.Path, c.Path, logfields.Error, c.Err)
 	}
 	var group sync.WaitGroup
 	slots := make(chan struct{}, recoverParallel)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/pistis-run/pistis/internal/logfields"
 )
 
 // resizer is an instance whose size follows from the pod's resources. One that does not implement it has no size.
@@ -12,6 +14,26 @@ type resizer interface {
 	// Resize makes the running instance hold what cfg says, or refuses. FailedPrecondition where it cannot be done while
 	// it runs.
 	Resize(ctx context.Context, cfg Config) error
+}
+
+// refresher is an instance that asks anew what Info tells of it.
+type refresher interface {
+	Refresh(ctx context.Context) error
+}
+
+// Describe is Status with what the instance says of itself now. One that does not answer leaves what it said before.
+func (m *Manager) Describe(ctx context.Context, id string) (Status, error) {
+	sb, err := m.find(id)
+	if err != nil {
+		return Status{}, err
+	}
+	_, instance := sb.snapshot()
+	if fresh, ok := instance.(refresher); ok {
+		if err := fresh.Refresh(ctx); err != nil {
+			m.log.DebugContext(ctx, "what is told of a sandbox may be old", logfields.Sandbox, id, logfields.Error, err)
+		}
+	}
+	return m.Status(ctx, id)
 }
 
 // UpdateResources changes what a Ready sandbox's containers, and the runtime beside them, may use together; nil leaves it as
@@ -30,6 +52,10 @@ func (m *Manager) UpdateResources(ctx context.Context, id string, overhead, reso
 	if rec.State != Ready {
 		return fmt.Errorf("sandbox %s is %s: %w", rec.ID, rec.State, errdefs.ErrFailedPrecondition)
 	}
+	status, _ := m.status(sb)
+	if err := m.plugins.UpdatePod(ctx, status, overhead, resources); err != nil {
+		return err
+	}
 	set := func(cfg *Config) {
 		if overhead != nil {
 			cfg.Overhead = *overhead
@@ -45,5 +71,9 @@ func (m *Manager) UpdateResources(ctx context.Context, id string, overhead, reso
 			return err
 		}
 	}
-	return m.update(sb, func(r *record) { set(&r.Config) })
+	if err := m.update(sb, func(r *record) { set(&r.Config) }); err != nil {
+		return err
+	}
+	m.tell(ctx, Updated, sb)
+	return nil
 }

@@ -42,13 +42,18 @@ func (m *Manager) Run(ctx context.Context, cfg Config) (id string, err error) {
 	defer release()
 	ctx, end := span.Start(ctx, "sandbox run", span.Sandbox.String(id), span.Handler.String(cfg.Handler))
 	defer func() { end(err) }()
+	unhold, err := m.plugins.Hold(ctx)
+	if err != nil {
+		m.names.Release(cfg.name(), id)
+		return "", err
+	}
+	defer unhold()
 	m.add(sb)
-	defer m.plugins.Hold()()
-	if err = m.start(ctx, sb, launcher); err != nil {
+	network, err := m.start(ctx, sb, launcher)
+	if err != nil {
 		return "", errors.Join(err, m.undo(ctx, sb, err))
 	}
-	status, _ := m.status(sb)
-	if err = m.plugins.TellPod(ctx, Started, status); err != nil {
+	if err = m.ready(ctx, sb, network); err != nil {
 		return "", errors.Join(err, m.refused(ctx, sb, err))
 	}
 	m.publish(event.Created, id)
@@ -57,10 +62,9 @@ func (m *Manager) Run(ctx context.Context, cfg Config) (id string, err error) {
 	return id, nil
 }
 
-// start takes a sandbox from its reserved name to Ready. The network is set up beside the launch, which asks for it when
-// it cannot go on without.
-func (m *Manager) start(ctx context.Context, sb *sandbox, launcher Launcher) error {
-	begin := time.Now()
+// start makes all of a sandbox but its being Ready. The network is set up beside the launch, which asks for it when it
+// cannot go on without; it is set up when start returns.
+func (m *Manager) start(ctx context.Context, sb *sandbox, launcher Launcher) (*connecting, error) {
 	// All that it is going to have, in one step: what was not made is taken back as well as what was.
 	err := m.update(sb, func(r *record) {
 		r.Launched = true
@@ -69,14 +73,14 @@ func (m *Manager) start(ctx context.Context, sb *sandbox, launcher Launcher) err
 		}
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := failpoint.Hit(ctx, "sandbox.reserved"); err != nil {
-		return err
+		return nil, err
 	}
 	rec, _ := sb.snapshot()
 	if err := m.createNetNS(ctx, rec); err != nil {
-		return err
+		return nil, err
 	}
 	network := m.connect(ctx, rec)
 	defer network.stop()
@@ -89,21 +93,27 @@ func (m *Manager) start(ctx context.Context, sb *sandbox, launcher Launcher) err
 	instance, err := launcher.Launch(launching, req)
 	launched(err)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	sb.setInstance(instance)
-	connection, err := network.wait(ctx)
-	if err == nil {
+	if _, err = network.wait(ctx); err == nil {
 		err = failpoint.Hit(ctx, "sandbox.launched")
 	}
-	if err != nil {
+	return network, err
+}
+
+// ready makes a sandbox Ready, if plugins agree. Nobody sees it before.
+func (m *Manager) ready(ctx context.Context, sb *sandbox, network *connecting) error {
+	status, _ := m.status(sb)
+	status.State, status.IPs = Ready, network.result.IPs
+	if err := m.plugins.TellPod(ctx, Started, status); err != nil {
 		return err
 	}
-	if _, err := m.move(sb, opReady, func(r *record) { r.IPs = connection.IPs }); err != nil {
+	if _, err := m.move(sb, opReady, func(r *record) { r.IPs = network.result.IPs }); err != nil {
 		return err
 	}
-	m.log.InfoContext(ctx, "sandbox is ready", logfields.Sandbox, rec.ID, logfields.Pod, rec.Config.Namespace+"/"+rec.Config.Name,
-		logfields.Handler, rec.Config.Handler, logfields.Network, network.took.Round(time.Microsecond), logfields.Launch, time.Since(begin).Round(time.Microsecond))
+	m.log.InfoContext(ctx, "sandbox is ready", logfields.Sandbox, status.ID, logfields.Pod, status.Config.Namespace+"/"+status.Config.Name,
+		logfields.Handler, status.Config.Handler, logfields.Network, network.took.Round(time.Microsecond), logfields.Launch, time.Since(status.Created).Round(time.Microsecond))
 	return failpoint.Hit(ctx, "sandbox.ready")
 }
 

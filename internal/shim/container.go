@@ -17,6 +17,7 @@ import (
 	"github.com/pistis-run/pistis/internal/failpoint"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/stdio"
+	"github.com/pistis-run/pistis/internal/steps"
 	"github.com/pistis-run/pistis/internal/task"
 	"github.com/pistis-run/pistis/internal/vm"
 )
@@ -119,9 +120,11 @@ func (s *Service) createInGuest(ctx context.Context, v *vm.VM, c *container, r *
 	if err != nil {
 		return err
 	}
-	if c.shares, err = shareMounts(ctx, v, guest.Mounts); err != nil {
+	sharing, end := steps.Start(ctx, "shares")
+	if c.shares, err = shareMounts(sharing, v, guest.Mounts); err != nil {
 		return err
 	}
+	end()
 	undo.Add("release shares", func(ctx context.Context) error { return v.ReleaseShares(ctx, c.shares) })
 	spec, err := json.Marshal(guest)
 	if err != nil {
@@ -133,10 +136,12 @@ func (s *Service) createInGuest(ctx context.Context, v *vm.VM, c *container, r *
 		}
 		undo.Add("close log", func(context.Context) error { return c.log.Close() })
 	}
-	addresses, err := v.AttachDisks(ctx, c.disks)
+	plugging, end := steps.Start(ctx, "plug layers")
+	addresses, err := v.AttachDisks(plugging, c.disks)
 	if err != nil {
 		return err
 	}
+	end()
 	var free []*agentv1.DiskAddress
 	undo.Add("release disks", func(ctx context.Context) error { return v.ReleaseDisks(ctx, c.disks, free) })
 	// Also when no answer came, and also when the guest made it before it failed.
@@ -155,7 +160,9 @@ func (s *Service) createInGuest(ctx context.Context, v *vm.VM, c *container, r *
 	c.mu.Lock()
 	c.process.pid, c.process.user = pid, user
 	c.mu.Unlock()
-	c.io, err = openIO(ctx, v.Agent(), c.id, c.terminal, stdin, c.paths, c.log, s.running.Go)
+	opening, end := steps.Start(ctx, "open streams")
+	defer end()
+	c.io, err = openIO(opening, v.Agent(), c.id, c.terminal, stdin, c.paths, c.log, s.running.Go)
 	if err != nil {
 		return err
 	}
@@ -304,7 +311,9 @@ func (s *Service) execInGuest(ctx context.Context, v *vm.VM, p *process, process
 	if err != nil {
 		return err
 	}
-	p.io, err = openIO(ctx, v.Agent(), p.id, p.terminal, stdin, p.paths, nil, s.running.Go)
+	opening, end := steps.Start(ctx, "open streams")
+	defer end()
+	p.io, err = openIO(opening, v.Agent(), p.id, p.terminal, stdin, p.paths, nil, s.running.Go)
 	return err
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -133,37 +134,110 @@ func TestCreateGivenUp(t *testing.T) {
 	})
 }
 
-// TestUpdate: what the VM has no room for never reaches the guest, and what the guest refuses is as if it was not asked.
-func TestUpdate(t *testing.T) {
-	asked, refuse := 0, false
-	agent := &vmtest.Agent{Intercept: func(method string) error {
-		if method != "Update" {
-			return nil
-		}
-		if asked++; refuse {
+// limitMemory changes a container's limit, in MiB.
+func (p *pod) limitMemory(t *testing.T, id string, limit int64) error {
+	limit <<= 20
+	return p.Update(t.Context(), id, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}})
+}
+
+// updates is an agent that counts updates, and refuses those that refuse says.
+func updates(refuse func(n int) bool) (agent *vmtest.Agent, asked func() int) {
+	var n atomic.Int64
+	return &vmtest.Agent{Intercept: func(method string) error {
+		if method == "Update" && refuse(int(n.Add(1))) {
 			return errors.New("no")
 		}
 		return nil
-	}}
+	}}, func() int { return int(n.Load()) }
+}
+
+// TestUpdate: what the VM has no room for never reaches the guest, and what the guest refuses is as if it was not asked.
+func TestUpdate(t *testing.T) {
+	agent, asked := updates(func(n int) bool { return n == 1 })
 	p := ready(t, &vmtest.Driver{Agent: agent}) // with 128 MiB, of which the guest needs 64
 	p.run(t, "c1", "sleep")
 	p.run(t, "c2", "sleep")
-	to := func(id string, limit int64) error {
-		limit <<= 20
-		return p.Update(t.Context(), id, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}})
+	if err := p.limitMemory(t, "c1", 4096); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "4096 MiB") || asked() != 0 {
+		t.Errorf("beyond the VM: %v, the guest was asked %d times", err, asked())
 	}
-	if err := to("c1", 4096); !errdefs.IsResourceExhausted(err) || asked != 0 {
-		t.Errorf("beyond the VM: %v, the guest was asked %d times", err, asked)
-	}
-	refuse = true
-	if err := to("c1", 40); err == nil || asked != 1 {
+	if err := p.limitMemory(t, "c1", 40); err == nil || asked() != 1 {
 		t.Errorf("what the guest refuses: %v", err)
 	}
-	refuse = false
-	if err := errors.Join(to("c2", 40), to("c1", 24)); err != nil {
+	if err := errors.Join(p.limitMemory(t, "c2", 40), p.limitMemory(t, "c1", 24)); err != nil {
 		t.Errorf("room that the first did not take: %v", err)
 	}
-	if err := to("c1", 25); !errdefs.IsResourceExhausted(err) {
+	if err := p.limitMemory(t, "c1", 25); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("more than both have room for: %v", err)
+	}
+}
+
+// resizable is a pod whose VM has 1 processor and 128 MiB and can have 3 and 640 MiB, and its machine.
+func resizable(t *testing.T, d *vmtest.Driver) (*pod, *vmtest.Machine) {
+	t.Helper()
+	d.Resizes = true
+	return ready(t, d), d.Machines()[0]
+}
+
+// TestUpdateResizes: the VM grows before a limit does, and shrinks after it.
+func TestUpdateResizes(t *testing.T) {
+	agent, asked := updates(func(n int) bool { return n == 3 })
+	d := &vmtest.Driver{Agent: agent}
+	p, m := resizable(t, d)
+	p.run(t, "c1", "sleep")
+	p.run(t, "c2", "sleep")
+	if err := errors.Join(p.limitMemory(t, "c1", 40), p.limitMemory(t, "c2", 300)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.limitMemory(t, "c1", 200); err == nil || !strings.Contains(err.Error(), "no") {
+		t.Errorf("an update that the guest refuses: %v", err)
+	}
+	if err := p.limitMemory(t, "c1", 400); !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "vm.max_memory_mib") || asked() != 3 {
+		t.Errorf("beyond the bound: %v, the guest was asked %d times", err, asked())
+	}
+	quota, period := int64(250_000), uint64(100_000)
+	if err := p.Update(t.Context(), "c2", &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota, Period: &period}}); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := p.Info(t.Context()); err != nil || info.Vm.Vcpus != 3 || info.Vm.MemoryBytes != 512<<20 {
+		t.Errorf("the shim tells of %v, %v", info, err)
+	}
+	d.Stuck = 200 << 20
+	if err := p.limitMemory(t, "c2", 10); !errdefs.IsFailedPrecondition(err) || asked() != 6 {
+		t.Errorf("memory that does not come back: %v, the guest was asked %d times", err, asked())
+	}
+	d.Stuck = 0
+	if err := p.limitMemory(t, "c2", 10); err != nil {
+		t.Errorf("memory that comes back: %v", err)
+	}
+	want := []string{"512 MiB", "640 MiB", "512 MiB", "3 processors", "328 MiB", "512 MiB", "128 MiB"}
+	if got := m.Resizes(); !slices.Equal(got, want) {
+		t.Errorf("the VM was resized to %q, want %q", got, want)
+	}
+}
+
+// TestResizeVM: its maker's wish counts as far as the containers' limits allow.
+func TestResizeVM(t *testing.T) {
+	p, m := resizable(t, &vmtest.Driver{})
+	p.run(t, "c1", "sleep")
+	for _, step := range []struct {
+		vcpus  uint32
+		memory uint64
+		limit  int64 // of the container, set before
+	}{{2, 300, 0}, {1, 10, 250}, {1, 10, 50}, {3, 640, 50}} {
+		if step.limit > 0 {
+			if err := p.limitMemory(t, "c1", step.limit); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := p.ResizeVM(t.Context(), step.vcpus, step.memory<<20); err != nil {
+			t.Errorf("%+v: %v", step, err)
+		}
+	}
+	if err := p.ResizeVM(t.Context(), 3, 641<<20); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("beyond the bound: %v", err)
+	}
+	want := []string{"2 processors", "384 MiB", "1 processors", "128 MiB", "3 processors", "640 MiB"}
+	if got := m.Resizes(); !slices.Equal(got, want) {
+		t.Errorf("the VM was resized to %q, want %q", got, want)
 	}
 }

@@ -21,7 +21,7 @@ type extras struct{ s *Service }
 // Info says what the shim and its VM are.
 func (x extras) Info(context.Context, *shimv1.InfoRequest) (*shimv1.InfoResponse, error) {
 	return &shimv1.InfoResponse{
-		Version: contractVersion, Features: []string{shimv1.FeaturePIDNamespaces}, ShimVersion: version.Version, SandboxId: x.s.options.ID,
+		Version: contractVersion, Features: []string{shimv1.FeaturePIDNamespaces, shimv1.FeatureResize}, ShimVersion: version.Version, SandboxId: x.s.options.ID,
 		StreamSocket: x.s.options.Bundle.StreamSocket(), Vm: x.s.describe(), ShimPid: uint32(os.Getpid()),
 	}, nil
 }
@@ -37,9 +37,10 @@ func (s *Service) describe() *shimv1.VM {
 		return &shimv1.VM{Exit: s.exit.Reason}
 	}
 	o, info := s.asked.Options.GetVm(), s.vm.Agent().Info()
+	size := s.vm.Size()
 	m := &shimv1.VM{
 		Hypervisor: o.Hypervisor, Version: s.vm.Version(), Acceleration: o.Acceleration, VmmPid: uint32(s.vm.PID()),
-		Kernel: info.Kernel, AgentVersion: info.AgentVersion, Vcpus: o.Vcpus, MemoryBytes: o.MemoryBytes, Exit: s.exit.Reason,
+		Kernel: info.Kernel, AgentVersion: info.AgentVersion, Vcpus: uint32(size.VCPUs), MemoryBytes: size.Memory, Exit: s.exit.Reason,
 	}
 	for _, p := range s.vm.Phases() {
 		m.Phases = append(m.Phases, &shimv1.Phase{Name: p.Name, Duration: durationpb.New(p.Duration)})

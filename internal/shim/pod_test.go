@@ -119,6 +119,7 @@ func (p *pod) createSandbox(t *testing.T) error {
 	options, err := anypb.New(&shimv1.SandboxOptions{Vm: &shimv1.VMOptions{
 		Hypervisor: "fake", Kernel: filepath.Join(p.dir, "kernel"), Acceleration: "tcg", Vcpus: 1, MemoryBytes: 128 << 20,
 		BootTimeout: durationpb.New(5 * time.Second), AgentTimeout: durationpb.New(5 * time.Second),
+		MaxVcpus: 3, MaxMemoryBytes: 640 << 20,
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package shim
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
@@ -39,7 +40,7 @@ func (s *Service) applyLimits(v *vm.VM) error {
 	}
 }
 
-// Update changes the limits of a container.
+// Update changes the limits of a container. A VM without room for them grows first; one that has too much then, shrinks.
 func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (err error) {
 	_, v, err := s.use(r.ID)
 	if err != nil {
@@ -49,26 +50,40 @@ func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (err
 	if err := json.Unmarshal(r.Resources.GetValue(), &host); err != nil {
 		return fmt.Errorf("resources: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	guest, err := s.options.GuestResources(&host)
+	resources, err := s.options.GuestResources(&host)
 	if err != nil {
 		return err
 	}
-	guest, restore, err := s.limits.Change(r.ID, guest)
+	change, err := s.limits.Change(r.ID, resources)
 	if err != nil {
 		return err
 	}
 	var undo cleanup.Stack
 	defer undo.Unwind(ctx, &err)
-	undo.Add("restore limits", func(context.Context) error {
-		restore()
-		return s.applyLimits(v)
+	undo.Add("restore limits", func(ctx context.Context) error {
+		change.Undo()
+		return errors.Join(s.applyLimits(v), s.shrink(ctx, v))
 	})
+	if err := s.makeRoom(ctx, v, change.Grows); err != nil {
+		return err
+	}
 	if err := s.applyLimits(v); err != nil {
 		return err
 	}
-	data, err := json.Marshal(guest)
+	if err := updateInGuest(ctx, v, r.ID, change.Guest); err != nil {
+		return err
+	}
+	if change.Shrinks {
+		undo.Add("restore limits in guest", func(ctx context.Context) error { return updateInGuest(ctx, v, r.ID, change.Restore) })
+		return s.shrink(ctx, v)
+	}
+	return nil
+}
+
+func updateInGuest(ctx context.Context, v *vm.VM, id string, resources *specs.LinuxResources) error {
+	data, err := json.Marshal(resources)
 	if err != nil {
 		return err
 	}
-	return v.Agent().Update(ctx, r.ID, data)
+	return v.Agent().Update(ctx, id, data)
 }

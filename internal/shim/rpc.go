@@ -11,6 +11,7 @@ import (
 
 	sandboxv1 "github.com/pistis-run/pistis/api/sandbox/v1"
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
+	stepsrpc "github.com/pistis-run/pistis/internal/steps/rpc"
 )
 
 // taskServices are the names under which containerd asks for tasks. The messages of both versions are the same on
@@ -80,8 +81,10 @@ func (s *Service) Register(server *ttrpc.Server) {
 func NewServer() (*ttrpc.Server, error) {
 	return ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(
 		func(ctx context.Context, u ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, m ttrpc.Method) (any, error) {
-			answer, err := m(ctx, u)
-			return answer, wireError(err)
+			return stepsrpc.Serve(ctx, u, func(ctx context.Context, u func(any) error) (any, error) {
+				answer, err := m(ctx, u)
+				return answer, wireError(err)
+			})
 		}))
 }
 

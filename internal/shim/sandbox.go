@@ -144,8 +144,7 @@ func (s *Service) boot(ctx context.Context) error {
 	if err := s.stepLocked(opStarted); err != nil {
 		return err
 	}
-	o := s.asked.Options.GetVm()
-	s.vm, s.limits = v, limits.New(o.Vcpus, o.MemoryBytes, s.options.Drivers[o.Hypervisor].Capabilities().MinMemory)
+	s.vm, s.room = v, room{limits: limits.New(func() int { return v.Size().VCPUs }), wanted: v.Size()}
 	s.running.Go(func() { s.supervise(v) })
 	args := []any{logfields.Sandbox, s.options.ID, logfields.PID, v.PID()}
 	for _, p := range v.Phases() {

@@ -55,11 +55,17 @@ type Service struct {
 	state      sandboxState
 	asked      vm.Request // from the sandbox's creation on
 	vm         *vm.VM
-	limits     *limits.Pod // of the VM's containers; set with vm
+	room       // set with vm
 	exit       task.Exit
 	created    time.Time
 	starting   startup
 	containers map[string]*container
+}
+
+// room is what decides on the VM's size.
+type room struct {
+	limits *limits.Pod // of its containers
+	wanted vm.Size     // by its maker
 }
 
 // startup of a sandbox, under way or over.

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/pistis-run/pistis/internal/steps"
 	"github.com/pistis-run/pistis/internal/task"
 	"github.com/pistis-run/pistis/internal/version"
 )
@@ -73,6 +74,8 @@ func awaitClient(ctx context.Context, p *process, died <-chan struct{}) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
 	defer cancel()
+	_, end := steps.Start(ctx, "client of the streams")
+	defer end()
 	select {
 	case <-p.io.client.joined:
 		return nil
@@ -106,11 +109,19 @@ func (s *Service) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.Wa
 	}
 }
 
-// Kill sends a signal. NotFound for a process that has ended.
+// Kill sends a signal, to an exec once it is there: whoever gives up its start wants its end. NotFound for a process that has
+// ended.
 func (s *Service) Kill(ctx context.Context, r *taskapi.KillRequest) error {
 	_, p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
 		return err
+	}
+	if state, _, _ := p.snapshot(); state == processStarting && r.ExecID != "" {
+		select {
+		case <-p.settled:
+		case <-ctx.Done():
+			return fmt.Errorf("%s: its start does not end: %w", p.name(), ctx.Err())
+		}
 	}
 	if err := p.step(opSignal); err != nil {
 		return err

@@ -1,4 +1,4 @@
-// Package signature decides by a policy which images may be pulled, and checks the signatures that it asks for.
+// Package signature decides by a policy which images may be pulled and run, and checks the signatures that it asks for.
 //
 // A policy is a file in the format of containers-policy.json(5), of which this package knows insecureAcceptAnything, reject
 // and sigstoreSigned with public keys. A file with anything else is refused as a whole: a requirement that is not

@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 )
 
 // maxPolicySize and maxKeySize bound files, in bytes.
@@ -101,6 +102,35 @@ func (p *Policy) For(image reference.Named) []Requirement {
 		}
 	}
 	return p.byDefault
+}
+
+// Rejects tells whether no image can meet one of the requirements.
+func Rejects(requirements []Requirement) bool {
+	return slices.ContainsFunc(requirements, func(r Requirement) bool { return r.kind == reject })
+}
+
+// Allows says why an image is not allowed under any of its names; without a name it has to meet the default, and is not
+// signed. See Verify for the others.
+func (p *Policy) Allows(names []reference.Named, signable []digest.Digest, signatures func(digest.Digest) ([]Signed, error)) error {
+	if len(names) == 0 {
+		if Rejects(p.byDefault) || slices.ContainsFunc(p.byDefault, func(r Requirement) bool { return r.kind == signed }) {
+			return errors.New("an image without a name is rejected, as it cannot be signed")
+		}
+		return nil
+	}
+	var errs []error
+	for _, named := range names {
+		requirements := p.For(named)
+		err := Verify(named, requirements, signable, signatures)
+		if Rejects(requirements) {
+			err = errors.New("it rejects images of this name")
+		}
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", named, err))
+	}
+	return errors.Join(errs...)
 }
 
 // scopes are all that an image is in, the narrowest first: itself, its repository and those above, its registry, domains

@@ -13,6 +13,9 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 )
 
 // minRSA is the shortest RSA key that is taken, in bits.
@@ -32,12 +35,6 @@ type Requirement struct {
 	keys     []crypto.PublicKey
 	identity identity
 }
-
-// Rejects: no image can meet it.
-func (r Requirement) Rejects() bool { return r.kind == reject }
-
-// Signed: it asks for a signature; see Check.
-func (r Requirement) Signed() bool { return r.kind == signed }
 
 func parseRequirement(data []byte, read func(path string) ([]byte, error)) (Requirement, error) {
 	var head struct {
@@ -149,4 +146,30 @@ func verify(key crypto.PublicKey, payload, signature []byte) bool {
 		return rsa.VerifyPKCS1v15(k, crypto.SHA256, sum[:], signature) == nil
 	}
 	return false
+}
+
+// Verify checks the signatures of an image against all requirements. Signed may be what was asked for, an index perhaps, or
+// the manifest for this platform: a digest covers what is below it. An error of signatures ends it and is returned as it is.
+func Verify(image reference.Named, requirements []Requirement, signable []digest.Digest, signatures func(digest.Digest) ([]Signed, error)) error {
+	for _, r := range requirements {
+		if r.kind != signed {
+			continue
+		}
+		var errs []error
+		for _, d := range signable {
+			list, err := signatures(d)
+			if err != nil {
+				return err
+			}
+			if err = r.Check(image, d, list); err == nil {
+				errs = nil
+				break
+			}
+			errs = append(errs, fmt.Errorf("%s: %w", d, err))
+		}
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -190,15 +190,15 @@ func TestScopes(t *testing.T) {
 	const image = "reg.example.com:5000/a/b/app:1"
 	for _, scope := range []string{image, "reg.example.com:5000/a/b/app", "reg.example.com:5000/a/b", "reg.example.com:5000", "*.example.com", "*.com", ""} {
 		p := policy(entry(scope, "insecureAcceptAnything"), entry("reg.example.com:5000/a/b/ap", "reject"), entry("reg.example.com", "reject"))
-		if list := p.For(named(t, image)); len(list) != 1 || list[0].Rejects() {
+		if list := p.For(named(t, image)); len(list) != 1 || Rejects(list) {
 			t.Errorf("scope %q was not found", scope)
 		}
 	}
 	p := policy(entry("reg.example.com:5000/a", "insecureAcceptAnything"), entry("reg.example.com:5000/a/b", "reject"))
-	if !p.For(named(t, image))[0].Rejects() || p.For(named(t, "reg.example.com:5000/a/c"))[0].Rejects() {
+	if !Rejects(p.For(named(t, image))) || Rejects(p.For(named(t, "reg.example.com:5000/a/c"))) {
 		t.Error("the narrowest scope does not win")
 	}
-	if !p.For(named(t, "busybox"))[0].Rejects() {
+	if !Rejects(p.For(named(t, "busybox"))) {
 		t.Error("the default is not taken")
 	}
 }
@@ -262,7 +262,7 @@ func TestKeyFile(t *testing.T) {
 	}
 	d := digest.FromString("manifest")
 	image := named(t, "registry.test/app:1")
-	if r := p.For(image); len(r) != 1 || !r[0].Signed() || r[0].Check(image, d, []Signed{sign(t, key, "registry.test/app:1", d)}) != nil {
+	if r := p.For(image); len(r) != 1 || r[0].kind != signed || r[0].Check(image, d, []Signed{sign(t, key, "registry.test/app:1", d)}) != nil {
 		t.Errorf("requirements: %+v", r)
 	}
 }
@@ -279,7 +279,7 @@ func FuzzPolicy(f *testing.F) {
 			return
 		}
 		for _, r := range p.For(image) {
-			if r.Signed() && r.Check(image, digest.FromString("x"), []Signed{{Payload: data, Signature: data}}) == nil {
+			if r.kind == signed && r.Check(image, digest.FromString("x"), []Signed{{Payload: data, Signature: data}}) == nil {
 				t.Error("an unsigned image was taken")
 			}
 		}

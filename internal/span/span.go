@@ -1,7 +1,7 @@
 // Package span marks parts of the work for traces.
 //
 // A trace begins where a call comes in, and goes on with the context. So nothing here is set up or global: outside of a
-// trace all of it does nothing. The package imports only OpenTelemetry's API.
+// trace all of it does nothing. The package imports only OpenTelemetry's API, and the steps of those who send no traces.
 package span
 
 import (
@@ -11,6 +11,8 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/pistis-run/pistis/internal/steps"
 )
 
 // scope is what spans say that they are made by.
@@ -40,14 +42,34 @@ func Start(ctx context.Context, name string, attributes ...attribute.KeyValue) (
 	}
 }
 
-// Past adds a span of something that somebody else did and told of.
-func Past(ctx context.Context, name string, start, end time.Time, attributes ...attribute.KeyValue) {
-	parent := trace.SpanFromContext(ctx)
-	if !parent.IsRecording() {
-		return
+// Call is Start for a call to somebody who sends no traces, but tells of steps: those that are recorded in the context become
+// spans below it.
+func Call(ctx context.Context, name string, attributes ...attribute.KeyValue) (_ context.Context, end func(error)) {
+	ctx, finish := Start(ctx, name, attributes...)
+	if !trace.SpanFromContext(ctx).IsRecording() {
+		return ctx, finish
 	}
-	_, s := parent.TracerProvider().Tracer(scope).Start(ctx, name, trace.WithTimestamp(start), trace.WithAttributes(attributes...))
+	began := time.Now()
+	recording := steps.Record(ctx)
+	return recording, func(err error) {
+		var past []context.Context
+		for _, s := range steps.Recorded(recording).Steps {
+			in := ctx
+			if s.In >= 0 {
+				in = past[s.In]
+			}
+			past = append(past, add(in, s.Name, began.Add(s.Start), began.Add(s.End)))
+		}
+		finish(err)
+	}
+}
+
+// add adds a span of what has ended.
+func add(ctx context.Context, name string, start, end time.Time) context.Context {
+	parent := trace.SpanFromContext(ctx)
+	ctx, s := parent.TracerProvider().Tracer(scope).Start(ctx, name, trace.WithTimestamp(start))
 	s.End(trace.WithTimestamp(end))
+	return ctx
 }
 
 // Set adds attributes that are known only now to the span that ctx is in.

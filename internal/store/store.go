@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,7 +19,10 @@ const (
 	// MaxSize bounds a record's file in bytes.
 	MaxSize = 4 << 20
 
-	suffix    = ".json"
+	suffix = ".json"
+	// soonSuffix is that of files which may not be on the disk. One beside a record's own file is newer than that.
+	soonSuffix = ".soon"
+
 	tempMark  = ".tmp-"
 	asideName = "corrupt"
 )
@@ -29,7 +33,7 @@ type Store[T any] struct {
 	version int
 }
 
-// Corrupt is a record that Load could not read.
+// Corrupt is a file of a record that Load could not read. Where an older one could be read, that counts.
 type Corrupt struct {
 	ID string
 	// Path is where its file is now.
@@ -52,15 +56,19 @@ func Open[T any](dir string, version int) (*Store[T], error) {
 }
 
 // Put writes the record durably, over an older one of the same id.
-func (s *Store[T]) Put(id string, record T) error { return s.put(id, record, WriteFile) }
+func (s *Store[T]) Put(id string, record T) error { return s.put(id, suffix, record, s.writeDurably) }
 
 // PutSoon writes the record, over an older one of the same id, and leaves it to the kernel when it comes to the disk. Any
-// later process finds it, but a crash of the machine may bring back the older one, or none: it is for what such a crash
-// changes anyway.
-func (s *Store[T]) PutSoon(id string, record T) error { return s.put(id, record, replace) }
+// later process finds it, but a crash of the machine may bring back an older one, which is the last that was Put or a later
+// one, or none where none was Put: it is for what such a crash changes anyway.
+func (s *Store[T]) PutSoon(id string, record T) error {
+	// In a file of its own: some file systems bring a name to the disk before what is in the file, and would so leave
+	// nothing of a record that was Put.
+	return s.put(id, soonSuffix, record, replace)
+}
 
-func (s *Store[T]) put(id string, record T, write func(path string, data []byte) error) error {
-	path, err := s.path(id)
+func (s *Store[T]) put(id, suffix string, record T, write func(path string, data []byte) error) error {
+	path, err := s.path(id, suffix)
 	if err != nil {
 		return err
 	}
@@ -74,15 +82,36 @@ func (s *Store[T]) put(id string, record T, write func(path string, data []byte)
 	return nil
 }
 
+// writeDurably is WriteFile; what was there soon has gone when it returns.
+func (s *Store[T]) writeDurably(path string, data []byte) error {
+	if err := replaceAfter(path, data, (*os.File).Sync); err != nil {
+		return err
+	}
+	if err := remove(strings.TrimSuffix(path, suffix) + soonSuffix); err != nil {
+		return err
+	}
+	return syncDir(s.dir)
+}
+
 // Delete removes the record. There being none is not an error. A crash of the machine may bring it back, unless a Put of
 // any id comes in between.
 func (s *Store[T]) Delete(id string) error {
-	path, err := s.path(id)
-	if err != nil {
-		return err
+	// The newer file last: a crash in between leaves the newer record.
+	for _, suffix := range []string{suffix, soonSuffix} {
+		path, err := s.path(id, suffix)
+		if err != nil {
+			return err
+		}
+		if err := remove(path); err != nil {
+			return fmt.Errorf("delete record: %w", err)
+		}
 	}
+	return nil
+}
+
+func remove(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("delete record: %w", err)
+		return err
 	}
 	return nil
 }
@@ -94,7 +123,7 @@ func (s *Store[T]) Load() (map[string]T, []Corrupt, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("load records: %w", err)
 	}
-	records := map[string]T{}
+	records, soon := map[string]T{}, map[string]T{}
 	var corrupt []Corrupt
 	for _, entry := range entries {
 		name := entry.Name()
@@ -107,23 +136,28 @@ func (s *Store[T]) Load() (map[string]T, []Corrupt, error) {
 			}
 			continue
 		}
+		into, suffix := records, suffix
+		if strings.HasSuffix(name, soonSuffix) {
+			into, suffix = soon, soonSuffix
+		}
 		id, isRecord := strings.CutSuffix(name, suffix)
 		if !isRecord {
 			continue
 		}
-		record, err := s.read(id)
+		record, err := s.read(id, suffix)
 		if err == nil {
-			records[id] = record
+			into[id] = record
 			continue
 		}
 		path, moveErr := s.moveAside(name)
 		corrupt = append(corrupt, Corrupt{ID: id, Path: path, Err: errors.Join(err, moveErr)})
 	}
+	maps.Copy(records, soon)
 	return records, corrupt, nil
 }
 
-func (s *Store[T]) read(id string) (record T, err error) {
-	path, err := s.path(id)
+func (s *Store[T]) read(id, suffix string) (record T, err error) {
+	path, err := s.path(id, suffix)
 	if err != nil {
 		return record, err
 	}
@@ -148,7 +182,7 @@ func (s *Store[T]) moveAside(name string) (string, error) {
 	return to, os.Rename(filepath.Join(s.dir, name), to)
 }
 
-func (s *Store[T]) path(id string) (string, error) {
+func (s *Store[T]) path(id, suffix string) (string, error) {
 	if !ValidID(id) {
 		return "", fmt.Errorf("record id %q: only letters, digits, '-', '_' and '.', at most 128 and not first a '.': %w", id, errdefs.ErrInvalidArgument)
 	}

@@ -4,9 +4,11 @@ import "time"
 
 // Stats of a sandbox at one moment.
 type Stats struct {
-	At         time.Time
-	CPU        CPU
-	Memory     Memory
+	At     time.Time
+	CPU    CPU
+	Memory Memory
+	// IOPSI is the pressure of I/O on the sandbox as a whole; nil where it is not measured.
+	IOPSI      *PSI
 	Interfaces []Interface
 	// Writable is the file system that the containers' writable layers are on; nil where it is not known.
 	Writable   *FileSystem
@@ -23,7 +25,9 @@ type ContainerStats struct {
 	// Pids counts tasks, which are threads, and processes are what Processes counts; 0 where they are not counted.
 	Pids, PidsLimit, Processes uint64
 	// OpenFiles is the soft limit of the first process; nil where it is not known.
-	OpenFiles      *uint64
+	OpenFiles *uint64
+	// WritableBytes and WritableInodes are what its writable layer holds. It has one inode at least: none is that it could not
+	// be measured.
 	WritableBytes  uint64
 	WritableInodes uint64
 }

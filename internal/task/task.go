@@ -63,8 +63,10 @@ type CreateRequest struct {
 	// Layers are the image's layers, the lowest first, as paths of the host: read-only ext4 images for a sandbox that is
 	// a VM, directories for one on the host's kernel.
 	Layers []string
-	User   UserRequest
-	PID    PIDNamespace
+	// Relabel are paths of the host that are to have the container's SELinux label, where it has one.
+	Relabel []string
+	User    UserRequest
+	PID     PIDNamespace
 	// LogPath is the CRI log file; empty writes none.
 	LogPath   string
 	Stdin     bool

@@ -7,13 +7,13 @@ import (
 	"net"
 	"slices"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/pistis-run/pistis/internal/span"
+	"github.com/pistis-run/pistis/internal/steps"
 	"github.com/pistis-run/pistis/test/collector"
 )
 
@@ -27,7 +27,12 @@ func (service) Check(ctx context.Context, _ *grpc_health_v1.HealthCheckRequest) 
 	inner, endInner := span.Start(ctx, "part")
 	span.Set(inner, span.PID.Int(1))
 	endInner(errors.New("did not go well"))
-	span.Past(ctx, "earlier", time.Now().Add(-time.Second), time.Now())
+	recording, endCall := span.Call(ctx, "call")
+	step, endStep := steps.Start(recording, "step")
+	_, endInStep := steps.Start(step, "in it")
+	endInStep()
+	endStep()
+	endCall(nil)
 	end(nil)
 	return &grpc_health_v1.HealthCheckResponse{}, nil
 }
@@ -75,7 +80,8 @@ func TestTracing(t *testing.T) {
 		{"none sampled", TracingOptions{Endpoint: c.URL, Ratio: 0}, nil},
 		{"all", TracingOptions{Endpoint: c.URL, Ratio: 1}, []string{
 			"grpc.health.v1.Health/Check", "grpc.health.v1.Health/Check/work",
-			"grpc.health.v1.Health/Check/work/earlier", "grpc.health.v1.Health/Check/work/part",
+			"grpc.health.v1.Health/Check/work/call", "grpc.health.v1.Health/Check/work/call/step",
+			"grpc.health.v1.Health/Check/work/call/step/in it", "grpc.health.v1.Health/Check/work/part",
 		}},
 	} {
 		tt.options.Log = log

@@ -19,21 +19,22 @@ import (
 	"github.com/pistis-run/pistis/internal/failpoint"
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/network/tap"
+	"github.com/pistis-run/pistis/internal/steps"
 )
 
 // entropySize is how much randomness a guest starts with, in bytes.
 const entropySize = 64
 
-// stopwatch records phases.
-type stopwatch struct {
-	last   time.Time
-	phases []Phase
-}
+// stopwatch records phases, which are steps too.
+type stopwatch struct{ phases []Phase }
 
-func (s *stopwatch) lap(name string) {
-	now := time.Now()
-	s.phases = append(s.phases, Phase{Name: name, Duration: now.Sub(s.last)})
-	s.last = now
+func (s *stopwatch) begin(ctx context.Context, name string) (_ context.Context, end func()) {
+	began := time.Now()
+	ctx, ended := steps.Start(ctx, "vm "+name)
+	return ctx, func() {
+		ended()
+		s.phases = append(s.phases, Phase{Name: name, Duration: time.Since(began)})
+	}
 }
 
 // Boot starts a VM and makes its guest the pod's. The boot timeout of the options bounds it, and ctx. On error
@@ -46,54 +47,57 @@ func Boot(ctx context.Context, req Request) (_ *VM, err error) {
 	limit := bootTimeout(options)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	watch := stopwatch{last: time.Now()}
+	var watch stopwatch
 	var undo cleanup.Stack
 	defer undo.Unwind(ctx, &err)
 
-	nics, err := prepare(ctx, req)
+	phase, end := watch.begin(ctx, PhaseNetwork)
+	nics, err := prepare(phase, req)
 	// The VMM has its own descriptors once it runs.
 	defer closeTaps(nics)
 	if err != nil {
 		return nil, fmt.Errorf("boot VM %s: %w", req.ID, err)
 	}
-	watch.lap(PhaseNetwork)
-
+	end()
 	if err := failpoint.Hit(ctx, "vm.network"); err != nil {
 		return nil, err
 	}
 	v := &VM{id: req.ID, runDir: req.RunDir, done: make(chan struct{})}
-	if err := v.startMachine(ctx, req, nics, &undo); err != nil {
+	phase, end = watch.begin(ctx, PhaseVMM)
+	if err := v.startMachine(phase, req, nics, &undo); err != nil {
 		return nil, err
 	}
-	watch.lap(PhaseVMM)
+	end()
 	aside := v.askAside(ctx, req)
 	defer aside.wait()
 
-	scratch, err := v.attachOwn(ctx, scratchID, req.Options.Scratch, false)
+	phase, end = watch.begin(ctx, PhaseKernel)
+	scratch, err := v.attachOwn(phase, scratchID, req.Options.Scratch, false)
 	if err != nil {
 		return nil, v.bootError(limit, err)
 	}
-	modules, err := v.attachOwn(ctx, modulesID, req.Options.Modules, true)
+	modules, err := v.attachOwn(phase, modulesID, req.Options.Modules, true)
 	if err != nil {
 		return nil, v.bootError(limit, err)
 	}
-	if err := v.connect(ctx, options, &undo); err != nil {
+	if err := v.connect(phase, options, &undo); err != nil {
 		return nil, v.bootError(limit, err)
 	}
 	v.shares = newShares(req.ShareServer, v.agent)
-	watch.lap(PhaseKernel)
+	end()
 
+	phase, end = watch.begin(ctx, PhaseConfigure)
 	aside.wait()
 	if aside.err != nil {
 		return nil, fmt.Errorf("boot VM %s: %w", req.ID, aside.err)
 	}
-	if err := v.agent.ConfigureSandbox(ctx, configureRequest(req.Options, nics, aside.sysctls, scratch, modules)); err != nil {
+	if err := v.agent.ConfigureSandbox(phase, configureRequest(req.Options, nics, aside.sysctls, scratch, modules)); err != nil {
 		if errdefs.IsUnavailable(err) {
 			err = v.connectError(ctx, err)
 		}
 		return nil, v.bootError(limit, err)
 	}
-	watch.lap(PhaseConfigure)
+	end()
 	v.phases = watch.phases
 	undo.Release()
 	go v.supervise() // ends with the VM and closes done
@@ -106,10 +110,16 @@ func prepare(ctx context.Context, req Request) (nics []tap.NIC, err error) {
 	var other error
 	var beside sync.WaitGroup
 	if req.Prepare != nil {
-		beside.Go(func() { other = req.Prepare() })
+		beside.Go(func() {
+			_, end := steps.Start(ctx, "cgroup")
+			defer end()
+			other = req.Prepare()
+		})
 	}
 	if req.NetNS != "" {
+		ctx, end := steps.Start(ctx, "taps")
 		nics, err = req.AttachNetwork(ctx, req.NetNS)
+		end()
 	}
 	beside.Wait()
 	return nics, errors.Join(err, other)
@@ -133,6 +143,7 @@ func (v *VM) startMachine(ctx context.Context, req Request, nics []tap.NIC, undo
 	}
 	undo.Add("remove run directory", func(context.Context) error { return os.RemoveAll(req.RunDir) })
 	config := Config(req.ID, req.Options.GetVm(), nics)
+	config.Limit(req.Driver.Capabilities())
 	config.Console, config.RunDir, config.Started = v.console, req.RunDir, req.Started
 	if u := config.User; u != nil {
 		if err := os.Chown(req.RunDir, int(u.UID), int(u.GID)); err != nil {
@@ -143,6 +154,7 @@ func (v *VM) startMachine(ctx context.Context, req Request, nics []tap.NIC, undo
 		return fmt.Errorf("boot VM %s: %w", req.ID, err)
 	}
 	undo.Add("kill VMM", v.killMachine)
+	v.sizing = newSizing(req.Driver.Name(), config)
 	plugger, _ := v.machine.(hypervisor.DiskPlugger)
 	v.disks = newDisks(plugger, req.Driver.Capabilities().MaxDisks)
 	return nil
@@ -168,6 +180,8 @@ func (v *VM) askAside(ctx context.Context, req Request) *aside {
 	})
 	if req.NetNS != "" && req.InspectNetwork != nil {
 		asked.Go(func() {
+			ctx, end := steps.Start(ctx, "inspect network")
+			defer end()
 			report, err := req.InspectNetwork(ctx, req.NetNS)
 			a.sysctls, a.err = report.Sysctls, err
 		})
@@ -195,6 +209,8 @@ func (v *VM) attachOwn(ctx context.Context, id, path string, readOnly bool) (*ag
 	if v.disks.plugger == nil {
 		return nil, fmt.Errorf("attach %s disk: this VM cannot attach disks", id)
 	}
+	ctx, end := steps.Start(ctx, "plug "+id)
+	defer end()
 	v.disks.max-- // one of the VM's disks is taken
 	address, err := plug(ctx, v.disks.plugger, id, Disk{Path: path, ReadOnly: readOnly})
 	if err != nil {
@@ -220,6 +236,8 @@ func (v *VM) connect(ctx context.Context, options *shimv1.VMOptions, undo *clean
 	})
 	defer watch.Wait()
 	defer close(connected)
+	ctx, end := steps.Start(ctx, "agent handshake")
+	defer end()
 	agent, err := agentclient.Connect(ctx, v.machine.Dial, options.GetAgentTimeout().AsDuration())
 	if err != nil {
 		return v.connectError(limit, err)

@@ -54,8 +54,17 @@ func Config(id string, o *shimv1.VMOptions, nics []tap.NIC) hypervisor.Config {
 		Kernel:  o.GetKernel(),
 		Initrd:  o.GetInitrd(),
 		Params:  slices.Clone(o.GetKernelParams()),
-		VCPUs:   int(o.GetVcpus()),
-		Memory:  o.GetMemoryBytes(),
+		Size: hypervisor.Size{
+			VCPUs: int(o.GetVcpus()), Memory: o.GetMemoryBytes(),
+			// A VM that is larger than what it may grow to does not grow.
+			MaxVCPUs: int(max(o.GetMaxVcpus(), o.GetVcpus())), MaxMemory: max(o.GetMaxMemoryBytes(), o.GetMemoryBytes()),
+		},
+	}
+	if t := o.GetTuning(); t != nil {
+		c.Tuning = hypervisor.Tuning{
+			DiskRate: hypervisor.Rate{Bytes: t.DiskBytes, Ops: t.DiskOps}, NetRate: hypervisor.Rate{Bytes: t.NetBytes, Ops: t.NetOps},
+			CPUTemplate: t.CpuTemplate,
+		}
 	}
 	for i, nic := range nics {
 		c.NICs = append(c.NICs, hypervisor.NIC{ID: fmt.Sprintf("nic%d", i), Tap: nic.Tap, MAC: nic.MAC, MTU: nic.MTU})
@@ -77,7 +86,9 @@ func (r Request) Validate() error {
 	case r.NetNS != "" && r.AttachNetwork == nil:
 		return fmt.Errorf("sandbox %s: a network namespace and nothing to attach it: %w", r.ID, errdefs.ErrInvalidArgument)
 	}
-	if err := Config(r.ID, o, nil).Validate(r.Driver.Capabilities()); err != nil {
+	config := Config(r.ID, o, nil)
+	config.Limit(r.Driver.Capabilities())
+	if err := config.Validate(r.Driver.Capabilities()); err != nil {
 		return fmt.Errorf("sandbox %s: %w", r.ID, err)
 	}
 	for what, path := range map[string]string{"kernel": o.Kernel, "initrd": o.Initrd, "scratch disk": r.Options.Scratch, "modules disk": r.Options.Modules} {

@@ -99,6 +99,12 @@ func (d *disks) claimLocked(file Disk) (*disk, error) {
 	if d.max > 0 && len(d.byFile) >= d.max {
 		return nil, fmt.Errorf("attach disk %s: the VM has %d disks already and cannot have more: %w", file.Path, d.max, errdefs.ErrResourceExhausted)
 	}
+	for other := range d.byFile {
+		// Two disks of one device have a cache each in the guest: who reads would not see what is written.
+		if other.Path == file.Path && other.ReadOnly != file.ReadOnly {
+			return nil, fmt.Errorf("attach disk %s: the pod has it both read-only and writable: let all of its containers use it in the same way: %w", file.Path, errdefs.ErrFailedPrecondition)
+		}
+	}
 	d.next++
 	k := &disk{id: fmt.Sprintf("disk%d", d.next), file: file, busy: make(chan struct{})}
 	d.byFile[file] = k
@@ -161,7 +167,7 @@ func wireAddress(a hypervisor.DiskAddress) (*agentv1.DiskAddress, error) {
 	case hypervisor.SCSILUN:
 		return &agentv1.DiskAddress{Address: &agentv1.DiskAddress_ScsiLun{ScsiLun: a.LUN}}, nil
 	case hypervisor.BlkSerial:
-		return &agentv1.DiskAddress{Address: &agentv1.DiskAddress_Serial{Serial: a.Serial}}, nil
+		return &agentv1.DiskAddress{Address: &agentv1.DiskAddress_Serial{Serial: a.Serial}, Bytes: a.Bytes}, nil
 	case hypervisor.BlkDevice:
 		return &agentv1.DiskAddress{Address: &agentv1.DiskAddress_Device{Device: a.Device}}, nil
 	}

@@ -38,6 +38,7 @@ type VM struct {
 	console *console
 	disks   *disks
 	shares  *shares
+	sizing  sizing
 	phases  []Phase
 	version string
 

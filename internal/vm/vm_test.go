@@ -336,6 +336,24 @@ func TestVolumesGoWithTheirLastUser(t *testing.T) {
 	}
 }
 
+// TestOneVolumeInOneWay: two disks of one device would have a cache each in the guest.
+func TestOneVolumeInOneWay(t *testing.T) {
+	v, req := boot(t, &vmtest.Driver{Agent: &vmtest.Agent{}})
+	dir := filepath.Dir(req.RunDir)
+	for _, readOnly := range []bool{false, true} {
+		first := []vm.Disk{{Path: dir + "/layer0", ReadOnly: readOnly, Volume: true}}
+		if _, err := v.AttachDisks(t.Context(), first); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := v.AttachDisks(t.Context(), []vm.Disk{{Path: dir + "/layer0", ReadOnly: !readOnly, Volume: true}}); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("read-only first: %t: %v", readOnly, err)
+		}
+		if err := v.ReleaseDisks(t.Context(), first, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestLayerLimits(t *testing.T) {
 	d := &vmtest.Driver{Agent: &vmtest.Agent{}}
 	v, req := boot(t, d)

@@ -4,7 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -41,6 +42,7 @@ type client interface {
 	task.Service
 	WaitSandbox(ctx context.Context) (task.Exit, error)
 	Info(ctx context.Context) (*shimv1.InfoResponse, error)
+	ResizeVM(ctx context.Context, vcpus uint32, memoryBytes uint64) error
 	Stop(ctx context.Context, timeout time.Duration) error
 	Kill(ctx context.Context) error
 	Close() error
@@ -55,23 +57,45 @@ type phase struct {
 // instance is one running VM.
 type instance struct {
 	client client
-	info   map[string]string
 	phases []phase // of its start
-	// vcpus and memory are what it has, size what a pod's VM would get now.
-	vcpus  uint32
-	memory uint64
-	size   func(sandbox.Config) (vcpus uint32, memoryBytes uint64)
+	// size is what a pod's VM would get now.
+	size func(sandbox.Config) (vcpus uint32, memoryBytes uint64)
+
+	mu   sync.Mutex
+	told *shimv1.InfoResponse // last
 }
 
-// Resize accepts what the VM has room for. It keeps what it has beyond that.
-func (i *instance) Resize(_ context.Context, cfg sandbox.Config) error {
+func (i *instance) learn(info *shimv1.InfoResponse) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.told = info
+}
+
+// Refresh asks the shim what it runs.
+func (i *instance) Refresh(ctx context.Context) error {
+	info, err := i.client.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("shim: %w", err)
+	}
+	i.learn(info)
+	return nil
+}
+
+// Resize gives the VM what the pod's resources come to. One of an older shim keeps what it has.
+func (i *instance) Resize(ctx context.Context, cfg sandbox.Config) error {
 	vcpus, memory := i.size(cfg)
-	if vcpus <= i.vcpus && memory <= i.memory {
+	i.mu.Lock()
+	info := i.told
+	i.mu.Unlock()
+	if slices.Contains(info.GetFeatures(), shimv1.FeatureResize) {
+		return i.client.ResizeVM(ctx, vcpus, memory)
+	}
+	vm := info.GetVm()
+	if vcpus <= vm.GetVcpus() && memory <= vm.GetMemoryBytes() {
 		return nil
 	}
-	const mib = 1 << 20
-	return fmt.Errorf("the pod's microVM has %d processors and %d MiB of memory, and would need %d and %d MiB; it cannot grow while it runs: make the pod anew with these resources: %w",
-		i.vcpus, i.memory/mib, vcpus, memory/mib, errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("the pod's microVM has %d processors and %d MiB of memory, and would need %d and %d MiB; it was made by an older version, and cannot grow: make the pod anew with these resources: %w",
+		vm.GetVcpus(), vm.GetMemoryBytes()>>20, vcpus, memory>>20, errdefs.ErrFailedPrecondition)
 }
 
 func (i *instance) Tasks() task.Service { return i.client }
@@ -90,8 +114,13 @@ func (i *instance) Stop(ctx context.Context) error {
 	return errors.Join(err, i.client.Kill(ctx))
 }
 
-func (i *instance) Info() map[string]string { return maps.Clone(i.info) }
-func (i *instance) Close() error            { return i.client.Close() }
+func (i *instance) Info() map[string]string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return describe(i.told)
+}
+
+func (i *instance) Close() error { return i.client.Close() }
 
 // shimProcesses are the real shims.
 type shimProcesses struct{}

@@ -10,8 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
-	"slices"
 	"strings"
 	"time"
 
@@ -30,9 +28,11 @@ import (
 // scratchSuffix ends the names of writable disks, which begin with the sandbox's id.
 const scratchSuffix = ".img"
 
-// Options of a launcher. All but CgroupParent and Units are needed.
+// Options of a launcher. All but CgroupParent, Units and Firecracker are needed.
 type Options struct {
 	Config config.VM
+	// Firecracker is for VMs that it runs.
+	Firecracker config.Firecracker
 	// Shim is the path of containerd-shim-pistis-v2.
 	Shim string
 	// Host says how VMs are run on this host. It is asked at each launch.
@@ -151,7 +151,10 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (sandb
 		shim: l.Shim, id: req.ID, bundle: l.bundle(req.ID), netns: req.NetNS,
 		options: sandboxOptions(req.Config, l.Config, m), annotations: req.Config.Annotations, adopt: l.adopt(ctx, req),
 		prepare: func() error {
-			if err := l.NewScratch(ctx, m.scratch, int64(l.Config.ScratchMiB)<<20); err != nil {
+			ctx, end := span.Start(ctx, "scratch disk")
+			err := l.NewScratch(ctx, m.scratch, int64(l.Config.ScratchMiB)<<20)
+			end(err)
+			if err != nil {
 				return err
 			}
 			return failpoint.Hit(ctx, "vm.scratch")
@@ -164,12 +167,8 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (sandb
 	if err != nil {
 		return nil, err
 	}
-	// The shim tells how long each phase took, one after the other; the last has ended just now.
-	at := time.Now()
-	for _, phase := range slices.Backward(i.phases) {
+	for _, phase := range i.phases {
 		l.Booted(phase.name, phase.took)
-		span.Past(ctx, "vm "+phase.name, at.Add(-phase.took), at)
-		at = at.Add(-phase.took)
 	}
 	return i, nil
 }
@@ -188,10 +187,21 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 	if err != nil {
 		return machine{}, err
 	}
+	bounds, err := boundsOf(l.Config)
+	if err != nil {
+		return machine{}, err
+	}
+	if _, memory := size(req.Config, l.Config, bounds.vcpus); l.Config.MaxMemoryMiB > 0 && memory > bounds.memory {
+		return machine{}, fmt.Errorf("the pod's microVM would need %d MiB of memory, and vm.max_memory_mib is %d: %w", memory>>20, l.Config.MaxMemoryMiB, errdefs.ErrResourceExhausted)
+	}
+	tuning, err := tuningOf(l.Firecracker, host)
+	if err != nil {
+		return machine{}, err
+	}
 	return machine{
-		Machine: host,
+		Machine: host, tuning: tuning,
 		scratch: l.scratch(req.ID), cgroup: l.cgroup(req),
-		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, maxVCPUs: uint32(runtime.NumCPU()),
+		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, bounds: bounds,
 	}, nil
 }
 
@@ -251,14 +261,20 @@ func (l *Launcher) instance(ctx context.Context, client client) (*instance, erro
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("shim: %w", err), client.Close())
 	}
+	bounds, err := boundsOf(l.Config)
+	if err != nil {
+		return nil, errors.Join(err, client.Close())
+	}
 	var phases []phase
 	for _, p := range info.GetVm().GetPhases() {
 		phases = append(phases, phase{p.GetName(), p.GetDuration().AsDuration()})
 	}
-	return &instance{
-		client: client, phases: phases, info: describe(info), vcpus: info.GetVm().GetVcpus(), memory: info.GetVm().GetMemoryBytes(),
-		size: func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, uint32(runtime.NumCPU())) },
-	}, nil
+	i := &instance{
+		client: client, phases: phases,
+		size: func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, bounds.vcpus) },
+	}
+	i.learn(info)
+	return i, nil
 }
 
 // Cleanup ends the shim and its VM and removes what was made for them.

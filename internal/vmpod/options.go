@@ -1,9 +1,15 @@
 package vmpod
 
 import (
+	"encoding/json"
+	"fmt"
 	"maps"
+	"os"
+	"runtime"
 	"slices"
 
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
@@ -27,12 +33,72 @@ type machine struct {
 	scratch       string
 	cgroup        string
 	hosts, resolv []byte
-	maxVCPUs      uint32
+	bounds        bounds
+	tuning        *shimv1.Tuning
+}
+
+// maxTemplate bounds a CPU template.
+const maxTemplate = 32 << 10
+
+// tuningOf reads what the configuration names.
+func tuningOf(t config.Firecracker, m Machine) (*shimv1.Tuning, error) {
+	if m.Hypervisor != config.DriverFirecracker {
+		return nil, nil
+	}
+	out := &shimv1.Tuning{DiskBytes: t.DiskBandwidth, DiskOps: t.DiskOps, NetBytes: t.NetBandwidth, NetOps: t.NetOps}
+	if t.CPUTemplate == "" {
+		return out, nil
+	}
+	text, err := os.ReadFile(t.CPUTemplate)
+	if err != nil {
+		return nil, fmt.Errorf("CPU template: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	if len(text) > maxTemplate || !json.Valid(text) {
+		return nil, fmt.Errorf("CPU template %s: it is not JSON of at most %d bytes: %w", t.CPUTemplate, maxTemplate, errdefs.ErrFailedPrecondition)
+	}
+	out.CpuTemplate = text
+	return out, nil
+}
+
+// Room to grow that is not used costs memory: that of a GiB 96 KiB of QEMU's, that of a processor 280 KiB of the guest's. So
+// there is not more of it than this, unless the configuration says how much a VM may have.
+const (
+	roomVCPUs  = 16
+	roomMemory = 32 << 30
+)
+
+// bounds are the most that a VM gets.
+type bounds struct {
+	vcpus  uint32
+	memory uint64 // bytes
+}
+
+// boundsOf are the configured ones, or what the host has.
+func boundsOf(vm config.VM) (bounds, error) {
+	b := bounds{vm.MaxVCPUs, vm.MaxMemoryMiB << 20}
+	if b.vcpus == 0 {
+		b.vcpus = uint32(runtime.NumCPU())
+	}
+	if b.memory == 0 {
+		var host unix.Sysinfo_t
+		if err := unix.Sysinfo(&host); err != nil {
+			return bounds{}, fmt.Errorf("memory of the host: %w", err)
+		}
+		b.memory = host.Totalram * uint64(host.Unit)
+	}
+	return b, nil
 }
 
 // sandboxOptions is the complete description that a shim gets.
 func sandboxOptions(cfg sandbox.Config, vm config.VM, m machine) *shimv1.SandboxOptions {
-	vcpus, memory := size(cfg, vm, m.maxVCPUs)
+	vcpus, memory := size(cfg, vm, m.bounds.vcpus)
+	most := m.bounds
+	if vm.MaxVCPUs == 0 {
+		most.vcpus = min(most.vcpus, vcpus+roomVCPUs)
+	}
+	if vm.MaxMemoryMiB == 0 {
+		most.memory = min(most.memory, memory+roomMemory)
+	}
 	return &shimv1.SandboxOptions{
 		Vm: &shimv1.VMOptions{
 			Hypervisor:   m.Hypervisor,
@@ -47,6 +113,9 @@ func sandboxOptions(cfg sandbox.Config, vm config.VM, m machine) *shimv1.Sandbox
 			Gid:          m.uid,
 			BootTimeout:  durationpb.New(vm.BootTimeout.Duration),
 			Machine:      machineType(vm, m),
+
+			MaxVcpus: most.vcpus, MaxMemoryBytes: most.memory, BaseMemoryBytes: base(cfg, vm),
+			Tuning: m.tuning,
 		},
 		Hostname:   cfg.Hostname,
 		Hosts:      m.hosts,
@@ -79,13 +148,13 @@ func size(cfg sandbox.Config, vm config.VM, maxVCPUs uint32) (vcpus uint32, memo
 	if maxVCPUs > 0 {
 		vcpus = min(vcpus, maxVCPUs)
 	}
-	memoryBytes = vm.MemoryMiB * mib
-	for _, limit := range []int64{cfg.Resources.MemoryLimit, cfg.Overhead.MemoryLimit} {
-		if limit > 0 {
-			memoryBytes += uint64(limit)
-		}
-	}
+	memoryBytes = base(cfg, vm) + uint64(max(cfg.Resources.MemoryLimit, 0))
 	return vcpus, (memoryBytes + mib - 1) / mib * mib
+}
+
+// base is the part of the memory that does not come from the containers' limits.
+func base(cfg sandbox.Config, vm config.VM) uint64 {
+	return vm.MemoryMiB<<20 + uint64(max(cfg.Overhead.MemoryLimit, 0))
 }
 
 // milliCPU of a quota, in thousandths of a processor; 0 is no limit.

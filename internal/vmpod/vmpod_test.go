@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
 
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
 	"github.com/pistis-run/pistis/internal/config"
@@ -33,6 +34,7 @@ type fakeShims struct {
 	launchErr  error
 	cleanupErr error
 	vm         *shimv1.VM // what shims say of it; nil: something
+	features   []string
 }
 
 func (f *fakeShims) launch(_ context.Context, r launchRequest) (client, error) {
@@ -45,14 +47,14 @@ func (f *fakeShims) launch(_ context.Context, r launchRequest) (client, error) {
 	if err := r.prepare(); err != nil {
 		return nil, err
 	}
-	return fakeClient{vm: f.vm}, f.launchErr
+	return fakeClient{vm: f.vm, features: f.features}, f.launchErr
 }
 
 func (f *fakeShims) connect(_ context.Context, bundle string) (client, error) {
 	if _, err := os.Stat(bundle); err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	}
-	return fakeClient{vm: f.vm}, nil
+	return fakeClient{vm: f.vm, features: f.features}, nil
 }
 
 func (f *fakeShims) cleanup(_ context.Context, bundle string) error {
@@ -64,7 +66,8 @@ func (f *fakeShims) cleanup(_ context.Context, bundle string) error {
 
 type fakeClient struct {
 	task.Service
-	vm *shimv1.VM
+	vm       *shimv1.VM
+	features []string
 }
 
 func (fakeClient) WaitSandbox(context.Context) (task.Exit, error) {
@@ -73,10 +76,19 @@ func (fakeClient) WaitSandbox(context.Context) (task.Exit, error) {
 
 func (c fakeClient) Info(context.Context) (*shimv1.InfoResponse, error) {
 	if c.vm != nil {
-		return &shimv1.InfoResponse{Vm: c.vm}, nil
+		return &shimv1.InfoResponse{Vm: proto.CloneOf(c.vm), Features: c.features}, nil
 	}
 	return &shimv1.InfoResponse{ShimPid: 5, Vm: &shimv1.VM{Hypervisor: "qemu", Phases: []*shimv1.Phase{{Name: "boot"}}}}, nil
 }
+
+func (c fakeClient) ResizeVM(_ context.Context, vcpus uint32, memory uint64) error {
+	if memory > 1<<30 {
+		return fmt.Errorf("too much: %w", errdefs.ErrResourceExhausted)
+	}
+	c.vm.Vcpus, c.vm.MemoryBytes = vcpus, memory
+	return nil
+}
+
 func (fakeClient) Stop(context.Context, time.Duration) error { return nil }
 func (fakeClient) Kill(context.Context) error                { return nil }
 func (fakeClient) Close() error                              { return nil }
@@ -86,7 +98,7 @@ func newTestLauncher(t *testing.T, uids *UIDs) (*Launcher, *fakeShims, string) {
 	dir := t.TempDir()
 	f := &fakeShims{}
 	l, err := newLauncher(Options{
-		Config: config.VM{VCPUs: 1, MemoryMiB: 256, ScratchMiB: 64}, Shim: "/shim",
+		Config: config.VM{VMSize: config.VMSize{VCPUs: 1, MemoryMiB: 256}, ScratchMiB: 64}, Shim: "/shim",
 		Host: func(context.Context) (Machine, error) {
 			return Machine{Hypervisor: "qemu", Binary: "/qemu", Accel: hypervisor.TCG, Guest: Guest{Kernel: "/kernel", Initrd: "/initrd"}}, nil
 		},
@@ -213,7 +225,70 @@ func TestSystemdCgroup(t *testing.T) {
 	}
 }
 
+// TestResize: the shim is told what the pod's resources come to, and what it has then is told.
 func TestResize(t *testing.T) {
+	l, f, _ := newTestLauncher(t, NewUIDs(1000, 1001))
+	f.vm, f.features = &shimv1.VM{Vcpus: 1, MemoryBytes: 256 << 20}, []string{shimv1.FeatureResize}
+	req, _ := request("s1")
+	launched, err := l.Launch(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := launched.(*instance)
+	if o := f.last.options.Vm; o.MaxVcpus < 1 || o.MaxMemoryBytes < 256<<20 || o.BaseMemoryBytes != 256<<20 {
+		t.Errorf("bounds of the VM: %v", o)
+	}
+	cfg := sandbox.Config{Resources: sandbox.Resources{MemoryLimit: 100 << 20}, Overhead: sandbox.Resources{MemoryLimit: 28 << 20}}
+	if err := errors.Join(i.Resize(t.Context(), cfg), i.Refresh(t.Context())); err != nil || i.Info()["memoryBytes"] != fmt.Sprint(384<<20) {
+		t.Errorf("resize: %v, %v", err, i.Info())
+	}
+	cfg.Resources.MemoryLimit = 1 << 30
+	if err := i.Resize(t.Context(), cfg); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("what the shim refuses: %v", err)
+	}
+}
+
+// TestMaxMemory: a pod that needs more than the configured bound is refused.
+func TestMaxMemory(t *testing.T) {
+	l, f, _ := newTestLauncher(t, NewUIDs(1000, 1001))
+	l.Config.MaxMemoryMiB, l.Config.MaxVCPUs = 300, 3
+	req, _ := request("s1")
+	req.Config.Resources.MemoryLimit = 45 << 20
+	if _, err := l.Launch(t.Context(), req); !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "vm.max_memory_mib") {
+		t.Errorf("beyond the bound: %v", err)
+	}
+	req.Config.Resources.MemoryLimit = 44 << 20
+	if _, err := l.Launch(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	if o := f.last.options.Vm; o.MaxVcpus != 3 || o.MaxMemoryBytes != 300<<20 {
+		t.Errorf("bounds of the VM: %v", o)
+	}
+}
+
+// TestTuning: what Firecracker does to its VMs is said of those alone.
+func TestTuning(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "template.json")
+	c := config.Firecracker{DiskBandwidth: 5, NetOps: 6, CPUTemplate: file}
+	if got, err := tuningOf(c, Machine{Hypervisor: config.DriverQEMU}); got != nil || err != nil {
+		t.Errorf("for QEMU: %v, %v", got, err)
+	}
+	fc := Machine{Hypervisor: config.DriverFirecracker}
+	if _, err := tuningOf(c, fc); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a template that is not there: %v", err)
+	}
+	for text, ok := range map[string]bool{"{}": true, "nonsense": false} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := tuningOf(c, fc)
+		if ok != (err == nil) || ok && (got.DiskBytes != 5 || got.NetOps != 6 || string(got.CpuTemplate) != text) {
+			t.Errorf("template %q: %v, %v", text, got, err)
+		}
+	}
+}
+
+func TestResizeOfAnOlderShim(t *testing.T) {
 	l, f, _ := newTestLauncher(t, NewUIDs(1000, 1001))
 	f.vm = &shimv1.VM{Vcpus: 1, MemoryBytes: 384 << 20}
 	req, _ := request("s1")
@@ -318,7 +393,7 @@ func TestValidate(t *testing.T) {
 
 func TestSize(t *testing.T) {
 	const mib = 1 << 20
-	vm := config.VM{VCPUs: 2, MemoryMiB: 256}
+	vm := config.VM{VMSize: config.VMSize{VCPUs: 2, MemoryMiB: 256}}
 	cpu := func(quota int64) sandbox.Resources { return sandbox.Resources{CPUPeriod: 100000, CPUQuota: quota} }
 	for _, c := range []struct {
 		name                string

@@ -70,7 +70,7 @@ func (g guest) boot(ctx context.Context, initrd string, up func(context.Context,
 	defer cancel()
 	console := &screen{seen: make(chan struct{})}
 	vm, err := qemu.Driver{}.Start(ctx, hypervisor.Config{
-		ID: "bench", Accel: g.accel, Kernel: g.kernel, Initrd: initrd, VCPUs: 1, Memory: bootMemory, Console: console, RunDir: os.TempDir(),
+		ID: "bench", Accel: g.accel, Kernel: g.kernel, Initrd: initrd, Size: hypervisor.Size{VCPUs: 1, Memory: bootMemory}, Console: console, RunDir: os.TempDir(),
 	})
 	if err != nil {
 		return 0, err

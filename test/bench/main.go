@@ -39,6 +39,7 @@ func main() {
 	pods := flag.Int("pods", 10, "how many pods")
 	daemonPID := flag.Int("daemon-pid", 0, "the daemon, for its memory and CPU")
 	megabytes := flag.Int("log-megabytes", 20, "how much a container writes for the log's throughput")
+	only := flag.String("only", "", "memory: start pods, and measure nothing but their memory")
 	repeat := flag.Int("repeat", 3, "how often throughput and boot are measured")
 	var g guest
 	flag.StringVar(&g.kernel, "kernel", "", "the guest's kernel, to compare boots; empty leaves that out")
@@ -47,13 +48,17 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *socket, *image, *handler, *pods, *daemonPID, *megabytes, *repeat, g); err != nil {
+	if *only != "" && *only != "memory" {
+		fmt.Fprintf(os.Stderr, "bench: -only %q is not memory\n", *only)
+		os.Exit(2)
+	}
+	if err := run(ctx, *socket, *image, *handler, *pods, *daemonPID, *megabytes, *repeat, *only == "memory", g); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, socket, image, handler string, count, daemonPID, megabytes, repeat int, g guest) (err error) {
+func run(ctx context.Context, socket, image, handler string, count, daemonPID, megabytes, repeat int, memoryOnly bool, g guest) (err error) {
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
@@ -75,8 +80,13 @@ func run(ctx context.Context, socket, image, handler string, count, daemonPID, m
 			err = stopErr
 		}
 	}()
+	if err := b.starts(ctx, count); err != nil {
+		return err
+	}
+	if memoryOnly {
+		return b.memory(daemonPID)
+	}
 	for _, measure := range []func() error{
-		func() error { return b.starts(ctx, count) },
 		func() error { return b.execs(ctx, 10) },
 		func() error { return b.throughput(ctx, megabytes, repeat) },
 		func() error { return b.memory(daemonPID) },

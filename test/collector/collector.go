@@ -57,7 +57,24 @@ func (c *Collector) Export(_ context.Context, req *collectorv1.ExportTraceServic
 
 // Paths are the names of all spans, each after those of its ancestors, as "a/b/c", sorted and without repetition. A span
 // whose parent was not sent begins a path.
-func (c *Collector) Paths() []string {
+func (c *Collector) Paths() []string { return c.paths(func(*tracev1.Span) bool { return true }) }
+
+// In are the paths in one trace, whose id is in hexadecimal digits.
+func (c *Collector) In(trace string) []string {
+	return c.paths(func(s *tracev1.Span) bool { return hex.EncodeToString(s.TraceId) == trace })
+}
+
+// Outside are the paths of the spans that are not within the time of their parent.
+func (c *Collector) Outside() []string {
+	byID := map[string]*tracev1.Span{}
+	c.paths(func(s *tracev1.Span) bool { byID[string(s.SpanId)] = s; return false })
+	return c.paths(func(s *tracev1.Span) bool {
+		parent := byID[string(s.ParentSpanId)]
+		return parent != nil && (s.StartTimeUnixNano < parent.StartTimeUnixNano || s.EndTimeUnixNano > parent.EndTimeUnixNano)
+	})
+}
+
+func (c *Collector) paths(wanted func(*tracev1.Span) bool) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	byID := map[string]*tracev1.Span{}
@@ -66,6 +83,9 @@ func (c *Collector) Paths() []string {
 	}
 	var paths []string
 	for _, s := range c.spans {
+		if !wanted(s) {
+			continue
+		}
 		path := s.Name
 		for parent := byID[hex.EncodeToString(s.ParentSpanId)]; parent != nil; parent = byID[hex.EncodeToString(parent.ParentSpanId)] {
 			path = parent.Name + "/" + path

@@ -320,15 +320,15 @@ func pressureIsTold(t *testing.T, d *daemon) {
 		}
 		s := resp.Stats
 		if !counts {
-			return s.Cpu.Psi == nil && s.Memory.Psi == nil
+			return s.Cpu.Psi == nil && s.Memory.Psi == nil && s.Io == nil
 		}
-		return s.Cpu.Psi.GetSome().GetTotal() > 0 && s.Memory.Psi != nil
+		return s.Cpu.Psi.GetSome().GetTotal() > 0 && s.Memory.Psi != nil && s.Io.GetPsi() != nil
 	})
 	resp, err := d.PodSandboxStats(d.call(), &runtime.PodSandboxStatsRequest{PodSandboxId: pod})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := resp.Stats.Linux; counts != (s.Cpu.Psi != nil && s.Memory.Psi != nil) {
+	if s := resp.Stats.Linux; counts != (s.Cpu.Psi != nil && s.Memory.Psi != nil && s.Io.GetPsi() != nil) {
 		t.Errorf("statistics of the pod: %v", s)
 	}
 }

@@ -25,8 +25,8 @@ import (
 	"github.com/pistis-run/pistis/test/leak"
 )
 
-// patience bounds every wait: guests may be emulated on a machine that does other things too.
-const patience = 4 * time.Minute
+// patience bounds every wait: guests may be emulated on a machine that does other things too. In the lab their host is.
+var patience = map[bool]time.Duration{false: 4 * time.Minute, true: 10 * time.Minute}[os.Getenv("PISTIS_ACCELERATION") == "kvm"]
 
 // binary is the path of one of our commands.
 func binary(name string) string { return filepath.Join(os.Getenv("PISTIS_BIN"), name) }
@@ -61,6 +61,8 @@ type daemon struct {
 	images runtime.ImageServiceClient
 	// handler is that of the pods that runPod runs.
 	handler string
+	// traceparent has calls made within a trace, as the kubelet makes them; empty: none.
+	traceparent string
 }
 
 // startDaemon starts a pistisd of the test's own; extra is TOML that is added to its configuration, where it

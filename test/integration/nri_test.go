@@ -58,6 +58,19 @@ func (p *nriPlugin) RunPodSandbox(_ context.Context, s *api.PodSandbox) error {
 	return nil
 }
 
+func (p *nriPlugin) UpdatePodSandbox(_ context.Context, s *api.PodSandbox, _, resources *api.LinuxResources) error {
+	p.note(fmt.Sprintf("update to %d MiB pod", resources.GetMemory().GetLimit().GetValue()>>20), s.Name)
+	if resources.GetMemory().GetLimit().GetValue() > 1<<40 {
+		return errors.New("that much there is not")
+	}
+	return nil
+}
+
+func (p *nriPlugin) PostUpdatePodSandbox(_ context.Context, s *api.PodSandbox) error {
+	p.note("updated pod", s.Name)
+	return nil
+}
+
 func (p *nriPlugin) StopPodSandbox(_ context.Context, s *api.PodSandbox) error {
 	p.note("stop pod", s.Name)
 	return nil
@@ -117,7 +130,10 @@ func (p *nriPlugin) PostUpdateContainer(_ context.Context, _ *api.PodSandbox, c 
 
 func (p *nriPlugin) StopContainer(_ context.Context, _ *api.PodSandbox, c *api.Container) ([]*api.ContainerUpdate, error) {
 	p.note("stop", c.Name)
-	return nil, nil
+	u := &api.ContainerUpdate{} // of no use any more, and no reason to wait for itself
+	u.SetContainerId(c.Id)
+	u.SetLinuxCPUShares(500)
+	return []*api.ContainerUpdate{u}, nil
 }
 
 func (p *nriPlugin) RemoveContainer(_ context.Context, _ *api.PodSandbox, c *api.Container) error {
@@ -200,6 +216,15 @@ func checkPlugin(t *testing.T, d *daemon, p *nriPlugin) {
 		t.Errorf("an update by the plugin: %v, %v", failed, err)
 	}
 	expect(t, "shares", d.status(id).Resources.Linux.CpuShares, int64(400))
+	if d.handler == "runc" {
+		refused(t, "a size that the plugin refuses", d.resizePod(pod, 2<<40), codes.FailedPrecondition)
+		if err := d.resizePod(pod, 256<<20); err != nil {
+			t.Errorf("resize pod: %v", err)
+		}
+		expect(t, "what the plugin was told", fmt.Sprint(p.take()), "[run pod pod create adjusted created adjusted start adjusted started adjusted "+
+			"update adjusted updated adjusted update to 2097152 MiB pod pod update to 256 MiB pod pod updated pod pod]")
+		p.note("run pod pod create adjusted created adjusted start adjusted started adjusted update adjusted updated", "adjusted")
+	}
 	if _, err := d.StopContainer(d.call(), &runtime.StopContainerRequest{ContainerId: id, Timeout: 10}); err != nil {
 		t.Fatal(err)
 	}

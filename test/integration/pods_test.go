@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/metadata"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -19,6 +20,9 @@ const testImage = "registry.test/pistis/tour:latest"
 func (d *daemon) call() context.Context {
 	ctx, cancel := context.WithTimeout(d.t.Context(), patience)
 	d.t.Cleanup(cancel)
+	if d.traceparent != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "traceparent", d.traceparent)
+	}
 	return ctx
 }
 

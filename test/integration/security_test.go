@@ -10,19 +10,17 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestSecurityContext: what a container's security context says holds inside the guest.
-func TestSecurityContext(t *testing.T) {
-	d := startDaemon(t, "")
-	d.pull(testImage)
-	pod, config := d.runPod("security", func(c *runtime.PodSandboxConfig) {
-		c.Linux.SecurityContext.Privileged = true // one of the containers is
-	})
-	cases := []struct {
-		name   string
-		script string
-		adjust func(*runtime.LinuxContainerSecurityContext)
-		want   string
-	}{
+// securityCase is what a container finds that has a security context.
+type securityCase struct {
+	name   string
+	script string
+	adjust func(*runtime.LinuxContainerSecurityContext)
+	want   string
+}
+
+// securityCases hold for pods of both kinds.
+func securityCases() []securityCase {
+	return []securityCase{
 		{"uid", "id -u; id -g; id -G", func(s *runtime.LinuxContainerSecurityContext) {
 			s.RunAsUser, s.RunAsGroup, s.SupplementalGroups = &runtime.Int64Value{Value: 1234}, &runtime.Int64Value{Value: 4321}, []int64{77}
 		}, "1234\n4321\n4321 77\n"},
@@ -42,7 +40,19 @@ func TestSecurityContext(t *testing.T) {
 		}, "Seccomp:\t0\n"},
 		{"masked", "cat /proc/version | wc -c", func(s *runtime.LinuxContainerSecurityContext) { s.MaskedPaths = []string{"/proc/version"} }, "0\n"},
 		{"privileged", "grep CapEff /proc/self/status | cut -c 1-14; mount -t tmpfs none /mnt && echo mounted", func(s *runtime.LinuxContainerSecurityContext) { s.Privileged = true }, "CapEff:\t000001\nmounted\n"},
+		{"ambient", "grep CapAmb /proc/self/status", func(s *runtime.LinuxContainerSecurityContext) {
+			s.RunAsUser = &runtime.Int64Value{Value: 1234}
+			s.Capabilities = &runtime.Capability{AddAmbientCapabilities: []string{"NET_BIND_SERVICE"}}
+		}, "CapAmb:\t0000000000000400\n"},
 	}
+}
+
+// secured runs each case in a container of its own.
+func secured(t *testing.T, d *daemon, cases []securityCase) {
+	t.Helper()
+	pod, config := d.runPod("security", func(c *runtime.PodSandboxConfig) {
+		c.Linux.SecurityContext.Privileged = true // one of the containers is
+	})
 	for _, c := range cases {
 		ctr := shell(c.name, c.script)
 		c.adjust(ctr.Linux.SecurityContext)
@@ -50,6 +60,14 @@ func TestSecurityContext(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", c.name, got, c.want)
 		}
 	}
+	d.stopAndRemove(pod)
+}
+
+// TestSecurityContext: what a container's security context says holds inside the guest.
+func TestSecurityContext(t *testing.T) {
+	d := startDaemon(t, "")
+	d.pull(testImage)
+	secured(t, d, securityCases())
 }
 
 // TestResources: limits hold in the guest, can be changed, and what is used is reported.
@@ -100,7 +118,7 @@ func TestResources(t *testing.T) {
 
 // TestUpdatedResources: containers are resized as the kubelet does it, up to what the VM has, and confined to processors.
 func TestUpdatedResources(t *testing.T) {
-	d := startDaemon(t, "memory_mib = 256\n")
+	d := startDaemon(t, "memory_mib = 256\nmax_vcpus = 2\nmax_memory_mib = 1024\n")
 	d.pull(testImage)
 	host := unix.CPUSet{}
 	if err := unix.SchedGetaffinity(0, &host); err != nil {
@@ -155,7 +173,7 @@ func TestUpdatedResources(t *testing.T) {
 		expect(t, step.what, state(), step.state)
 		expect(t, step.what+": the VM's processors", vmm(), step.vmm)
 	}
-	refused(t, "more memory than the VM has", update(func(r *runtime.LinuxContainerResources) { r.MemoryLimitInBytes = 1 << 30 }), codes.ResourceExhausted, "1024 MiB", "make the pod anew")
+	refused(t, "more memory than the VM has", update(func(r *runtime.LinuxContainerResources) { r.MemoryLimitInBytes = 1 << 30 }), codes.ResourceExhausted, "1024 MiB", "vm.max_memory_mib")
 	refused(t, "more processors than the VM has", update(func(r *runtime.LinuxContainerResources) { r.CpuQuota = 300000 }), codes.ResourceExhausted, "3.000 processors")
 	refused(t, "a processor that is not there", update(func(r *runtime.LinuxContainerResources) { r.CpusetCpus = "4000" }), codes.InvalidArgument, "4000")
 	refused(t, "another OOM score alone", func() error {
@@ -165,7 +183,7 @@ func TestUpdatedResources(t *testing.T) {
 	if err := d.resizePod(pod, 256<<20); err != nil {
 		t.Errorf("the pod as a whole, as large as it is: %v", err)
 	}
-	refused(t, "a pod that is larger than its VM", d.resizePod(pod, 1<<30), codes.FailedPrecondition, "cannot grow", "make the pod anew")
+	refused(t, "a pod that is larger than its VM", d.resizePod(pod, 1<<30), codes.ResourceExhausted, "1024 MiB at most", "vm.max_memory_mib")
 	expect(t, "after what was refused", state(), "134217728\n50000 100000\n1\n")
 	told := d.status(id).Resources.GetLinux()
 	expect(t, "the status", fmt.Sprintf("%d %d %s %d", told.MemoryLimitInBytes, told.CpuQuota, told.CpusetCpus, told.OomScoreAdj), "134217728 50000 0 990")

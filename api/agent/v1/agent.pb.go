@@ -68,7 +68,7 @@ func (x StdioStream_FD) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StdioStream_FD.Descriptor instead.
 func (StdioStream_FD) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50, 0}
+	return file_agent_proto_rawDescGZIP(), []int{52, 0}
 }
 
 type ShareChange_Kind int32
@@ -120,7 +120,7 @@ func (x ShareChange_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ShareChange_Kind.Descriptor instead.
 func (ShareChange_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{53, 0}
+	return file_agent_proto_rawDescGZIP(), []int{55, 0}
 }
 
 type Empty struct {
@@ -292,7 +292,9 @@ type DiskAddress struct {
 	//	*DiskAddress_ScsiLun
 	//	*DiskAddress_Serial
 	//	*DiskAddress_Device
-	Address       isDiskAddress_Address `protobuf_oneof:"address"`
+	Address isDiskAddress_Address `protobuf_oneof:"address"`
+	// bytes, where set, is the size of the disk. One that has another size still was a smaller one before: the agent waits.
+	Bytes         uint64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -359,6 +361,13 @@ func (x *DiskAddress) GetDevice() string {
 		}
 	}
 	return ""
+}
+
+func (x *DiskAddress) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
 }
 
 type isDiskAddress_Address interface {
@@ -2313,6 +2322,105 @@ func (x *RemoveShareRequest) GetId() string {
 	return ""
 }
 
+type ResizeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// vcpus is how many processors shall be in use. The agent waits for new ones to appear, for a bounded time.
+	Vcpus         uint32 `protobuf:"varint,1,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeRequest) Reset() {
+	*x = ResizeRequest{}
+	mi := &file_agent_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeRequest) ProtoMessage() {}
+
+func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
+func (*ResizeRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ResizeRequest) GetVcpus() uint32 {
+	if x != nil {
+		return x.Vcpus
+	}
+	return 0
+}
+
+type ResizeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// vcpus are in use.
+	Vcpus uint32 `protobuf:"varint,1,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
+	// memory_bytes is what the kernel has, without what it has taken for itself at its start.
+	MemoryBytes   uint64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeResponse) Reset() {
+	*x = ResizeResponse{}
+	mi := &file_agent_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeResponse) ProtoMessage() {}
+
+func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
+func (*ResizeResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ResizeResponse) GetVcpus() uint32 {
+	if x != nil {
+		return x.Vcpus
+	}
+	return 0
+}
+
+func (x *ResizeResponse) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
 type StatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// containers: empty means all.
@@ -2323,7 +2431,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2335,7 +2443,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2348,7 +2456,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *StatsRequest) GetContainers() []string {
@@ -2373,7 +2481,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2385,7 +2493,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2398,7 +2506,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *StatsResponse) GetContainers() []*ContainerStats {
@@ -2464,7 +2572,7 @@ type ContainerStats struct {
 
 func (x *ContainerStats) Reset() {
 	*x = ContainerStats{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2476,7 +2584,7 @@ func (x *ContainerStats) String() string {
 func (*ContainerStats) ProtoMessage() {}
 
 func (x *ContainerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2489,7 +2597,7 @@ func (x *ContainerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStats.ProtoReflect.Descriptor instead.
 func (*ContainerStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ContainerStats) GetId() string {
@@ -2566,7 +2674,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2578,7 +2686,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2591,7 +2699,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CPUStats) GetUsageNs() uint64 {
@@ -2627,7 +2735,7 @@ type CPUDetail struct {
 
 func (x *CPUDetail) Reset() {
 	*x = CPUDetail{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2639,7 +2747,7 @@ func (x *CPUDetail) String() string {
 func (*CPUDetail) ProtoMessage() {}
 
 func (x *CPUDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2652,7 +2760,7 @@ func (x *CPUDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUDetail.ProtoReflect.Descriptor instead.
 func (*CPUDetail) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CPUDetail) GetUserNs() uint64 {
@@ -2687,7 +2795,7 @@ type Throttling struct {
 
 func (x *Throttling) Reset() {
 	*x = Throttling{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2699,7 +2807,7 @@ func (x *Throttling) String() string {
 func (*Throttling) ProtoMessage() {}
 
 func (x *Throttling) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2712,7 +2820,7 @@ func (x *Throttling) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Throttling.ProtoReflect.Descriptor instead.
 func (*Throttling) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Throttling) GetPeriods() uint64 {
@@ -2754,7 +2862,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2766,7 +2874,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2779,7 +2887,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *MemoryStats) GetUsageBytes() uint64 {
@@ -2862,7 +2970,7 @@ type MemoryDetail struct {
 
 func (x *MemoryDetail) Reset() {
 	*x = MemoryDetail{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2874,7 +2982,7 @@ func (x *MemoryDetail) String() string {
 func (*MemoryDetail) ProtoMessage() {}
 
 func (x *MemoryDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2887,7 +2995,7 @@ func (x *MemoryDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryDetail.ProtoReflect.Descriptor instead.
 func (*MemoryDetail) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *MemoryDetail) GetCacheBytes() uint64 {
@@ -2957,7 +3065,7 @@ type IOStats struct {
 
 func (x *IOStats) Reset() {
 	*x = IOStats{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2969,7 +3077,7 @@ func (x *IOStats) String() string {
 func (*IOStats) ProtoMessage() {}
 
 func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2982,7 +3090,7 @@ func (x *IOStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
 func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *IOStats) GetDevices() []*DeviceIO {
@@ -3012,7 +3120,7 @@ type DeviceIO struct {
 
 func (x *DeviceIO) Reset() {
 	*x = DeviceIO{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3024,7 +3132,7 @@ func (x *DeviceIO) String() string {
 func (*DeviceIO) ProtoMessage() {}
 
 func (x *DeviceIO) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3037,7 +3145,7 @@ func (x *DeviceIO) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceIO.ProtoReflect.Descriptor instead.
 func (*DeviceIO) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DeviceIO) GetDevice() string {
@@ -3087,7 +3195,7 @@ type FileSystem struct {
 
 func (x *FileSystem) Reset() {
 	*x = FileSystem{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3099,7 +3207,7 @@ func (x *FileSystem) String() string {
 func (*FileSystem) ProtoMessage() {}
 
 func (x *FileSystem) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3112,7 +3220,7 @@ func (x *FileSystem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileSystem.ProtoReflect.Descriptor instead.
 func (*FileSystem) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *FileSystem) GetBytes() uint64 {
@@ -3146,7 +3254,7 @@ type PSI struct {
 
 func (x *PSI) Reset() {
 	*x = PSI{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3158,7 +3266,7 @@ func (x *PSI) String() string {
 func (*PSI) ProtoMessage() {}
 
 func (x *PSI) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3171,7 +3279,7 @@ func (x *PSI) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PSI.ProtoReflect.Descriptor instead.
 func (*PSI) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PSI) GetFull() *PSIData {
@@ -3200,7 +3308,7 @@ type PSIData struct {
 
 func (x *PSIData) Reset() {
 	*x = PSIData{}
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3212,7 +3320,7 @@ func (x *PSIData) String() string {
 func (*PSIData) ProtoMessage() {}
 
 func (x *PSIData) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3225,7 +3333,7 @@ func (x *PSIData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PSIData.ProtoReflect.Descriptor instead.
 func (*PSIData) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PSIData) GetTotalUs() uint64 {
@@ -3266,7 +3374,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3278,7 +3386,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3291,7 +3399,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -3325,7 +3433,7 @@ type InterfaceStats struct {
 
 func (x *InterfaceStats) Reset() {
 	*x = InterfaceStats{}
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3337,7 +3445,7 @@ func (x *InterfaceStats) String() string {
 func (*InterfaceStats) ProtoMessage() {}
 
 func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3350,7 +3458,7 @@ func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterfaceStats.ProtoReflect.Descriptor instead.
 func (*InterfaceStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *InterfaceStats) GetName() string {
@@ -3431,7 +3539,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3443,7 +3551,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3456,7 +3564,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *StreamHeader) GetKind() isStreamHeader_Kind {
@@ -3529,7 +3637,7 @@ type StdioStream struct {
 
 func (x *StdioStream) Reset() {
 	*x = StdioStream{}
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3541,7 +3649,7 @@ func (x *StdioStream) String() string {
 func (*StdioStream) ProtoMessage() {}
 
 func (x *StdioStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3554,7 +3662,7 @@ func (x *StdioStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdioStream.ProtoReflect.Descriptor instead.
 func (*StdioStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50}
+	return file_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *StdioStream) GetContainer() string {
@@ -3591,7 +3699,7 @@ type DialStream struct {
 
 func (x *DialStream) Reset() {
 	*x = DialStream{}
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3603,7 +3711,7 @@ func (x *DialStream) String() string {
 func (*DialStream) ProtoMessage() {}
 
 func (x *DialStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3616,7 +3724,7 @@ func (x *DialStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialStream.ProtoReflect.Descriptor instead.
 func (*DialStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{51}
+	return file_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DialStream) GetNetwork() string {
@@ -3647,7 +3755,7 @@ type ShareStream struct {
 
 func (x *ShareStream) Reset() {
 	*x = ShareStream{}
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3659,7 +3767,7 @@ func (x *ShareStream) String() string {
 func (*ShareStream) ProtoMessage() {}
 
 func (x *ShareStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3672,7 +3780,7 @@ func (x *ShareStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareStream.ProtoReflect.Descriptor instead.
 func (*ShareStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{52}
+	return file_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ShareStream) GetId() string {
@@ -3708,7 +3816,7 @@ type ShareChange struct {
 
 func (x *ShareChange) Reset() {
 	*x = ShareChange{}
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3720,7 +3828,7 @@ func (x *ShareChange) String() string {
 func (*ShareChange) ProtoMessage() {}
 
 func (x *ShareChange) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3733,7 +3841,7 @@ func (x *ShareChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareChange.ProtoReflect.Descriptor instead.
 func (*ShareChange) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{53}
+	return file_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ShareChange) GetKind() ShareChange_Kind {
@@ -3776,7 +3884,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3788,7 +3896,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3801,7 +3909,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{54}
+	return file_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *StreamReply) GetError() string {
@@ -3831,11 +3939,12 @@ const file_agent_proto_rawDesc = "" +
 	"\bfeatures\x18\x02 \x03(\tR\bfeatures\x12#\n" +
 	"\ragent_version\x18\x03 \x01(\tR\fagentVersion\x12\x16\n" +
 	"\x06kernel\x18\x04 \x01(\tR\x06kernel\x12\x1b\n" +
-	"\tuptime_ns\x18\x05 \x01(\x04R\buptimeNs\"i\n" +
+	"\tuptime_ns\x18\x05 \x01(\x04R\buptimeNs\"\x7f\n" +
 	"\vDiskAddress\x12\x1b\n" +
 	"\bscsi_lun\x18\x01 \x01(\rH\x00R\ascsiLun\x12\x18\n" +
 	"\x06serial\x18\x02 \x01(\tH\x00R\x06serial\x12\x18\n" +
-	"\x06device\x18\x03 \x01(\tH\x00R\x06deviceB\t\n" +
+	"\x06device\x18\x03 \x01(\tH\x00R\x06device\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytesB\t\n" +
 	"\aaddress\"\xae\x01\n" +
 	"\aNetwork\x12:\n" +
 	"\n" +
@@ -3976,7 +4085,12 @@ const file_agent_proto_rawDesc = "" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x1c\n" +
 	"\tresources\x18\x02 \x01(\fR\tresources\"$\n" +
 	"\x12RemoveShareRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\".\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"%\n" +
+	"\rResizeRequest\x12\x14\n" +
+	"\x05vcpus\x18\x01 \x01(\rR\x05vcpus\"I\n" +
+	"\x0eResizeResponse\x12\x14\n" +
+	"\x05vcpus\x18\x01 \x01(\rR\x05vcpus\x12!\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\".\n" +
 	"\fStatsRequest\x12\x1e\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\tR\n" +
@@ -4125,8 +4239,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x06REMOVE\x10\x02\"7\n" +
 	"\vStreamReply\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\x12\x12\n" +
-	"\x04code\x18\x02 \x01(\rR\x04code2\xbe\n" +
-	"\n" +
+	"\x04code\x18\x02 \x01(\rR\x04code2\x89\v\n" +
 	"\x05Agent\x12F\n" +
 	"\x05Hello\x12\x1d.pistis.agent.v1.HelloRequest\x1a\x1e.pistis.agent.v1.HelloResponse\x12g\n" +
 	"\x10ConfigureSandbox\x12(.pistis.agent.v1.ConfigureSandboxRequest\x1a).pistis.agent.v1.ConfigureSandboxResponse\x12N\n" +
@@ -4144,7 +4257,8 @@ const file_agent_proto_rawDesc = "" +
 	"\x06Resume\x12!.pistis.agent.v1.ContainerRequest\x1a\x16.pistis.agent.v1.Empty\x12@\n" +
 	"\x06Update\x12\x1e.pistis.agent.v1.UpdateRequest\x1a\x16.pistis.agent.v1.Empty\x12F\n" +
 	"\x05Stats\x12\x1d.pistis.agent.v1.StatsRequest\x1a\x1e.pistis.agent.v1.StatsResponse\x12J\n" +
-	"\vRemoveShare\x12#.pistis.agent.v1.RemoveShareRequest\x1a\x16.pistis.agent.v1.Empty\x12:\n" +
+	"\vRemoveShare\x12#.pistis.agent.v1.RemoveShareRequest\x1a\x16.pistis.agent.v1.Empty\x12I\n" +
+	"\x06Resize\x12\x1e.pistis.agent.v1.ResizeRequest\x1a\x1f.pistis.agent.v1.ResizeResponse\x12:\n" +
 	"\bShutdown\x12\x16.pistis.agent.v1.Empty\x1a\x16.pistis.agent.v1.EmptyB3Z1github.com/pistis-run/pistis/api/agent/v1;agentv1b\x06proto3"
 
 var (
@@ -4160,7 +4274,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_agent_proto_goTypes = []any{
 	(StdioStream_FD)(0),              // 0: pistis.agent.v1.StdioStream.FD
 	(ShareChange_Kind)(0),            // 1: pistis.agent.v1.ShareChange.Kind
@@ -4198,41 +4312,43 @@ var file_agent_proto_goTypes = []any{
 	(*Pid)(nil),                      // 33: pistis.agent.v1.Pid
 	(*UpdateRequest)(nil),            // 34: pistis.agent.v1.UpdateRequest
 	(*RemoveShareRequest)(nil),       // 35: pistis.agent.v1.RemoveShareRequest
-	(*StatsRequest)(nil),             // 36: pistis.agent.v1.StatsRequest
-	(*StatsResponse)(nil),            // 37: pistis.agent.v1.StatsResponse
-	(*ContainerStats)(nil),           // 38: pistis.agent.v1.ContainerStats
-	(*CPUStats)(nil),                 // 39: pistis.agent.v1.CPUStats
-	(*CPUDetail)(nil),                // 40: pistis.agent.v1.CPUDetail
-	(*Throttling)(nil),               // 41: pistis.agent.v1.Throttling
-	(*MemoryStats)(nil),              // 42: pistis.agent.v1.MemoryStats
-	(*MemoryDetail)(nil),             // 43: pistis.agent.v1.MemoryDetail
-	(*IOStats)(nil),                  // 44: pistis.agent.v1.IOStats
-	(*DeviceIO)(nil),                 // 45: pistis.agent.v1.DeviceIO
-	(*FileSystem)(nil),               // 46: pistis.agent.v1.FileSystem
-	(*PSI)(nil),                      // 47: pistis.agent.v1.PSI
-	(*PSIData)(nil),                  // 48: pistis.agent.v1.PSIData
-	(*PidsStats)(nil),                // 49: pistis.agent.v1.PidsStats
-	(*InterfaceStats)(nil),           // 50: pistis.agent.v1.InterfaceStats
-	(*StreamHeader)(nil),             // 51: pistis.agent.v1.StreamHeader
-	(*StdioStream)(nil),              // 52: pistis.agent.v1.StdioStream
-	(*DialStream)(nil),               // 53: pistis.agent.v1.DialStream
-	(*ShareStream)(nil),              // 54: pistis.agent.v1.ShareStream
-	(*ShareChange)(nil),              // 55: pistis.agent.v1.ShareChange
-	(*StreamReply)(nil),              // 56: pistis.agent.v1.StreamReply
-	nil,                              // 57: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	(*timestamppb.Timestamp)(nil),    // 58: google.protobuf.Timestamp
+	(*ResizeRequest)(nil),            // 36: pistis.agent.v1.ResizeRequest
+	(*ResizeResponse)(nil),           // 37: pistis.agent.v1.ResizeResponse
+	(*StatsRequest)(nil),             // 38: pistis.agent.v1.StatsRequest
+	(*StatsResponse)(nil),            // 39: pistis.agent.v1.StatsResponse
+	(*ContainerStats)(nil),           // 40: pistis.agent.v1.ContainerStats
+	(*CPUStats)(nil),                 // 41: pistis.agent.v1.CPUStats
+	(*CPUDetail)(nil),                // 42: pistis.agent.v1.CPUDetail
+	(*Throttling)(nil),               // 43: pistis.agent.v1.Throttling
+	(*MemoryStats)(nil),              // 44: pistis.agent.v1.MemoryStats
+	(*MemoryDetail)(nil),             // 45: pistis.agent.v1.MemoryDetail
+	(*IOStats)(nil),                  // 46: pistis.agent.v1.IOStats
+	(*DeviceIO)(nil),                 // 47: pistis.agent.v1.DeviceIO
+	(*FileSystem)(nil),               // 48: pistis.agent.v1.FileSystem
+	(*PSI)(nil),                      // 49: pistis.agent.v1.PSI
+	(*PSIData)(nil),                  // 50: pistis.agent.v1.PSIData
+	(*PidsStats)(nil),                // 51: pistis.agent.v1.PidsStats
+	(*InterfaceStats)(nil),           // 52: pistis.agent.v1.InterfaceStats
+	(*StreamHeader)(nil),             // 53: pistis.agent.v1.StreamHeader
+	(*StdioStream)(nil),              // 54: pistis.agent.v1.StdioStream
+	(*DialStream)(nil),               // 55: pistis.agent.v1.DialStream
+	(*ShareStream)(nil),              // 56: pistis.agent.v1.ShareStream
+	(*ShareChange)(nil),              // 57: pistis.agent.v1.ShareChange
+	(*StreamReply)(nil),              // 58: pistis.agent.v1.StreamReply
+	nil,                              // 59: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	(*timestamppb.Timestamp)(nil),    // 60: google.protobuf.Timestamp
 }
 var file_agent_proto_depIdxs = []int32{
 	7,  // 0: pistis.agent.v1.Network.interfaces:type_name -> pistis.agent.v1.Interface
 	8,  // 1: pistis.agent.v1.Network.routes:type_name -> pistis.agent.v1.Route
 	9,  // 2: pistis.agent.v1.Network.neighbors:type_name -> pistis.agent.v1.Neighbor
 	6,  // 3: pistis.agent.v1.ConfigureSandboxRequest.network:type_name -> pistis.agent.v1.Network
-	57, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	58, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
+	59, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	60, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
 	5,  // 6: pistis.agent.v1.ConfigureSandboxRequest.scratch:type_name -> pistis.agent.v1.DiskAddress
 	5,  // 7: pistis.agent.v1.ConfigureSandboxRequest.modules:type_name -> pistis.agent.v1.DiskAddress
 	6,  // 8: pistis.agent.v1.UpdateNetworkRequest.network:type_name -> pistis.agent.v1.Network
-	58, // 9: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
+	60, // 9: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
 	5,  // 10: pistis.agent.v1.CreateContainerRequest.layers:type_name -> pistis.agent.v1.DiskAddress
 	14, // 11: pistis.agent.v1.CreateContainerRequest.user:type_name -> pistis.agent.v1.User
 	19, // 12: pistis.agent.v1.CreateContainerRequest.pid_namespace:type_name -> pistis.agent.v1.PIDNamespace
@@ -4241,31 +4357,31 @@ var file_agent_proto_depIdxs = []int32{
 	5,  // 15: pistis.agent.v1.BlockDevice.disk:type_name -> pistis.agent.v1.DiskAddress
 	15, // 16: pistis.agent.v1.CreateContainerResponse.user:type_name -> pistis.agent.v1.ResolvedUser
 	14, // 17: pistis.agent.v1.ExecRequest.user:type_name -> pistis.agent.v1.User
-	58, // 18: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
+	60, // 18: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
 	5,  // 19: pistis.agent.v1.DeleteResponse.disks:type_name -> pistis.agent.v1.DiskAddress
 	33, // 20: pistis.agent.v1.PidsResponse.pids:type_name -> pistis.agent.v1.Pid
-	38, // 21: pistis.agent.v1.StatsResponse.containers:type_name -> pistis.agent.v1.ContainerStats
-	50, // 22: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.agent.v1.InterfaceStats
-	39, // 23: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.agent.v1.CPUStats
-	42, // 24: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.agent.v1.MemoryStats
-	58, // 25: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
-	46, // 26: pistis.agent.v1.StatsResponse.writable:type_name -> pistis.agent.v1.FileSystem
-	39, // 27: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.agent.v1.CPUStats
-	42, // 28: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.agent.v1.MemoryStats
-	49, // 29: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
-	44, // 30: pistis.agent.v1.ContainerStats.io:type_name -> pistis.agent.v1.IOStats
-	47, // 31: pistis.agent.v1.CPUStats.psi:type_name -> pistis.agent.v1.PSI
-	40, // 32: pistis.agent.v1.CPUStats.detail:type_name -> pistis.agent.v1.CPUDetail
-	41, // 33: pistis.agent.v1.CPUDetail.throttling:type_name -> pistis.agent.v1.Throttling
-	47, // 34: pistis.agent.v1.MemoryStats.psi:type_name -> pistis.agent.v1.PSI
-	43, // 35: pistis.agent.v1.MemoryStats.detail:type_name -> pistis.agent.v1.MemoryDetail
-	45, // 36: pistis.agent.v1.IOStats.devices:type_name -> pistis.agent.v1.DeviceIO
-	47, // 37: pistis.agent.v1.IOStats.psi:type_name -> pistis.agent.v1.PSI
-	48, // 38: pistis.agent.v1.PSI.full:type_name -> pistis.agent.v1.PSIData
-	48, // 39: pistis.agent.v1.PSI.some:type_name -> pistis.agent.v1.PSIData
-	52, // 40: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
-	53, // 41: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
-	54, // 42: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
+	40, // 21: pistis.agent.v1.StatsResponse.containers:type_name -> pistis.agent.v1.ContainerStats
+	52, // 22: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.agent.v1.InterfaceStats
+	41, // 23: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.agent.v1.CPUStats
+	44, // 24: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.agent.v1.MemoryStats
+	60, // 25: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
+	48, // 26: pistis.agent.v1.StatsResponse.writable:type_name -> pistis.agent.v1.FileSystem
+	41, // 27: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.agent.v1.CPUStats
+	44, // 28: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.agent.v1.MemoryStats
+	51, // 29: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
+	46, // 30: pistis.agent.v1.ContainerStats.io:type_name -> pistis.agent.v1.IOStats
+	49, // 31: pistis.agent.v1.CPUStats.psi:type_name -> pistis.agent.v1.PSI
+	42, // 32: pistis.agent.v1.CPUStats.detail:type_name -> pistis.agent.v1.CPUDetail
+	43, // 33: pistis.agent.v1.CPUDetail.throttling:type_name -> pistis.agent.v1.Throttling
+	49, // 34: pistis.agent.v1.MemoryStats.psi:type_name -> pistis.agent.v1.PSI
+	45, // 35: pistis.agent.v1.MemoryStats.detail:type_name -> pistis.agent.v1.MemoryDetail
+	47, // 36: pistis.agent.v1.IOStats.devices:type_name -> pistis.agent.v1.DeviceIO
+	49, // 37: pistis.agent.v1.IOStats.psi:type_name -> pistis.agent.v1.PSI
+	50, // 38: pistis.agent.v1.PSI.full:type_name -> pistis.agent.v1.PSIData
+	50, // 39: pistis.agent.v1.PSI.some:type_name -> pistis.agent.v1.PSIData
+	54, // 40: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
+	55, // 41: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
+	56, // 42: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
 	0,  // 43: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
 	1,  // 44: pistis.agent.v1.ShareChange.kind:type_name -> pistis.agent.v1.ShareChange.Kind
 	3,  // 45: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
@@ -4283,29 +4399,31 @@ var file_agent_proto_depIdxs = []int32{
 	30, // 57: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
 	30, // 58: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
 	34, // 59: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
-	36, // 60: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
+	38, // 60: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
 	35, // 61: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
-	2,  // 62: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
-	4,  // 63: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
-	11, // 64: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
-	2,  // 65: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
-	2,  // 66: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
-	20, // 67: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
-	2,  // 68: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
-	23, // 69: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
-	2,  // 70: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
-	26, // 71: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
-	28, // 72: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
-	2,  // 73: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
-	32, // 74: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
-	2,  // 75: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
-	2,  // 76: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
-	2,  // 77: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
-	37, // 78: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
-	2,  // 79: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
-	2,  // 80: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
-	63, // [63:81] is the sub-list for method output_type
-	45, // [45:63] is the sub-list for method input_type
+	36, // 62: pistis.agent.v1.Agent.Resize:input_type -> pistis.agent.v1.ResizeRequest
+	2,  // 63: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
+	4,  // 64: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
+	11, // 65: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
+	2,  // 66: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
+	2,  // 67: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
+	20, // 68: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
+	2,  // 69: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
+	23, // 70: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
+	2,  // 71: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
+	26, // 72: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
+	28, // 73: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
+	2,  // 74: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
+	32, // 75: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
+	2,  // 76: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
+	2,  // 77: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
+	2,  // 78: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
+	39, // 79: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
+	2,  // 80: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
+	37, // 81: pistis.agent.v1.Agent.Resize:output_type -> pistis.agent.v1.ResizeResponse
+	2,  // 82: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
+	64, // [64:83] is the sub-list for method output_type
+	45, // [45:64] is the sub-list for method input_type
 	45, // [45:45] is the sub-list for extension type_name
 	45, // [45:45] is the sub-list for extension extendee
 	0,  // [0:45] is the sub-list for field type_name
@@ -4326,9 +4444,9 @@ func file_agent_proto_init() {
 		(*PIDNamespace_Own)(nil),
 		(*PIDNamespace_Container)(nil),
 	}
-	file_agent_proto_msgTypes[36].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[41].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[49].OneofWrappers = []any{
+	file_agent_proto_msgTypes[38].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[43].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[51].OneofWrappers = []any{
 		(*StreamHeader_Stdio)(nil),
 		(*StreamHeader_Dial)(nil),
 		(*StreamHeader_Share)(nil),
@@ -4339,7 +4457,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   56,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

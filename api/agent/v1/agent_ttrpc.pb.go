@@ -25,6 +25,7 @@ type AgentService interface {
 	Update(context.Context, *UpdateRequest) (*Empty, error)
 	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
 	RemoveShare(context.Context, *RemoveShareRequest) (*Empty, error)
+	Resize(context.Context, *ResizeRequest) (*ResizeResponse, error)
 	Shutdown(context.Context, *Empty) (*Empty, error)
 }
 
@@ -149,6 +150,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.RemoveShare(ctx, &req)
+			},
+			"Resize": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ResizeRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Resize(ctx, &req)
 			},
 			"Shutdown": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req Empty
@@ -302,6 +310,14 @@ func (c *agentClient) Stats(ctx context.Context, req *StatsRequest) (*StatsRespo
 func (c *agentClient) RemoveShare(ctx context.Context, req *RemoveShareRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "pistis.agent.v1.Agent", "RemoveShare", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Resize(ctx context.Context, req *ResizeRequest) (*ResizeResponse, error) {
+	var resp ResizeResponse
+	if err := c.client.Call(ctx, "pistis.agent.v1.Agent", "Resize", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -640,6 +640,58 @@ func (x *ReopenLogRequest) GetContainer() string {
 	return ""
 }
 
+type ResizeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vcpus         uint32                 `protobuf:"varint,1,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
+	MemoryBytes   uint64                 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeRequest) Reset() {
+	*x = ResizeRequest{}
+	mi := &file_shim_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeRequest) ProtoMessage() {}
+
+func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
+func (*ResizeRequest) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ResizeRequest) GetVcpus() uint32 {
+	if x != nil {
+		return x.Vcpus
+	}
+	return 0
+}
+
+func (x *ResizeRequest) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
 type StatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// containers: empty means all.
@@ -650,7 +702,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_shim_proto_msgTypes[9]
+	mi := &file_shim_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -662,7 +714,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[9]
+	mi := &file_shim_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -675,7 +727,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{9}
+	return file_shim_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StatsRequest) GetContainers() []string {
@@ -699,7 +751,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_shim_proto_msgTypes[10]
+	mi := &file_shim_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -711,7 +763,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[10]
+	mi := &file_shim_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -724,7 +776,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{10}
+	return file_shim_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StatsResponse) GetContainers() []*ContainerStats {
@@ -790,7 +842,7 @@ type ContainerStats struct {
 
 func (x *ContainerStats) Reset() {
 	*x = ContainerStats{}
-	mi := &file_shim_proto_msgTypes[11]
+	mi := &file_shim_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -802,7 +854,7 @@ func (x *ContainerStats) String() string {
 func (*ContainerStats) ProtoMessage() {}
 
 func (x *ContainerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[11]
+	mi := &file_shim_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -815,7 +867,7 @@ func (x *ContainerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStats.ProtoReflect.Descriptor instead.
 func (*ContainerStats) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{11}
+	return file_shim_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ContainerStats) GetId() string {
@@ -899,7 +951,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_shim_proto_msgTypes[12]
+	mi := &file_shim_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +963,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[12]
+	mi := &file_shim_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +976,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{12}
+	return file_shim_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CPUStats) GetUsageNs() uint64 {
@@ -960,7 +1012,7 @@ type CPUDetail struct {
 
 func (x *CPUDetail) Reset() {
 	*x = CPUDetail{}
-	mi := &file_shim_proto_msgTypes[13]
+	mi := &file_shim_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1024,7 @@ func (x *CPUDetail) String() string {
 func (*CPUDetail) ProtoMessage() {}
 
 func (x *CPUDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[13]
+	mi := &file_shim_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1037,7 @@ func (x *CPUDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUDetail.ProtoReflect.Descriptor instead.
 func (*CPUDetail) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{13}
+	return file_shim_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CPUDetail) GetUserNs() uint64 {
@@ -1020,7 +1072,7 @@ type Throttling struct {
 
 func (x *Throttling) Reset() {
 	*x = Throttling{}
-	mi := &file_shim_proto_msgTypes[14]
+	mi := &file_shim_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1032,7 +1084,7 @@ func (x *Throttling) String() string {
 func (*Throttling) ProtoMessage() {}
 
 func (x *Throttling) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[14]
+	mi := &file_shim_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1045,7 +1097,7 @@ func (x *Throttling) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Throttling.ProtoReflect.Descriptor instead.
 func (*Throttling) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{14}
+	return file_shim_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Throttling) GetPeriods() uint64 {
@@ -1086,7 +1138,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_shim_proto_msgTypes[15]
+	mi := &file_shim_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1150,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[15]
+	mi := &file_shim_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1163,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{15}
+	return file_shim_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *MemoryStats) GetUsageBytes() uint64 {
@@ -1194,7 +1246,7 @@ type MemoryDetail struct {
 
 func (x *MemoryDetail) Reset() {
 	*x = MemoryDetail{}
-	mi := &file_shim_proto_msgTypes[16]
+	mi := &file_shim_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1206,7 +1258,7 @@ func (x *MemoryDetail) String() string {
 func (*MemoryDetail) ProtoMessage() {}
 
 func (x *MemoryDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[16]
+	mi := &file_shim_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1219,7 +1271,7 @@ func (x *MemoryDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryDetail.ProtoReflect.Descriptor instead.
 func (*MemoryDetail) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{16}
+	return file_shim_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MemoryDetail) GetCacheBytes() uint64 {
@@ -1289,7 +1341,7 @@ type IOStats struct {
 
 func (x *IOStats) Reset() {
 	*x = IOStats{}
-	mi := &file_shim_proto_msgTypes[17]
+	mi := &file_shim_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1301,7 +1353,7 @@ func (x *IOStats) String() string {
 func (*IOStats) ProtoMessage() {}
 
 func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[17]
+	mi := &file_shim_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1314,7 +1366,7 @@ func (x *IOStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
 func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{17}
+	return file_shim_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *IOStats) GetDevices() []*DeviceIO {
@@ -1344,7 +1396,7 @@ type DeviceIO struct {
 
 func (x *DeviceIO) Reset() {
 	*x = DeviceIO{}
-	mi := &file_shim_proto_msgTypes[18]
+	mi := &file_shim_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1408,7 @@ func (x *DeviceIO) String() string {
 func (*DeviceIO) ProtoMessage() {}
 
 func (x *DeviceIO) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[18]
+	mi := &file_shim_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1421,7 @@ func (x *DeviceIO) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceIO.ProtoReflect.Descriptor instead.
 func (*DeviceIO) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{18}
+	return file_shim_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DeviceIO) GetDevice() string {
@@ -1419,7 +1471,7 @@ type FileSystem struct {
 
 func (x *FileSystem) Reset() {
 	*x = FileSystem{}
-	mi := &file_shim_proto_msgTypes[19]
+	mi := &file_shim_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1431,7 +1483,7 @@ func (x *FileSystem) String() string {
 func (*FileSystem) ProtoMessage() {}
 
 func (x *FileSystem) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[19]
+	mi := &file_shim_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1444,7 +1496,7 @@ func (x *FileSystem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileSystem.ProtoReflect.Descriptor instead.
 func (*FileSystem) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{19}
+	return file_shim_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *FileSystem) GetBytes() uint64 {
@@ -1478,7 +1530,7 @@ type PSI struct {
 
 func (x *PSI) Reset() {
 	*x = PSI{}
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1490,7 +1542,7 @@ func (x *PSI) String() string {
 func (*PSI) ProtoMessage() {}
 
 func (x *PSI) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1503,7 +1555,7 @@ func (x *PSI) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PSI.ProtoReflect.Descriptor instead.
 func (*PSI) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{20}
+	return file_shim_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PSI) GetFull() *PSIData {
@@ -1532,7 +1584,7 @@ type PSIData struct {
 
 func (x *PSIData) Reset() {
 	*x = PSIData{}
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1544,7 +1596,7 @@ func (x *PSIData) String() string {
 func (*PSIData) ProtoMessage() {}
 
 func (x *PSIData) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1557,7 +1609,7 @@ func (x *PSIData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PSIData.ProtoReflect.Descriptor instead.
 func (*PSIData) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{21}
+	return file_shim_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PSIData) GetTotalUs() uint64 {
@@ -1605,7 +1657,7 @@ type InterfaceStats struct {
 
 func (x *InterfaceStats) Reset() {
 	*x = InterfaceStats{}
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1617,7 +1669,7 @@ func (x *InterfaceStats) String() string {
 func (*InterfaceStats) ProtoMessage() {}
 
 func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1630,7 +1682,7 @@ func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterfaceStats.ProtoReflect.Descriptor instead.
 func (*InterfaceStats) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{22}
+	return file_shim_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *InterfaceStats) GetName() string {
@@ -1721,7 +1773,7 @@ type SandboxOptions struct {
 
 func (x *SandboxOptions) Reset() {
 	*x = SandboxOptions{}
-	mi := &file_shim_proto_msgTypes[23]
+	mi := &file_shim_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +1785,7 @@ func (x *SandboxOptions) String() string {
 func (*SandboxOptions) ProtoMessage() {}
 
 func (x *SandboxOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[23]
+	mi := &file_shim_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1798,7 @@ func (x *SandboxOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxOptions.ProtoReflect.Descriptor instead.
 func (*SandboxOptions) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{23}
+	return file_shim_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SandboxOptions) GetVm() *VMOptions {
@@ -1845,14 +1897,22 @@ type VMOptions struct {
 	BootTimeout  *durationpb.Duration `protobuf:"bytes,11,opt,name=boot_timeout,json=bootTimeout,proto3" json:"boot_timeout,omitempty"`
 	AgentTimeout *durationpb.Duration `protobuf:"bytes,12,opt,name=agent_timeout,json=agentTimeout,proto3" json:"agent_timeout,omitempty"`
 	// machine overrides the driver's machine type.
-	Machine       string `protobuf:"bytes,13,opt,name=machine,proto3" json:"machine,omitempty"`
+	Machine string `protobuf:"bytes,13,opt,name=machine,proto3" json:"machine,omitempty"`
+	// max_vcpus and max_memory_bytes are what the VM can grow to while it runs; 0, or less than what it starts with, is that
+	// it does not grow.
+	MaxVcpus       uint32 `protobuf:"varint,14,opt,name=max_vcpus,json=maxVcpus,proto3" json:"max_vcpus,omitempty"`
+	MaxMemoryBytes uint64 `protobuf:"varint,15,opt,name=max_memory_bytes,json=maxMemoryBytes,proto3" json:"max_memory_bytes,omitempty"`
+	// base_memory_bytes is what of the memory is not meant for containers with limits; 0 is what a guest boots with.
+	BaseMemoryBytes uint64 `protobuf:"varint,16,opt,name=base_memory_bytes,json=baseMemoryBytes,proto3" json:"base_memory_bytes,omitempty"`
+	// tuning is refused by a hypervisor that cannot do it.
+	Tuning        *Tuning `protobuf:"bytes,17,opt,name=tuning,proto3" json:"tuning,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VMOptions) Reset() {
 	*x = VMOptions{}
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +1924,7 @@ func (x *VMOptions) String() string {
 func (*VMOptions) ProtoMessage() {}
 
 func (x *VMOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +1937,7 @@ func (x *VMOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMOptions.ProtoReflect.Descriptor instead.
 func (*VMOptions) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{24}
+	return file_shim_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *VMOptions) GetHypervisor() string {
@@ -1971,6 +2031,113 @@ func (x *VMOptions) GetMachine() string {
 	return ""
 }
 
+func (x *VMOptions) GetMaxVcpus() uint32 {
+	if x != nil {
+		return x.MaxVcpus
+	}
+	return 0
+}
+
+func (x *VMOptions) GetMaxMemoryBytes() uint64 {
+	if x != nil {
+		return x.MaxMemoryBytes
+	}
+	return 0
+}
+
+func (x *VMOptions) GetBaseMemoryBytes() uint64 {
+	if x != nil {
+		return x.BaseMemoryBytes
+	}
+	return 0
+}
+
+func (x *VMOptions) GetTuning() *Tuning {
+	if x != nil {
+		return x.Tuning
+	}
+	return nil
+}
+
+// Tuning has rates per second; 0 is no bound.
+type Tuning struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// disk_bytes and disk_ops are of each disk, net_bytes and net_ops of each card in each direction.
+	DiskBytes uint64 `protobuf:"varint,1,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	DiskOps   uint64 `protobuf:"varint,2,opt,name=disk_ops,json=diskOps,proto3" json:"disk_ops,omitempty"`
+	NetBytes  uint64 `protobuf:"varint,3,opt,name=net_bytes,json=netBytes,proto3" json:"net_bytes,omitempty"`
+	NetOps    uint64 `protobuf:"varint,4,opt,name=net_ops,json=netOps,proto3" json:"net_ops,omitempty"`
+	// cpu_template is the hypervisor's description of the guest's processors; empty are the host's.
+	CpuTemplate   []byte `protobuf:"bytes,5,opt,name=cpu_template,json=cpuTemplate,proto3" json:"cpu_template,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tuning) Reset() {
+	*x = Tuning{}
+	mi := &file_shim_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tuning) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tuning) ProtoMessage() {}
+
+func (x *Tuning) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tuning.ProtoReflect.Descriptor instead.
+func (*Tuning) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Tuning) GetDiskBytes() uint64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+func (x *Tuning) GetDiskOps() uint64 {
+	if x != nil {
+		return x.DiskOps
+	}
+	return 0
+}
+
+func (x *Tuning) GetNetBytes() uint64 {
+	if x != nil {
+		return x.NetBytes
+	}
+	return 0
+}
+
+func (x *Tuning) GetNetOps() uint64 {
+	if x != nil {
+		return x.NetOps
+	}
+	return 0
+}
+
+func (x *Tuning) GetCpuTemplate() []byte {
+	if x != nil {
+		return x.CpuTemplate
+	}
+	return nil
+}
+
 // CreateOptions is the Any in task/v3 CreateTaskRequest.options, from pistisd only. Without it the spec's
 // numeric user and the request's stdio paths are used.
 type CreateOptions struct {
@@ -1988,7 +2155,7 @@ type CreateOptions struct {
 
 func (x *CreateOptions) Reset() {
 	*x = CreateOptions{}
-	mi := &file_shim_proto_msgTypes[25]
+	mi := &file_shim_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2167,7 @@ func (x *CreateOptions) String() string {
 func (*CreateOptions) ProtoMessage() {}
 
 func (x *CreateOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[25]
+	mi := &file_shim_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2180,7 @@ func (x *CreateOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOptions.ProtoReflect.Descriptor instead.
 func (*CreateOptions) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{25}
+	return file_shim_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CreateOptions) GetUser() *UserRequest {
@@ -2066,7 +2233,7 @@ type PIDNamespace struct {
 
 func (x *PIDNamespace) Reset() {
 	*x = PIDNamespace{}
-	mi := &file_shim_proto_msgTypes[26]
+	mi := &file_shim_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2078,7 +2245,7 @@ func (x *PIDNamespace) String() string {
 func (*PIDNamespace) ProtoMessage() {}
 
 func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[26]
+	mi := &file_shim_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2091,7 +2258,7 @@ func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PIDNamespace.ProtoReflect.Descriptor instead.
 func (*PIDNamespace) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{26}
+	return file_shim_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PIDNamespace) GetOf() isPIDNamespace_Of {
@@ -2150,7 +2317,7 @@ type UserRequest struct {
 
 func (x *UserRequest) Reset() {
 	*x = UserRequest{}
-	mi := &file_shim_proto_msgTypes[27]
+	mi := &file_shim_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2162,7 +2329,7 @@ func (x *UserRequest) String() string {
 func (*UserRequest) ProtoMessage() {}
 
 func (x *UserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[27]
+	mi := &file_shim_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2175,7 +2342,7 @@ func (x *UserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRequest.ProtoReflect.Descriptor instead.
 func (*UserRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{27}
+	return file_shim_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UserRequest) GetUser() string {
@@ -2220,7 +2387,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_shim_proto_msgTypes[28]
+	mi := &file_shim_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2232,7 +2399,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[28]
+	mi := &file_shim_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2245,7 +2412,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{28}
+	return file_shim_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StreamHeader) GetKind() isStreamHeader_Kind {
@@ -2306,7 +2473,7 @@ type AttachStream struct {
 
 func (x *AttachStream) Reset() {
 	*x = AttachStream{}
-	mi := &file_shim_proto_msgTypes[29]
+	mi := &file_shim_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2318,7 +2485,7 @@ func (x *AttachStream) String() string {
 func (*AttachStream) ProtoMessage() {}
 
 func (x *AttachStream) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[29]
+	mi := &file_shim_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2331,7 +2498,7 @@ func (x *AttachStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachStream.ProtoReflect.Descriptor instead.
 func (*AttachStream) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{29}
+	return file_shim_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AttachStream) GetContainer() string {
@@ -2380,7 +2547,7 @@ type DialStream struct {
 
 func (x *DialStream) Reset() {
 	*x = DialStream{}
-	mi := &file_shim_proto_msgTypes[30]
+	mi := &file_shim_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2392,7 +2559,7 @@ func (x *DialStream) String() string {
 func (*DialStream) ProtoMessage() {}
 
 func (x *DialStream) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[30]
+	mi := &file_shim_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2405,7 +2572,7 @@ func (x *DialStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialStream.ProtoReflect.Descriptor instead.
 func (*DialStream) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{30}
+	return file_shim_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DialStream) GetNetwork() string {
@@ -2432,7 +2599,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_shim_proto_msgTypes[31]
+	mi := &file_shim_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2444,7 +2611,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[31]
+	mi := &file_shim_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2457,7 +2624,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{31}
+	return file_shim_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StreamReply) GetError() string {
@@ -2521,7 +2688,10 @@ const file_shim_proto_rawDesc = "" +
 	"\x03gid\x18\x02 \x01(\rR\x03gid\x12'\n" +
 	"\x0fadditional_gids\x18\x03 \x03(\rR\x0eadditionalGids\"0\n" +
 	"\x10ReopenLogRequest\x12\x1c\n" +
-	"\tcontainer\x18\x01 \x01(\tR\tcontainer\".\n" +
+	"\tcontainer\x18\x01 \x01(\tR\tcontainer\"H\n" +
+	"\rResizeRequest\x12\x14\n" +
+	"\x05vcpus\x18\x01 \x01(\rR\x05vcpus\x12!\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\".\n" +
 	"\fStatsRequest\x12\x1e\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\tR\n" +
@@ -2654,7 +2824,7 @@ const file_shim_proto_rawDesc = "" +
 	"\amodules\x18\v \x01(\tR\amodules\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb1\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd4\x04\n" +
 	"\tVMOptions\x12\x1e\n" +
 	"\n" +
 	"hypervisor\x18\x01 \x01(\tR\n" +
@@ -2671,7 +2841,18 @@ const file_shim_proto_rawDesc = "" +
 	" \x01(\rR\x03gid\x12<\n" +
 	"\fboot_timeout\x18\v \x01(\v2\x19.google.protobuf.DurationR\vbootTimeout\x12>\n" +
 	"\ragent_timeout\x18\f \x01(\v2\x19.google.protobuf.DurationR\fagentTimeout\x12\x18\n" +
-	"\amachine\x18\r \x01(\tR\amachine\"\xd3\x01\n" +
+	"\amachine\x18\r \x01(\tR\amachine\x12\x1b\n" +
+	"\tmax_vcpus\x18\x0e \x01(\rR\bmaxVcpus\x12(\n" +
+	"\x10max_memory_bytes\x18\x0f \x01(\x04R\x0emaxMemoryBytes\x12*\n" +
+	"\x11base_memory_bytes\x18\x10 \x01(\x04R\x0fbaseMemoryBytes\x12.\n" +
+	"\x06tuning\x18\x11 \x01(\v2\x16.pistis.shim.v1.TuningR\x06tuning\"\x9b\x01\n" +
+	"\x06Tuning\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x01 \x01(\x04R\tdiskBytes\x12\x19\n" +
+	"\bdisk_ops\x18\x02 \x01(\x04R\adiskOps\x12\x1b\n" +
+	"\tnet_bytes\x18\x03 \x01(\x04R\bnetBytes\x12\x17\n" +
+	"\anet_ops\x18\x04 \x01(\x04R\x06netOps\x12!\n" +
+	"\fcpu_template\x18\x05 \x01(\fR\vcpuTemplate\"\xd3\x01\n" +
 	"\rCreateOptions\x12/\n" +
 	"\x04user\x18\x01 \x01(\v2\x1b.pistis.shim.v1.UserRequestR\x04user\x12\x19\n" +
 	"\blog_path\x18\x02 \x01(\tR\alogPath\x12\x14\n" +
@@ -2714,12 +2895,13 @@ const file_shim_proto_rawDesc = "" +
 	"\x06STDERR\x10\x02\x12\x0f\n" +
 	"\vCLOSE_STDIN\x10\x03\x12\a\n" +
 	"\x03EOF\x10\x04\x12\t\n" +
-	"\x05ERROR\x10\x052\xa1\x02\n" +
+	"\x05ERROR\x10\x052\xe1\x02\n" +
 	"\x04Shim\x12A\n" +
 	"\x04Info\x12\x1b.pistis.shim.v1.InfoRequest\x1a\x1c.pistis.shim.v1.InfoResponse\x12J\n" +
 	"\aInspect\x12\x1e.pistis.shim.v1.InspectRequest\x1a\x1f.pistis.shim.v1.InspectResponse\x12D\n" +
 	"\tReopenLog\x12 .pistis.shim.v1.ReopenLogRequest\x1a\x15.pistis.shim.v1.Empty\x12D\n" +
-	"\x05Stats\x12\x1c.pistis.shim.v1.StatsRequest\x1a\x1d.pistis.shim.v1.StatsResponseB1Z/github.com/pistis-run/pistis/api/shim/v1;shimv1b\x06proto3"
+	"\x05Stats\x12\x1c.pistis.shim.v1.StatsRequest\x1a\x1d.pistis.shim.v1.StatsResponse\x12>\n" +
+	"\x06Resize\x12\x1d.pistis.shim.v1.ResizeRequest\x1a\x15.pistis.shim.v1.EmptyB1Z/github.com/pistis-run/pistis/api/shim/v1;shimv1b\x06proto3"
 
 var (
 	file_shim_proto_rawDescOnce sync.Once
@@ -2734,7 +2916,7 @@ func file_shim_proto_rawDescGZIP() []byte {
 }
 
 var file_shim_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_shim_proto_goTypes = []any{
 	(FrameKind)(0),                // 0: pistis.shim.v1.FrameKind
 	(*Empty)(nil),                 // 1: pistis.shim.v1.Empty
@@ -2746,77 +2928,82 @@ var file_shim_proto_goTypes = []any{
 	(*InspectResponse)(nil),       // 7: pistis.shim.v1.InspectResponse
 	(*User)(nil),                  // 8: pistis.shim.v1.User
 	(*ReopenLogRequest)(nil),      // 9: pistis.shim.v1.ReopenLogRequest
-	(*StatsRequest)(nil),          // 10: pistis.shim.v1.StatsRequest
-	(*StatsResponse)(nil),         // 11: pistis.shim.v1.StatsResponse
-	(*ContainerStats)(nil),        // 12: pistis.shim.v1.ContainerStats
-	(*CPUStats)(nil),              // 13: pistis.shim.v1.CPUStats
-	(*CPUDetail)(nil),             // 14: pistis.shim.v1.CPUDetail
-	(*Throttling)(nil),            // 15: pistis.shim.v1.Throttling
-	(*MemoryStats)(nil),           // 16: pistis.shim.v1.MemoryStats
-	(*MemoryDetail)(nil),          // 17: pistis.shim.v1.MemoryDetail
-	(*IOStats)(nil),               // 18: pistis.shim.v1.IOStats
-	(*DeviceIO)(nil),              // 19: pistis.shim.v1.DeviceIO
-	(*FileSystem)(nil),            // 20: pistis.shim.v1.FileSystem
-	(*PSI)(nil),                   // 21: pistis.shim.v1.PSI
-	(*PSIData)(nil),               // 22: pistis.shim.v1.PSIData
-	(*InterfaceStats)(nil),        // 23: pistis.shim.v1.InterfaceStats
-	(*SandboxOptions)(nil),        // 24: pistis.shim.v1.SandboxOptions
-	(*VMOptions)(nil),             // 25: pistis.shim.v1.VMOptions
-	(*CreateOptions)(nil),         // 26: pistis.shim.v1.CreateOptions
-	(*PIDNamespace)(nil),          // 27: pistis.shim.v1.PIDNamespace
-	(*UserRequest)(nil),           // 28: pistis.shim.v1.UserRequest
-	(*StreamHeader)(nil),          // 29: pistis.shim.v1.StreamHeader
-	(*AttachStream)(nil),          // 30: pistis.shim.v1.AttachStream
-	(*DialStream)(nil),            // 31: pistis.shim.v1.DialStream
-	(*StreamReply)(nil),           // 32: pistis.shim.v1.StreamReply
-	nil,                           // 33: pistis.shim.v1.SandboxOptions.SysctlsEntry
-	(*durationpb.Duration)(nil),   // 34: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
+	(*ResizeRequest)(nil),         // 10: pistis.shim.v1.ResizeRequest
+	(*StatsRequest)(nil),          // 11: pistis.shim.v1.StatsRequest
+	(*StatsResponse)(nil),         // 12: pistis.shim.v1.StatsResponse
+	(*ContainerStats)(nil),        // 13: pistis.shim.v1.ContainerStats
+	(*CPUStats)(nil),              // 14: pistis.shim.v1.CPUStats
+	(*CPUDetail)(nil),             // 15: pistis.shim.v1.CPUDetail
+	(*Throttling)(nil),            // 16: pistis.shim.v1.Throttling
+	(*MemoryStats)(nil),           // 17: pistis.shim.v1.MemoryStats
+	(*MemoryDetail)(nil),          // 18: pistis.shim.v1.MemoryDetail
+	(*IOStats)(nil),               // 19: pistis.shim.v1.IOStats
+	(*DeviceIO)(nil),              // 20: pistis.shim.v1.DeviceIO
+	(*FileSystem)(nil),            // 21: pistis.shim.v1.FileSystem
+	(*PSI)(nil),                   // 22: pistis.shim.v1.PSI
+	(*PSIData)(nil),               // 23: pistis.shim.v1.PSIData
+	(*InterfaceStats)(nil),        // 24: pistis.shim.v1.InterfaceStats
+	(*SandboxOptions)(nil),        // 25: pistis.shim.v1.SandboxOptions
+	(*VMOptions)(nil),             // 26: pistis.shim.v1.VMOptions
+	(*Tuning)(nil),                // 27: pistis.shim.v1.Tuning
+	(*CreateOptions)(nil),         // 28: pistis.shim.v1.CreateOptions
+	(*PIDNamespace)(nil),          // 29: pistis.shim.v1.PIDNamespace
+	(*UserRequest)(nil),           // 30: pistis.shim.v1.UserRequest
+	(*StreamHeader)(nil),          // 31: pistis.shim.v1.StreamHeader
+	(*AttachStream)(nil),          // 32: pistis.shim.v1.AttachStream
+	(*DialStream)(nil),            // 33: pistis.shim.v1.DialStream
+	(*StreamReply)(nil),           // 34: pistis.shim.v1.StreamReply
+	nil,                           // 35: pistis.shim.v1.SandboxOptions.SysctlsEntry
+	(*durationpb.Duration)(nil),   // 36: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 37: google.protobuf.Timestamp
 }
 var file_shim_proto_depIdxs = []int32{
 	4,  // 0: pistis.shim.v1.InfoResponse.vm:type_name -> pistis.shim.v1.VM
 	5,  // 1: pistis.shim.v1.VM.phases:type_name -> pistis.shim.v1.Phase
-	34, // 2: pistis.shim.v1.Phase.duration:type_name -> google.protobuf.Duration
+	36, // 2: pistis.shim.v1.Phase.duration:type_name -> google.protobuf.Duration
 	8,  // 3: pistis.shim.v1.InspectResponse.user:type_name -> pistis.shim.v1.User
-	12, // 4: pistis.shim.v1.StatsResponse.containers:type_name -> pistis.shim.v1.ContainerStats
-	23, // 5: pistis.shim.v1.StatsResponse.interfaces:type_name -> pistis.shim.v1.InterfaceStats
-	13, // 6: pistis.shim.v1.StatsResponse.cpu:type_name -> pistis.shim.v1.CPUStats
-	16, // 7: pistis.shim.v1.StatsResponse.memory:type_name -> pistis.shim.v1.MemoryStats
-	35, // 8: pistis.shim.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
-	20, // 9: pistis.shim.v1.StatsResponse.writable:type_name -> pistis.shim.v1.FileSystem
-	13, // 10: pistis.shim.v1.ContainerStats.cpu:type_name -> pistis.shim.v1.CPUStats
-	16, // 11: pistis.shim.v1.ContainerStats.memory:type_name -> pistis.shim.v1.MemoryStats
-	18, // 12: pistis.shim.v1.ContainerStats.io:type_name -> pistis.shim.v1.IOStats
-	21, // 13: pistis.shim.v1.CPUStats.psi:type_name -> pistis.shim.v1.PSI
-	14, // 14: pistis.shim.v1.CPUStats.detail:type_name -> pistis.shim.v1.CPUDetail
-	15, // 15: pistis.shim.v1.CPUDetail.throttling:type_name -> pistis.shim.v1.Throttling
-	21, // 16: pistis.shim.v1.MemoryStats.psi:type_name -> pistis.shim.v1.PSI
-	17, // 17: pistis.shim.v1.MemoryStats.detail:type_name -> pistis.shim.v1.MemoryDetail
-	19, // 18: pistis.shim.v1.IOStats.devices:type_name -> pistis.shim.v1.DeviceIO
-	21, // 19: pistis.shim.v1.IOStats.psi:type_name -> pistis.shim.v1.PSI
-	22, // 20: pistis.shim.v1.PSI.full:type_name -> pistis.shim.v1.PSIData
-	22, // 21: pistis.shim.v1.PSI.some:type_name -> pistis.shim.v1.PSIData
-	25, // 22: pistis.shim.v1.SandboxOptions.vm:type_name -> pistis.shim.v1.VMOptions
-	33, // 23: pistis.shim.v1.SandboxOptions.sysctls:type_name -> pistis.shim.v1.SandboxOptions.SysctlsEntry
-	34, // 24: pistis.shim.v1.VMOptions.boot_timeout:type_name -> google.protobuf.Duration
-	34, // 25: pistis.shim.v1.VMOptions.agent_timeout:type_name -> google.protobuf.Duration
-	28, // 26: pistis.shim.v1.CreateOptions.user:type_name -> pistis.shim.v1.UserRequest
-	27, // 27: pistis.shim.v1.CreateOptions.pid_namespace:type_name -> pistis.shim.v1.PIDNamespace
-	30, // 28: pistis.shim.v1.StreamHeader.attach:type_name -> pistis.shim.v1.AttachStream
-	31, // 29: pistis.shim.v1.StreamHeader.dial:type_name -> pistis.shim.v1.DialStream
-	2,  // 30: pistis.shim.v1.Shim.Info:input_type -> pistis.shim.v1.InfoRequest
-	6,  // 31: pistis.shim.v1.Shim.Inspect:input_type -> pistis.shim.v1.InspectRequest
-	9,  // 32: pistis.shim.v1.Shim.ReopenLog:input_type -> pistis.shim.v1.ReopenLogRequest
-	10, // 33: pistis.shim.v1.Shim.Stats:input_type -> pistis.shim.v1.StatsRequest
-	3,  // 34: pistis.shim.v1.Shim.Info:output_type -> pistis.shim.v1.InfoResponse
-	7,  // 35: pistis.shim.v1.Shim.Inspect:output_type -> pistis.shim.v1.InspectResponse
-	1,  // 36: pistis.shim.v1.Shim.ReopenLog:output_type -> pistis.shim.v1.Empty
-	11, // 37: pistis.shim.v1.Shim.Stats:output_type -> pistis.shim.v1.StatsResponse
-	34, // [34:38] is the sub-list for method output_type
-	30, // [30:34] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	13, // 4: pistis.shim.v1.StatsResponse.containers:type_name -> pistis.shim.v1.ContainerStats
+	24, // 5: pistis.shim.v1.StatsResponse.interfaces:type_name -> pistis.shim.v1.InterfaceStats
+	14, // 6: pistis.shim.v1.StatsResponse.cpu:type_name -> pistis.shim.v1.CPUStats
+	17, // 7: pistis.shim.v1.StatsResponse.memory:type_name -> pistis.shim.v1.MemoryStats
+	37, // 8: pistis.shim.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
+	21, // 9: pistis.shim.v1.StatsResponse.writable:type_name -> pistis.shim.v1.FileSystem
+	14, // 10: pistis.shim.v1.ContainerStats.cpu:type_name -> pistis.shim.v1.CPUStats
+	17, // 11: pistis.shim.v1.ContainerStats.memory:type_name -> pistis.shim.v1.MemoryStats
+	19, // 12: pistis.shim.v1.ContainerStats.io:type_name -> pistis.shim.v1.IOStats
+	22, // 13: pistis.shim.v1.CPUStats.psi:type_name -> pistis.shim.v1.PSI
+	15, // 14: pistis.shim.v1.CPUStats.detail:type_name -> pistis.shim.v1.CPUDetail
+	16, // 15: pistis.shim.v1.CPUDetail.throttling:type_name -> pistis.shim.v1.Throttling
+	22, // 16: pistis.shim.v1.MemoryStats.psi:type_name -> pistis.shim.v1.PSI
+	18, // 17: pistis.shim.v1.MemoryStats.detail:type_name -> pistis.shim.v1.MemoryDetail
+	20, // 18: pistis.shim.v1.IOStats.devices:type_name -> pistis.shim.v1.DeviceIO
+	22, // 19: pistis.shim.v1.IOStats.psi:type_name -> pistis.shim.v1.PSI
+	23, // 20: pistis.shim.v1.PSI.full:type_name -> pistis.shim.v1.PSIData
+	23, // 21: pistis.shim.v1.PSI.some:type_name -> pistis.shim.v1.PSIData
+	26, // 22: pistis.shim.v1.SandboxOptions.vm:type_name -> pistis.shim.v1.VMOptions
+	35, // 23: pistis.shim.v1.SandboxOptions.sysctls:type_name -> pistis.shim.v1.SandboxOptions.SysctlsEntry
+	36, // 24: pistis.shim.v1.VMOptions.boot_timeout:type_name -> google.protobuf.Duration
+	36, // 25: pistis.shim.v1.VMOptions.agent_timeout:type_name -> google.protobuf.Duration
+	27, // 26: pistis.shim.v1.VMOptions.tuning:type_name -> pistis.shim.v1.Tuning
+	30, // 27: pistis.shim.v1.CreateOptions.user:type_name -> pistis.shim.v1.UserRequest
+	29, // 28: pistis.shim.v1.CreateOptions.pid_namespace:type_name -> pistis.shim.v1.PIDNamespace
+	32, // 29: pistis.shim.v1.StreamHeader.attach:type_name -> pistis.shim.v1.AttachStream
+	33, // 30: pistis.shim.v1.StreamHeader.dial:type_name -> pistis.shim.v1.DialStream
+	2,  // 31: pistis.shim.v1.Shim.Info:input_type -> pistis.shim.v1.InfoRequest
+	6,  // 32: pistis.shim.v1.Shim.Inspect:input_type -> pistis.shim.v1.InspectRequest
+	9,  // 33: pistis.shim.v1.Shim.ReopenLog:input_type -> pistis.shim.v1.ReopenLogRequest
+	11, // 34: pistis.shim.v1.Shim.Stats:input_type -> pistis.shim.v1.StatsRequest
+	10, // 35: pistis.shim.v1.Shim.Resize:input_type -> pistis.shim.v1.ResizeRequest
+	3,  // 36: pistis.shim.v1.Shim.Info:output_type -> pistis.shim.v1.InfoResponse
+	7,  // 37: pistis.shim.v1.Shim.Inspect:output_type -> pistis.shim.v1.InspectResponse
+	1,  // 38: pistis.shim.v1.Shim.ReopenLog:output_type -> pistis.shim.v1.Empty
+	12, // 39: pistis.shim.v1.Shim.Stats:output_type -> pistis.shim.v1.StatsResponse
+	1,  // 40: pistis.shim.v1.Shim.Resize:output_type -> pistis.shim.v1.Empty
+	36, // [36:41] is the sub-list for method output_type
+	31, // [31:36] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_shim_proto_init() }
@@ -2824,14 +3011,14 @@ func file_shim_proto_init() {
 	if File_shim_proto != nil {
 		return
 	}
-	file_shim_proto_msgTypes[11].OneofWrappers = []any{}
-	file_shim_proto_msgTypes[16].OneofWrappers = []any{}
-	file_shim_proto_msgTypes[26].OneofWrappers = []any{
+	file_shim_proto_msgTypes[12].OneofWrappers = []any{}
+	file_shim_proto_msgTypes[17].OneofWrappers = []any{}
+	file_shim_proto_msgTypes[28].OneofWrappers = []any{
 		(*PIDNamespace_Own)(nil),
 		(*PIDNamespace_Container)(nil),
 	}
-	file_shim_proto_msgTypes[27].OneofWrappers = []any{}
-	file_shim_proto_msgTypes[28].OneofWrappers = []any{
+	file_shim_proto_msgTypes[29].OneofWrappers = []any{}
+	file_shim_proto_msgTypes[30].OneofWrappers = []any{
 		(*StreamHeader_Attach)(nil),
 		(*StreamHeader_Dial)(nil),
 	}
@@ -2841,7 +3028,7 @@ func file_shim_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_proto_rawDesc), len(file_shim_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -12,6 +12,7 @@ type ShimService interface {
 	Inspect(context.Context, *InspectRequest) (*InspectResponse, error)
 	ReopenLog(context.Context, *ReopenLogRequest) (*Empty, error)
 	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
+	Resize(context.Context, *ResizeRequest) (*Empty, error)
 }
 
 func RegisterShimService(srv *ttrpc.Server, svc ShimService) {
@@ -44,6 +45,13 @@ func RegisterShimService(srv *ttrpc.Server, svc ShimService) {
 					return nil, err
 				}
 				return svc.Stats(ctx, &req)
+			},
+			"Resize": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ResizeRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Resize(ctx, &req)
 			},
 		},
 	})
@@ -86,6 +94,14 @@ func (c *shimClient) ReopenLog(ctx context.Context, req *ReopenLogRequest) (*Emp
 func (c *shimClient) Stats(ctx context.Context, req *StatsRequest) (*StatsResponse, error) {
 	var resp StatsResponse
 	if err := c.client.Call(ctx, "pistis.shim.v1.Shim", "Stats", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *shimClient) Resize(ctx context.Context, req *ResizeRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "pistis.shim.v1.Shim", "Resize", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

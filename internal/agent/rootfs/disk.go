@@ -21,6 +21,8 @@ const (
 	diskTimeout = 10 * time.Second
 	// flatLUN marks the addressing method of LUNs from 256 on.
 	flatLUN = 0x4000
+	// sector is what sysfs counts in.
+	sector = 512
 )
 
 // disks finds block devices. The fields are the mount points of sysfs and devtmpfs.
@@ -62,7 +64,7 @@ func (d disks) wait(ctx context.Context, addr *agentv1.DiskAddress) (string, err
 	var path string
 	try := func() (bool, error) {
 		name := d.find(addr)
-		if name == "" {
+		if name == "" || !d.sized(name, addr.Bytes) {
 			return false, nil
 		}
 		// The name shows before the disk can be opened; the event that announces it comes after that.
@@ -108,6 +110,16 @@ func (d disks) find(addr *agentv1.DiskAddress) string {
 		}
 	}
 	return ""
+}
+
+// sized tells whether a device has as many bytes as it should; 0 is any number.
+func (d disks) sized(name string, bytes uint64) bool {
+	if bytes == 0 {
+		return true
+	}
+	text, err := os.ReadFile(filepath.Join(d.sys, "block", name, "size"))
+	sectors, parseErr := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	return err == nil && parseErr == nil && sectors == bytes/sector
 }
 
 // scsi returns the sysfs directory of the device with a LUN on the virtio controller, or nothing.

@@ -128,7 +128,7 @@ func mounts(list []*runtime.Mount) ([]container.Mount, error) {
 			ContainerPath: m.ContainerPath, HostPath: m.HostPath, Readonly: m.Readonly, RecursiveReadonly: m.RecursiveReadOnly,
 			SELinuxRelabel: m.SelinuxRelabel, Propagation: propagations[m.Propagation],
 			Image: m.GetImage().GetImage(), SubPath: m.ImageSubPath,
-			UIDMappings: idMappings(m.UidMappings), GIDMappings: idMappings(m.GidMappings),
+			UIDMappings: idMappings(m.UidMappings), GIDMappings: idMappings(m.GidMappings), Options: slices.Clone(m.MountOptions),
 		})
 	}
 	return out, nil
@@ -157,8 +157,11 @@ func validateMount(i int, m *runtime.Mount) error {
 		return invalid("config.mounts[%d] (%s): unknown propagation %d", i, m.ContainerPath, m.Propagation)
 	case m.RecursiveReadOnly && (!m.Readonly || m.Propagation != runtime.MountPropagation_PROPAGATION_PRIVATE):
 		return invalid("config.mounts[%d] (%s): recursive read-only needs read-only and private propagation", i, m.ContainerPath)
-	case len(m.MountOptions) > 0:
-		return unsupported("config.mounts[%d] (%s): mount options %q are not supported by this version", i, m.ContainerPath, m.MountOptions)
+	}
+	for _, option := range m.MountOptions {
+		if !slices.Contains([]string{"noexec", "nodev", "nosuid"}, option) {
+			return invalid("config.mounts[%d] (%s): mount option %q is not one of noexec, nodev and nosuid", i, m.ContainerPath, option)
+		}
 	}
 	return nil
 }
@@ -197,6 +200,7 @@ func Mount(m container.Mount) *runtime.Mount {
 	mount := &runtime.Mount{
 		ContainerPath: m.ContainerPath, HostPath: m.HostPath, Readonly: m.Readonly,
 		RecursiveReadOnly: m.RecursiveReadonly, SelinuxRelabel: m.SELinuxRelabel, ImageSubPath: m.SubPath,
+		MountOptions: slices.Clone(m.Options),
 	}
 	for mode, name := range propagations {
 		if name == m.Propagation {

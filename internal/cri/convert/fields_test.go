@@ -72,7 +72,15 @@ var podFields = map[string]podVerdict{
 	"LinuxSandboxSecurityContext.namespace_options": {
 		carried: func(c *runtime.PodSandboxConfig) { podSecurity(c).NamespaceOptions = nil },
 	},
-	"LinuxSandboxSecurityContext.selinux_options":            {ignored: noPauseProcess},
+	"LinuxSandboxSecurityContext.selinux_options": {
+		carried: func(c *runtime.PodSandboxConfig) {
+			podSecurity(c).SelinuxOptions = &runtime.SELinuxOption{Level: "s0:c1,c2"}
+		},
+	},
+	"SELinuxOption.user":                                     {carried: func(c *runtime.PodSandboxConfig) { podSecurity(c).SelinuxOptions = &runtime.SELinuxOption{User: "u"} }},
+	"SELinuxOption.role":                                     {carried: func(c *runtime.PodSandboxConfig) { podSecurity(c).SelinuxOptions = &runtime.SELinuxOption{Role: "r"} }},
+	"SELinuxOption.type":                                     {carried: func(c *runtime.PodSandboxConfig) { podSecurity(c).SelinuxOptions = &runtime.SELinuxOption{Type: "t"} }},
+	"SELinuxOption.level":                                    {carried: func(c *runtime.PodSandboxConfig) { podSecurity(c).SelinuxOptions = &runtime.SELinuxOption{Level: "s0"} }},
 	"LinuxSandboxSecurityContext.run_as_user":                {ignored: noPauseProcess},
 	"LinuxSandboxSecurityContext.run_as_group":               {ignored: noPauseProcess},
 	"LinuxSandboxSecurityContext.readonly_rootfs":            {ignored: noPauseProcess},
@@ -82,24 +90,26 @@ var podFields = map[string]podVerdict{
 	"LinuxSandboxSecurityContext.seccomp":                    {ignored: noPauseProcess},
 	"LinuxSandboxSecurityContext.apparmor":                   {ignored: noPauseProcess},
 	"LinuxSandboxSecurityContext.seccomp_profile_path":       {ignored: noPauseProcess},
-	"NamespaceOption.network":                                {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).Network = runtime.NamespaceMode_NODE }},
-	"NamespaceOption.pid":                                    {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).Pid = runtime.NamespaceMode_NODE }},
-	"NamespaceOption.ipc":                                    {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).Ipc = runtime.NamespaceMode_NODE }},
-	"NamespaceOption.target_id":                              {refused: func(c *runtime.PodSandboxConfig) { podNamespaces(c).TargetId = "abc" }},
-	"NamespaceOption.userns_options":                         {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).UsernsOptions = ownUsers() }},
-	"UserNamespace.mode":                                     {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).UsernsOptions = ownUsers() }},
-	"UserNamespace.uids":                                     {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).UsernsOptions = ownUsers() }},
-	"UserNamespace.gids":                                     {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).UsernsOptions = ownUsers() }},
-	"LinuxContainerResources.cpu_period":                     {carried: func(c *runtime.PodSandboxConfig) { c.Linux.Overhead.CpuPeriod = 9000 }},
-	"LinuxContainerResources.cpu_quota":                      {carried: func(c *runtime.PodSandboxConfig) { c.Linux.Overhead.CpuQuota = 9000 }},
-	"LinuxContainerResources.cpu_shares":                     {carried: func(c *runtime.PodSandboxConfig) { c.Linux.Resources.CpuShares = 9 }},
-	"LinuxContainerResources.memory_limit_in_bytes":          {carried: func(c *runtime.PodSandboxConfig) { c.Linux.Resources.MemoryLimitInBytes = 9 }},
-	"LinuxContainerResources.oom_score_adj":                  {ignored: sizingOnly},
-	"LinuxContainerResources.cpuset_cpus":                    {ignored: sizingOnly},
-	"LinuxContainerResources.cpuset_mems":                    {ignored: sizingOnly},
-	"LinuxContainerResources.hugepage_limits":                {ignored: sizingOnly},
-	"LinuxContainerResources.unified":                        {ignored: sizingOnly},
-	"LinuxContainerResources.memory_swap_limit_in_bytes":     {ignored: sizingOnly},
+	"NamespaceOption.network": {carried: func(c *runtime.PodSandboxConfig) {
+		c.PortMappings, podNamespaces(c).Network = nil, runtime.NamespaceMode_NODE
+	}},
+	"NamespaceOption.pid":                                {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).Pid = runtime.NamespaceMode_NODE }},
+	"NamespaceOption.ipc":                                {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).Ipc = runtime.NamespaceMode_NODE }},
+	"NamespaceOption.target_id":                          {refused: func(c *runtime.PodSandboxConfig) { podNamespaces(c).TargetId = "abc" }},
+	"NamespaceOption.userns_options":                     {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).UsernsOptions = ownUsers() }},
+	"UserNamespace.mode":                                 {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).UsernsOptions = ownUsers() }},
+	"UserNamespace.uids":                                 {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).UsernsOptions = ownUsers() }},
+	"UserNamespace.gids":                                 {carried: func(c *runtime.PodSandboxConfig) { podNamespaces(c).UsernsOptions = ownUsers() }},
+	"LinuxContainerResources.cpu_period":                 {carried: func(c *runtime.PodSandboxConfig) { c.Linux.Overhead.CpuPeriod = 9000 }},
+	"LinuxContainerResources.cpu_quota":                  {carried: func(c *runtime.PodSandboxConfig) { c.Linux.Overhead.CpuQuota = 9000 }},
+	"LinuxContainerResources.cpu_shares":                 {carried: func(c *runtime.PodSandboxConfig) { c.Linux.Resources.CpuShares = 9 }},
+	"LinuxContainerResources.memory_limit_in_bytes":      {carried: func(c *runtime.PodSandboxConfig) { c.Linux.Resources.MemoryLimitInBytes = 9 }},
+	"LinuxContainerResources.oom_score_adj":              {ignored: sizingOnly},
+	"LinuxContainerResources.cpuset_cpus":                {ignored: sizingOnly},
+	"LinuxContainerResources.cpuset_mems":                {ignored: sizingOnly},
+	"LinuxContainerResources.hugepage_limits":            {ignored: sizingOnly},
+	"LinuxContainerResources.unified":                    {ignored: sizingOnly},
+	"LinuxContainerResources.memory_swap_limit_in_bytes": {ignored: sizingOnly},
 }
 
 func port(container, host int32) *runtime.PortMapping {
@@ -168,7 +178,7 @@ var ctrFields = map[string]ctrVerdict{
 	"Mount.recursive_read_only":      {carried: func(c *runtime.ContainerConfig) { c.Mounts[0].RecursiveReadOnly = true }},
 	"Mount.image":                    {carried: func(c *runtime.ContainerConfig) { c.Mounts[1].Image.Image = "other" }},
 	"Mount.image_sub_path":           {carried: func(c *runtime.ContainerConfig) { c.Mounts[1].ImageSubPath = "other" }},
-	"Mount.mount_options":            {refused: func(c *runtime.ContainerConfig) { c.Mounts[0].MountOptions = []string{"noexec"} }},
+	"Mount.mount_options":            {carried: func(c *runtime.ContainerConfig) { c.Mounts[0].MountOptions = []string{"noexec"} }},
 	"Mount.propagation": {carried: func(c *runtime.ContainerConfig) {
 		c.Mounts[0].Propagation = runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL
 	}},
@@ -280,7 +290,7 @@ func TestEveryFieldHasAVerdict(t *testing.T) {
 		"pod": {
 			&runtime.PodSandboxConfig{}, &runtime.PodSandboxMetadata{}, &runtime.DNSConfig{}, &runtime.PortMapping{},
 			&runtime.LinuxPodSandboxConfig{}, &runtime.LinuxSandboxSecurityContext{}, &runtime.NamespaceOption{},
-			&runtime.UserNamespace{}, &runtime.LinuxContainerResources{},
+			&runtime.UserNamespace{}, &runtime.LinuxContainerResources{}, &runtime.SELinuxOption{},
 		},
 		"container": {
 			&runtime.ContainerConfig{}, &runtime.ContainerMetadata{}, &runtime.ImageSpec{}, &runtime.KeyValue{}, &runtime.Mount{},

@@ -62,6 +62,8 @@ func validateResources(field string, r *runtime.LinuxContainerResources) error {
 	switch {
 	case r.CpuPeriod < 0 || r.CpuShares < 0 || r.CpuQuota < -1 || r.MemoryLimitInBytes < -1 || r.MemorySwapLimitInBytes < -1:
 		return invalid("%s: a limit is negative", field)
+	case r.CpuShares == 1 || r.CpuShares > 262144:
+		return invalid("%s.cpu_shares: %d is not between 2 and 262144", field, r.CpuShares)
 	case r.CpuPeriod != 0 && (r.CpuPeriod < 1000 || r.CpuPeriod > 1000000):
 		return invalid("%s.cpu_period: %d µs is not between 1000 and 1000000", field, r.CpuPeriod)
 	case r.CpuQuota > 0 && r.CpuQuota < 1000:
@@ -97,6 +99,8 @@ func UpdatedResources(req *runtime.UpdateContainerResourcesRequest, s container.
 		return nil, unsupported("windows: this node runs Linux containers")
 	case req.Linux == nil:
 		return nil, invalid("the request has no resources")
+	case len(req.Annotations) > 0:
+		return nil, unsupported("annotations: none is known that would change resources")
 	case MovesOOMScore(req.Linux, s) && onlyOOMScore(req.Linux):
 		return nil, unsupported("linux.oom_score_adj: the OOM score of a container (%d) cannot be changed", s.Config.OOMScore)
 	}

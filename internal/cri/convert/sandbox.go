@@ -65,6 +65,11 @@ func Sandbox(c *runtime.PodSandboxConfig) (sandbox.Config, error) {
 	if err := linuxSandboxConfig(c.GetLinux(), &cfg); err != nil {
 		return sandbox.Config{}, err
 	}
+	for _, p := range cfg.Ports {
+		if cfg.HostNetwork && p.HostPort != p.ContainerPort {
+			return sandbox.Config{}, invalid("config.port_mappings: host port %d cannot lead to port %d of a pod that has the host's network", p.HostPort, p.ContainerPort)
+		}
+	}
 	if cfg.Hostname == "" && !cfg.HostNetwork {
 		// A pod always has a name of its own: the kubelet sends it, other clients may leave it out.
 		cfg.Hostname = truncatedHostname(c.Metadata.Name)
@@ -167,6 +172,9 @@ func linuxSandboxConfig(c *runtime.LinuxPodSandboxConfig, cfg *sandbox.Config) e
 		return invalid("config.linux.security_context: run_as_group needs run_as_user")
 	}
 	cfg.Privileged = security.GetPrivileged()
+	if cfg.SELinuxLabel, err = selinuxLabel("config.linux.security_context", security.GetSelinuxOptions()); err != nil {
+		return err
+	}
 	return sandboxNamespaces(security.GetNamespaceOptions(), cfg)
 }
 

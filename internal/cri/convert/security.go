@@ -136,10 +136,12 @@ func profile(field string, p *runtime.SecurityProfile, old string, unset contain
 	case runtime.SecurityProfile_Unconfined:
 		return container.Profile{Kind: container.ProfileUnconfined}, nil
 	case runtime.SecurityProfile_Localhost:
-		if p.LocalhostRef == "" || hasNUL(p.LocalhostRef) {
+		// Some clients write it as in the old field.
+		ref := strings.TrimPrefix(p.LocalhostRef, "localhost/")
+		if ref == "" || hasNUL(ref) {
 			return container.Profile{}, invalid("%s: a profile of the host needs localhost_ref", field)
 		}
-		return container.Profile{Kind: container.ProfileLocalhost, Path: p.LocalhostRef}, nil
+		return container.Profile{Kind: container.ProfileLocalhost, Path: ref}, nil
 	}
 	return container.Profile{}, invalid("%s: unknown profile type %d", field, p.ProfileType)
 }

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/pistis-run/pistis/internal/container"
 	"github.com/pistis-run/pistis/internal/sandbox"
 )
 
@@ -32,14 +33,15 @@ func TestSandboxConfigRefuses(t *testing.T) {
 		"dns search": {func(c *runtime.PodSandboxConfig) {
 			c.DnsConfig = &runtime.DNSConfig{Searches: []string{"a\nnameserver 6.6.6.6"}}
 		}, "not one word"},
-		"port":         {func(c *runtime.PodSandboxConfig) { c.PortMappings = []*runtime.PortMapping{port(0, 1)} }, "container port"},
-		"host port":    {func(c *runtime.PodSandboxConfig) { c.PortMappings = []*runtime.PortMapping{port(1, 70000)} }, "host port"},
-		"nil port":     {func(c *runtime.PodSandboxConfig) { c.PortMappings = []*runtime.PortMapping{nil} }, "empty"},
-		"sysctl":       {func(c *runtime.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"../../x": "1"} }, "sysctl"},
-		"group":        {func(c *runtime.PodSandboxConfig) { podSecurity(c).RunAsGroup = &runtime.Int64Value{} }, "run_as_group"},
-		"network mode": {func(c *runtime.PodSandboxConfig) { podNamespaces(c).Network = runtime.NamespaceMode_TARGET }, "not POD or NODE"},
-		"pid mode":     {func(c *runtime.PodSandboxConfig) { podNamespaces(c).Pid = runtime.NamespaceMode_TARGET }, "PID namespace of a container"},
-		"memory":       {func(c *runtime.PodSandboxConfig) { c.Linux.Resources.MemoryLimitInBytes = -5 }, "negative"},
+		"port":                {func(c *runtime.PodSandboxConfig) { c.PortMappings = []*runtime.PortMapping{port(0, 1)} }, "container port"},
+		"host port":           {func(c *runtime.PodSandboxConfig) { c.PortMappings = []*runtime.PortMapping{port(1, 70000)} }, "host port"},
+		"host network's port": {func(c *runtime.PodSandboxConfig) { podNamespaces(c).Network = runtime.NamespaceMode_NODE }, "host's network"},
+		"nil port":            {func(c *runtime.PodSandboxConfig) { c.PortMappings = []*runtime.PortMapping{nil} }, "empty"},
+		"sysctl":              {func(c *runtime.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{"../../x": "1"} }, "sysctl"},
+		"group":               {func(c *runtime.PodSandboxConfig) { podSecurity(c).RunAsGroup = &runtime.Int64Value{} }, "run_as_group"},
+		"network mode":        {func(c *runtime.PodSandboxConfig) { podNamespaces(c).Network = runtime.NamespaceMode_TARGET }, "not POD or NODE"},
+		"pid mode":            {func(c *runtime.PodSandboxConfig) { podNamespaces(c).Pid = runtime.NamespaceMode_TARGET }, "PID namespace of a container"},
+		"memory":              {func(c *runtime.PodSandboxConfig) { c.Linux.Resources.MemoryLimitInBytes = -5 }, "negative"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := fullPod()
@@ -77,6 +79,7 @@ func TestContainerConfigRefuses(t *testing.T) {
 		"mount host":     {func(c *runtime.ContainerConfig) { c.Mounts[0].HostPath = "x" }, "host path"},
 		"mount both":     {func(c *runtime.ContainerConfig) { c.Mounts[1].HostPath = "/x" }, "exclude each other"},
 		"mount sub path": {func(c *runtime.ContainerConfig) { c.Mounts[1].ImageSubPath = "../x" }, "out of the image"},
+		"mount option":   {func(c *runtime.ContainerConfig) { c.Mounts[0].MountOptions = []string{"rw"} }, "noexec"},
 		"mount nil":      {func(c *runtime.ContainerConfig) { c.Mounts[0] = nil }, "empty"},
 		"propagation":    {func(c *runtime.ContainerConfig) { c.Mounts[0].Propagation = 7 }, "propagation"},
 		"device":         {func(c *runtime.ContainerConfig) { c.Devices[0].HostPath = "x" }, "devices"},
@@ -85,6 +88,7 @@ func TestContainerConfigRefuses(t *testing.T) {
 		"signal":         {func(c *runtime.ContainerConfig) { c.StopSignal = 99 }, "signal"},
 		"oom score":      {func(c *runtime.ContainerConfig) { c.Linux.Resources.OomScoreAdj = 1001 }, "oom_score_adj"},
 		"period":         {func(c *runtime.ContainerConfig) { c.Linux.Resources.CpuPeriod = 5 }, "cpu_period"},
+		"shares":         {func(c *runtime.ContainerConfig) { c.Linux.Resources.CpuShares = 1 }, "cpu_shares"},
 		"quota":          {func(c *runtime.ContainerConfig) { c.Linux.Resources.CpuQuota = 5 }, "cpu_quota"},
 		"swap":           {func(c *runtime.ContainerConfig) { c.Linux.Resources.MemorySwapLimitInBytes = 1 }, "swap"},
 		"cpuset":         {func(c *runtime.ContainerConfig) { c.Linux.Resources.CpusetCpus = "a" }, "cpuset_cpus"},
@@ -202,5 +206,20 @@ func ctrConfig(name string) *runtime.ContainerConfig {
 	return &runtime.ContainerConfig{
 		Metadata: &runtime.ContainerMetadata{Name: name}, Image: &runtime.ImageSpec{Image: "example.com/a:1"},
 		Command: []string{"/bin/sh"}, LogPath: name + "/0.log", Labels: map[string]string{"c": name},
+	}
+}
+
+// TestProfileOfBothForms: the prefix of the old field is none of a profile's name.
+func TestProfileOfBothForms(t *testing.T) {
+	for _, ref := range []string{"mine", "localhost/mine"} {
+		p := &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: ref}
+		for _, old := range []string{"", "localhost/other"} {
+			if got, err := profile("f", p, old, container.ProfileDefault); err != nil || got != (container.Profile{Kind: container.ProfileLocalhost, Path: "mine"}) {
+				t.Errorf("%q, %q: %v, %v", ref, old, got, err)
+			}
+		}
+	}
+	if _, err := profile("f", &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_Localhost, LocalhostRef: "localhost/"}, "", container.ProfileDefault); !errdefs.IsInvalidArgument(err) {
+		t.Error(err)
 	}
 }

@@ -22,7 +22,7 @@ var update = flag.Bool("update", false, "write the golden files")
 // TestDescription: what is said to Cloud Hypervisor.
 func TestDescription(t *testing.T) {
 	cfg := hypervisor.Config{
-		ID: "pod-1", Accel: hypervisor.KVM, VCPUs: 2, Memory: 256 << 20, Initrd: "/i", Params: []string{"audit=0"},
+		ID: "pod-1", Accel: hypervisor.KVM, Size: hypervisor.Size{VCPUs: 2, MaxVCPUs: 4, Memory: 256 << 20, MaxMemory: 1000 << 20}, Initrd: "/i", Params: []string{"audit=0"},
 	}
 	var got strings.Builder
 	for _, body := range []any{
@@ -53,7 +53,7 @@ func TestDescription(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
-	good := hypervisor.Config{ID: "x", Accel: hypervisor.KVM, Kernel: "/k", VCPUs: 1, Memory: minMemory, RunDir: "/r"}
+	good := hypervisor.Config{ID: "x", Accel: hypervisor.KVM, Kernel: "/k", Size: hypervisor.Size{VCPUs: 1, Memory: minMemory}, RunDir: "/r"}
 	if err := check(good); err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func realGuest(t *testing.T) hypervisor.Config {
 	}
 	guest := hypervisortest.BuildGuest(t)
 	return hypervisor.Config{
-		ID: "test", Accel: hypervisor.KVM, Kernel: guest.Kernel, Initrd: guest.Initrd, VCPUs: 1, Memory: minMemory,
+		ID: "test", Accel: hypervisor.KVM, Kernel: guest.Kernel, Initrd: guest.Initrd, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory},
 		User: &hypervisor.User{UID: 2_000_001, GID: 2_000_001},
 	}
 }

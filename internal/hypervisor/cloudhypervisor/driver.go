@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// pciSlots are on the first bus; the bridge, the stream device and the entropy device have one each.
-	pciSlots, ownSlots = 32, 3
+	// pciSlots are on the first bus; the bridge, the stream, the entropy and the memory device have one each.
+	pciSlots, ownSlots = 32, 4
 	// minMemory is what a distribution's kernel with our initrd boots in.
 	minMemory = 128 << 20
 	// maxVCPUs is what one may ask for.
@@ -33,7 +33,7 @@ func (Driver) Name() string { return "cloud-hypervisor" }
 
 // Capabilities of VMs that Cloud Hypervisor runs. The number of disks is that of a VM with one network card.
 func (Driver) Capabilities() hypervisor.Capabilities {
-	return hypervisor.Capabilities{HotplugDisk: true, MaxDisks: maxDisks(1), MinMemory: minMemory, NeedsKVM: true}
+	return hypervisor.Capabilities{HotplugDisk: true, ResizeMemory: true, ResizeVCPUs: true, MaxDisks: maxDisks(1), MinMemory: minMemory, NeedsKVM: true}
 }
 
 func maxDisks(nics int) int { return pciSlots - ownSlots - nics }
@@ -48,8 +48,8 @@ func check(cfg hypervisor.Config) error {
 		return err
 	}
 	switch {
-	case cfg.VCPUs > maxVCPUs:
-		return fmt.Errorf("vm config: %d vcpus, at most %d are possible: %w", cfg.VCPUs, maxVCPUs, errdefs.ErrInvalidArgument)
+	case max(cfg.VCPUs, cfg.MaxVCPUs) > maxVCPUs:
+		return fmt.Errorf("vm config: %d vcpus, at most %d are possible: %w", max(cfg.VCPUs, cfg.MaxVCPUs), maxVCPUs, errdefs.ErrInvalidArgument)
 	case cfg.RunDir == "":
 		return fmt.Errorf("vm config: no run directory: %w", errdefs.ErrInvalidArgument)
 	case cfg.Machine != "":

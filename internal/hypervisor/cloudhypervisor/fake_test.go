@@ -110,7 +110,7 @@ func TestFaults(t *testing.T) {
 			defer cancel()
 			var pid int
 			_, err := Driver{}.Start(ctx, hypervisor.Config{
-				ID: "x", Binary: self, Accel: hypervisor.KVM, Kernel: self, VCPUs: 1, Memory: minMemory, RunDir: dir,
+				ID: "x", Binary: self, Accel: hypervisor.KVM, Kernel: self, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory}, RunDir: dir,
 				User:    &hypervisor.User{UID: 2_000_001, GID: 2_000_001},
 				Started: func(p int) error { pid = p; return nil },
 			})

@@ -50,6 +50,19 @@ type cpus struct {
 
 type memory struct {
 	Size uint64 `json:"size"`
+	// Hotplug is what can be added, by a device that the guest has a driver for.
+	Hotplug uint64 `json:"hotplug_size,omitempty"`
+	Method  string `json:"hotplug_method,omitempty"`
+}
+
+// resize leaves out what is to stay.
+type resize struct {
+	VCPUs int    `json:"desired_vcpus,omitempty"`
+	RAM   uint64 `json:"desired_ram,omitempty"`
+}
+
+type vmInfo struct {
+	Memory uint64 `json:"memory_actual_size"`
 }
 
 type payload struct {
@@ -93,7 +106,7 @@ type nic struct {
 // description is the whole machine but its disks and cards. It is pure.
 func description(cfg hypervisor.Config, landlock bool) vmConfig {
 	c := vmConfig{
-		CPUs: cpus{Boot: cfg.VCPUs, Max: cfg.VCPUs}, Memory: memory{Size: cfg.Memory},
+		CPUs: cpus{Boot: cfg.VCPUs, Max: max(cfg.VCPUs, cfg.MaxVCPUs)}, Memory: memory{Size: cfg.Memory},
 		Payload: payload{Kernel: kernelFile, Params: kernelParams(cfg)},
 		RNG:     rng{Source: "/dev/urandom"},
 		// "Tty" is the standard output, whatever that is.
@@ -102,6 +115,9 @@ func description(cfg hypervisor.Config, landlock bool) vmConfig {
 	}
 	if cfg.Initrd != "" {
 		c.Payload.Initrd = initrdFile
+	}
+	if growth := cfg.Growth(); growth > 0 {
+		c.Memory.Hotplug, c.Memory.Method = growth, "VirtioMem"
 	}
 	if landlock {
 		c.Landlock, c.Rules = true, []rule{{Path: vmm.DiskDir, Access: "rw"}, {Path: vmm.JailDir, Access: "rw"}}
@@ -135,5 +151,6 @@ func kernelParams(cfg hypervisor.Config) string {
 		"random.trust_cpu=on", "cryptomgr.notests", "rcupdate.rcu_expedited=1",
 		transport.Param + transport.KindPipe,
 	}
+	params = append(params, vmm.GrowthParams(cfg)...)
 	return strings.Join(append(params, cfg.Params...), " ")
 }

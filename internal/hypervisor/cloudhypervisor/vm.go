@@ -18,9 +18,11 @@ import (
 // vm is a running Cloud Hypervisor.
 type vm struct {
 	*vmm.Machine
-	api   *vmm.API
-	user  *hypervisor.User
-	slots *vmm.Slots
+	api      *vmm.API
+	cfg      hypervisor.Config
+	slots    *vmm.Slots
+	resizing sync.Mutex // one change of the size at a time; it guards vcpus
+	vcpus    int
 
 	mu      sync.Mutex
 	reset   bool                     // the guest reset itself
@@ -29,14 +31,16 @@ type vm struct {
 }
 
 var (
-	_ hypervisor.DiskPlugger = (*vm)(nil)
-	_ hypervisor.Pauser      = (*vm)(nil)
+	_ hypervisor.DiskPlugger   = (*vm)(nil)
+	_ hypervisor.Pauser        = (*vm)(nil)
+	_ hypervisor.MemoryResizer = (*vm)(nil)
+	_ hypervisor.VCPUResizer   = (*vm)(nil)
 )
 
 // newVM watches over a Cloud Hypervisor that was just started, and owns it and the starter's ends.
 func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 	v := &vm{
-		api: vmm.NewAPI("Cloud Hypervisor", s.api), user: cfg.User, slots: vmm.NewSlots(maxDisks(len(cfg.NICs))),
+		api: vmm.NewAPI("Cloud Hypervisor", s.api), cfg: cfg, vcpus: cfg.VCPUs, slots: vmm.NewSlots(maxDisks(len(cfg.NICs))),
 		removed: map[string]chan struct{}{},
 	}
 	var events sync.WaitGroup
@@ -122,7 +126,7 @@ func (v *vm) attach(ctx context.Context, disk hypervisor.Disk) (address hypervis
 	if err := vmm.CheckDisk(disk); err != nil {
 		return address, err
 	}
-	if err := vmm.GiveDisk(disk, v.user); err != nil {
+	if err := vmm.GiveDisk(disk, v.cfg.User); err != nil {
 		return address, err
 	}
 	if err := v.slots.Claim(disk.ID); err != nil {

@@ -15,8 +15,8 @@ import (
 const (
 	// maxVCPUs is Firecracker's own limit.
 	maxVCPUs = 32
-	// pciSlots are on the only bus; the bridge, the stream device and the entropy device have one each.
-	pciSlots, ownSlots = 32, 3
+	// pciSlots are on the only bus; the bridge, the stream, the entropy and the memory device have one each.
+	pciSlots, ownSlots = 32, 4
 	// minMemory is what a distribution's kernel with our initrd boots in.
 	minMemory = 128 << 20
 )
@@ -39,7 +39,7 @@ func (Driver) Name() string { return "firecracker" }
 
 // Capabilities of VMs that Firecracker runs. The number of disks is that of a VM with one network card.
 func (Driver) Capabilities() hypervisor.Capabilities {
-	return hypervisor.Capabilities{HotplugDisk: true, MaxDisks: maxDisks(1), MinMemory: minMemory, ELFKernel: true, NeedsKVM: true}
+	return hypervisor.Capabilities{HotplugDisk: true, ResizeMemory: true, Tunable: true, MaxDisks: maxDisks(1), MinMemory: minMemory, ELFKernel: true, NeedsKVM: true}
 }
 
 func maxDisks(nics int) int { return pciSlots - ownSlots - nics }

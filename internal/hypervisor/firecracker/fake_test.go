@@ -117,7 +117,7 @@ func TestFaults(t *testing.T) {
 			defer cancel()
 			var pid int
 			_, err := Driver{}.Start(ctx, hypervisor.Config{
-				ID: "x", Binary: self, Accel: hypervisor.KVM, Kernel: kernel, VCPUs: 1, Memory: minMemory, RunDir: dir,
+				ID: "x", Binary: self, Accel: hypervisor.KVM, Kernel: kernel, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory}, RunDir: dir,
 				User:    &hypervisor.User{UID: 2_000_001, GID: 2_000_001},
 				Started: func(p int) error { pid = p; return nil },
 			})
@@ -140,7 +140,7 @@ func TestFaults(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := Driver{}.Start(t.Context(), hypervisor.Config{
-			ID: "x", Binary: self, Accel: hypervisor.KVM, Kernel: kernel, VCPUs: 1, Memory: minMemory, RunDir: dir,
+			ID: "x", Binary: self, Accel: hypervisor.KVM, Kernel: kernel, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory}, RunDir: dir,
 		})
 		if !errors.Is(err, os.ErrExist) {
 			t.Errorf("start: %v", err)
@@ -152,7 +152,7 @@ func TestFaults(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := Driver{}.Start(t.Context(), hypervisor.Config{
-			ID: "x", Binary: self, Accel: hypervisor.KVM, Kernel: bz, VCPUs: 1, Memory: minMemory, RunDir: t.TempDir(),
+			ID: "x", Binary: self, Accel: hypervisor.KVM, Kernel: bz, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory}, RunDir: t.TempDir(),
 		})
 		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "vmlinux") {
 			t.Errorf("a bzImage: %v", err)

@@ -24,12 +24,13 @@ var update = flag.Bool("update", false, "write the golden files")
 // TestDescription: what is said to Firecracker.
 func TestDescription(t *testing.T) {
 	cfg := hypervisor.Config{
-		ID: "pod-1", Accel: hypervisor.KVM, VCPUs: 2, Memory: 256 << 20, Initrd: "/i", Params: []string{"audit=0"},
-		NICs: []hypervisor.NIC{{ID: "nic-0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1450}},
+		ID: "pod-1", Accel: hypervisor.KVM, Size: hypervisor.Size{VCPUs: 2, Memory: 256 << 20, MaxMemory: 1000 << 20}, Initrd: "/i", Params: []string{"audit=0"},
+		Tuning: hypervisor.Tuning{DiskRate: hypervisor.Rate{Bytes: 1 << 20}, NetRate: hypervisor.Rate{Bytes: 1 << 20, Ops: 100}, CPUTemplate: []byte(`{"msr_modifiers":[]}`)},
+		NICs:   []hypervisor.NIC{{ID: "nic-0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1450}},
 	}
 	var got strings.Builder
 	got.WriteString(strings.Join(arguments(cfg, true), " ") + "\n")
-	for _, r := range append(description(cfg, []string{"pistap2"}), driveRequest(hypervisor.Disk{ID: "layer-1", ReadOnly: true}, 3), emptyRequest("layer-1", 3)) {
+	for _, r := range append(description(cfg, []string{"pistap2"}), driveRequest(hypervisor.Disk{ID: "layer-1", ReadOnly: true}, "drive3", cfg.DiskRate), imageRequest("drive3", emptyPath)) {
 		body, err := json.Marshal(r.body)
 		if err != nil {
 			t.Fatal(err)
@@ -52,7 +53,7 @@ func TestDescription(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
-	good := hypervisor.Config{ID: "x", Accel: hypervisor.KVM, Kernel: "/k", VCPUs: 1, Memory: minMemory, RunDir: "/r"}
+	good := hypervisor.Config{ID: "x", Accel: hypervisor.KVM, Kernel: "/k", Size: hypervisor.Size{VCPUs: 1, Memory: minMemory}, RunDir: "/r"}
 	if err := check(good); err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +102,7 @@ func realGuest(t *testing.T) hypervisor.Config {
 		t.Fatal(err)
 	}
 	return hypervisor.Config{
-		ID: "test", Accel: hypervisor.KVM, Kernel: vmlinux.Name(), Initrd: guest.Initrd, VCPUs: 1, Memory: minMemory,
+		ID: "test", Accel: hypervisor.KVM, Kernel: vmlinux.Name(), Initrd: guest.Initrd, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory},
 		User: &hypervisor.User{UID: 2_000_001, GID: 2_000_001},
 	}
 }

@@ -1,7 +1,7 @@
 package firecracker
 
 import (
-	"fmt"
+	"encoding/json"
 	"net"
 	"strings"
 
@@ -25,6 +25,7 @@ const (
 	logPipe     = "log"
 	// emptyImage is what drives have whose disk was detached.
 	emptyImage = "empty"
+	emptyPath  = vmm.JailDir + "/" + emptyImage
 )
 
 // guestCID is the guest's address on a bus that it has for itself.
@@ -53,15 +54,59 @@ type drive struct {
 	Root     bool   `json:"is_root_device"`
 	ReadOnly bool   `json:"is_read_only"`
 	// Cache is Writeback, with which a guest's flush reaches the disk; the default ignores it.
-	Cache string `json:"cache_type"`
+	Cache string       `json:"cache_type"`
+	Rate  *rateLimiter `json:"rate_limiter,omitempty"`
 }
 
 type networkInterface struct {
-	ID  string `json:"iface_id"`
-	Tap string `json:"host_dev_name"`
-	MAC string `json:"guest_mac"`
-	MTU int    `json:"mtu,omitempty"`
+	ID  string       `json:"iface_id"`
+	Tap string       `json:"host_dev_name"`
+	MAC string       `json:"guest_mac"`
+	MTU int          `json:"mtu,omitempty"`
+	RX  *rateLimiter `json:"rx_rate_limiter,omitempty"`
+	TX  *rateLimiter `json:"tx_rate_limiter,omitempty"`
 }
+
+// rateLimiter bounds bytes and operations.
+type rateLimiter struct {
+	Bandwidth *bucket `json:"bandwidth,omitempty"`
+	Ops       *bucket `json:"ops,omitempty"`
+}
+
+// bucket is refilled within some milliseconds.
+type bucket struct {
+	Size   uint64 `json:"size"`
+	Refill uint64 `json:"refill_time"`
+}
+
+// limiter is nil where nothing is bounded.
+func limiter(r hypervisor.Rate) *rateLimiter {
+	perSecond := func(n uint64) *bucket {
+		if n == 0 {
+			return nil
+		}
+		return &bucket{Size: n, Refill: 1000}
+	}
+	if r == (hypervisor.Rate{}) {
+		return nil
+	}
+	return &rateLimiter{Bandwidth: perSecond(r.Bytes), Ops: perSecond(r.Ops)}
+}
+
+// memoryHotplug is the device that adds memory. Blocks and slots have Firecracker's default sizes.
+type memoryHotplug struct {
+	TotalMiB uint64 `json:"total_size_mib"`
+}
+
+type memoryRequest struct {
+	MiB uint64 `json:"requested_size_mib"`
+}
+
+type memoryStatus struct {
+	PluggedMiB uint64 `json:"plugged_size_mib"`
+}
+
+const memoryPath = "/hotplug/memory"
 
 type vsock struct {
 	CID  int    `json:"guest_cid"`
@@ -98,28 +143,33 @@ func description(cfg hypervisor.Config, taps []string) []request {
 		{"/vsock", vsock{CID: guestCID, Path: vmm.JailDir + "/" + vsockSocket}},
 		{"/entropy", struct{}{}},
 	}
+	if cfg.CPUTemplate != nil {
+		requests = append(requests, request{"/cpu-config", json.RawMessage(cfg.CPUTemplate)})
+	}
+	if growth := cfg.Growth(); growth > 0 {
+		requests = append(requests, request{memoryPath, memoryHotplug{TotalMiB: growth >> 20}})
+	}
 	for i, nic := range cfg.NICs {
 		id := apiID(nic.ID)
 		requests = append(requests, request{"/network-interfaces/" + id, networkInterface{
 			ID: id, Tap: taps[i], MAC: net.HardwareAddr(nic.MAC).String(), MTU: nic.MTU,
+			RX: limiter(cfg.NetRate), TX: limiter(cfg.NetRate),
 		}})
 	}
 	return requests
 }
 
-// driveRequest plugs a disk; n makes its name another than that of an earlier plug.
-func driveRequest(d hypervisor.Disk, n int) request {
-	id := driveID(d.ID, n)
-	return request{"/drives/" + id, drive{ID: id, Path: diskPrefix + d.ID, ReadOnly: d.ReadOnly, Cache: "Writeback"}}
+// driveRequest plugs a disk as a drive.
+func driveRequest(d hypervisor.Disk, name string, rate hypervisor.Rate) request {
+	return request{drivePath + name, drive{ID: name, Path: diskPrefix + d.ID, ReadOnly: d.ReadOnly, Cache: "Writeback", Rate: limiter(rate)}}
 }
 
-// emptyRequest gives a drive the empty image.
-func emptyRequest(id string, n int) request {
-	name := driveID(id, n)
-	return request{"/drives/" + name, map[string]string{"drive_id": name, "path_on_host": vmm.JailDir + "/" + emptyImage}}
+// imageRequest gives a drive another image.
+func imageRequest(name, image string) request {
+	return request{drivePath + name, map[string]string{"drive_id": name, "path_on_host": image}}
 }
 
-func driveID(id string, n int) string { return fmt.Sprintf("%s_%d", apiID(id), n) }
+const drivePath = "/drives/"
 
 // apiID writes our ids in the letters that Firecracker has for its: '_' for '-', which ours do not have.
 func apiID(id string) string { return strings.ReplaceAll(id, "-", "_") }
@@ -134,5 +184,6 @@ func kernelParams(cfg hypervisor.Config) string {
 		"random.trust_cpu=on", "cryptomgr.notests", "rcupdate.rcu_expedited=1",
 		transport.Param + transport.KindPipe,
 	}
+	params = append(params, vmm.GrowthParams(cfg)...)
 	return strings.Join(append(params, cfg.Params...), " ")
 }

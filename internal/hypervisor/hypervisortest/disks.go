@@ -11,8 +11,8 @@ import (
 	"github.com/pistis-run/pistis/internal/hypervisor"
 )
 
-// plugs is how often a disk is plugged and unplugged.
-const plugs = 20
+// plugs is how often a disk is plugged and unplugged: more often than a PCI bus has slots.
+const plugs = 34
 
 // where is how testinit names a disk.
 func where(t *testing.T, a hypervisor.DiskAddress) string {

@@ -15,7 +15,7 @@ import (
 )
 
 func fakeConfig() hypervisor.Config {
-	return hypervisor.Config{ID: "fake", Kernel: "none", Accel: hypervisor.TCG, VCPUs: 1}
+	return hypervisor.Config{ID: "fake", Kernel: "none", Accel: hypervisor.TCG, Size: hypervisor.Size{VCPUs: 1}}
 }
 
 func TestFakeServes(t *testing.T) {

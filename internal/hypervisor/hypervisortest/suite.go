@@ -70,6 +70,8 @@ func Run(t *testing.T, driver hypervisor.Driver, o Options) {
 		{"BootAndTalk", s.bootAndTalk},
 		{"Disks", s.disks},
 		{"SharedDisk", s.sharedDisk},
+		{"ResizeMemory", s.resizeMemory},
+		{"ResizeVCPUs", s.resizeVCPUs},
 		{"PowerOff", s.powerOff},
 		{"Panic", s.panics},
 		{"Killed", s.killed},

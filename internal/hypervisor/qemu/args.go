@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
 	"github.com/pistis-run/pistis/internal/transport"
 )
 
@@ -19,6 +20,7 @@ const (
 	monitorID   = "monitor"
 	transportID = "transport"
 	scsiID      = "scsi"
+	growthID    = "growth"
 )
 
 // descriptors are the numbers that the child has inherited its files under.
@@ -43,8 +45,8 @@ func commandLine(cfg hypervisor.Config, fds descriptors) []string {
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-machine", machine(cfg),
 		"-cpu", cpu(cfg.Accel),
-		"-smp", strconv.Itoa(cfg.VCPUs),
-		"-m", fmt.Sprintf("%dM", cfg.Memory>>20),
+		"-smp", processors(cfg),
+		"-m", memory(cfg),
 		"-kernel", inherited(fds.kernel),
 	}
 	if fds.initrd != 0 {
@@ -72,6 +74,7 @@ func commandLine(cfg hypervisor.Config, fds descriptors) []string {
 	for i, nic := range cfg.NICs {
 		args = append(args, nicArgs(nic, i, fds)...)
 	}
+	args = append(args, growth(cfg)...)
 	for lun, disk := range cfg.Disks {
 		args = append(args,
 			"-add-fd", fmt.Sprintf("fd=%d,set=%d", fds.disks[lun], fdset(uint32(lun))),
@@ -79,6 +82,36 @@ func commandLine(cfg hypervisor.Config, fds descriptors) []string {
 			"-device", encode(scsiDisk(disk, uint32(lun))))
 	}
 	return args
+}
+
+// processors are one socket's: those of the start, and those that can be plugged.
+func processors(cfg hypervisor.Config) string {
+	if cfg.MaxVCPUs <= cfg.VCPUs {
+		return strconv.Itoa(cfg.VCPUs)
+	}
+	return fmt.Sprintf("%d,maxcpus=%d", cfg.VCPUs, cfg.MaxVCPUs)
+}
+
+// memory is what the guest starts with, and the room for what can be added.
+func memory(cfg hypervisor.Config) string {
+	start := fmt.Sprintf("%dM", cfg.Memory>>20)
+	if cfg.Growth() == 0 {
+		return start
+	}
+	return start + fmt.Sprintf(",maxmem=%dM", (cfg.Memory+cfg.Growth())>>20)
+}
+
+// growth is the device that adds memory. What is not added takes none of the host's.
+func growth(cfg hypervisor.Config) []string {
+	if cfg.Growth() == 0 {
+		return nil
+	}
+	return []string{
+		"-object", encode(map[string]any{"qom-type": "memory-backend-ram", "id": growthID + "ram", "size": cfg.Growth(), "reserve": false}),
+		"-device", encode(map[string]any{
+			"driver": "virtio-mem-pci", "id": growthID, "memdev": growthID + "ram", "requested-size": 0, "disable-legacy": "on",
+		}),
+	}
 }
 
 // machine is q35 without what a microVM has no use for, unless the configuration names another.
@@ -117,6 +150,7 @@ func kernelParams(cfg hypervisor.Config, fds descriptors) string {
 		// Patching the kernel for a single processor costs more than what it saves.
 		params = append(params, "no_timer_check", "tsc=reliable", "mitigations=off", "noreplace-smp")
 	}
+	params = append(params, vmm.GrowthParams(cfg)...)
 	return strings.Join(append(params, cfg.Params...), " ")
 }
 

@@ -21,16 +21,19 @@ func TestCommandLine(t *testing.T) {
 		fds  descriptors
 	}{
 		{"tcg-serial", hypervisor.Config{
-			ID: "pod,1", Accel: hypervisor.TCG, VCPUs: 1, Memory: 256 << 20,
+			ID: "pod,1", Accel: hypervisor.TCG, Size: hypervisor.Size{VCPUs: 1, Memory: 256 << 20},
 			Disks: []hypervisor.Disk{{ID: "layer-1", ReadOnly: true}, {ID: "scratch"}},
 			NICs:  []hypervisor.NIC{{ID: "eth0", MAC: mac, MTU: 1450}},
 		}, descriptors{monitor: 3, console: 4, kernel: 5, initrd: 6, pipe: 7, disks: []int{8, 9}, taps: []int{10}}},
 		{"kvm-vsock", hypervisor.Config{
-			ID: "pod-2", Accel: hypervisor.KVM, VCPUs: 4, Memory: 1 << 30, Params: []string{"loglevel=7", "audit=0"},
+			ID: "pod-2", Accel: hypervisor.KVM, Size: hypervisor.Size{VCPUs: 4, Memory: 1 << 30}, Params: []string{"loglevel=7", "audit=0"},
 			NICs: []hypervisor.NIC{{ID: "eth0", MAC: mac}},
 		}, descriptors{monitor: 3, console: 4, kernel: 5, vsock: 6, cid: 77, taps: []int{7}, vhostNet: []int{8}}},
 		{"machine", hypervisor.Config{
-			ID: "pod-3", Accel: hypervisor.KVM, Machine: "pc", VCPUs: 1, Memory: 128 << 20,
+			ID: "pod-3", Accel: hypervisor.KVM, Machine: "pc", Size: hypervisor.Size{VCPUs: 1, Memory: 128 << 20},
+		}, descriptors{monitor: 3, console: 4, kernel: 5, initrd: 6, pipe: 7}},
+		{"growth", hypervisor.Config{
+			ID: "pod-4", Accel: hypervisor.TCG, Size: hypervisor.Size{VCPUs: 1, MaxVCPUs: 4, Memory: 256 << 20, MaxMemory: 1000 << 20},
 		}, descriptors{monitor: 3, console: 4, kernel: 5, initrd: 6, pipe: 7}},
 	}
 	for _, tt := range tests {

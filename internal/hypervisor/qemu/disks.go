@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -162,23 +161,7 @@ func (v *vm) detach(ctx context.Context, id string) error {
 
 // removeDevice takes the disk from the guest and waits until QEMU has let go of it.
 func (v *vm) removeDevice(ctx context.Context, lun uint32) error {
-	monitor, id := v.currentMonitor(), deviceID(lun)
-	deleted, stop := monitor.Watch(func(e qmp.Event) bool {
-		var data struct{ Device string }
-		return e.Name == "DEVICE_DELETED" && json.Unmarshal(e.Data, &data) == nil && data.Device == id
-	})
-	defer stop()
-	if err := monitor.Execute(ctx, "device_del", map[string]any{"id": id}, nil); err != nil {
-		return err
-	}
-	select {
-	case <-deleted:
-		return nil
-	case <-v.Done():
-		return v.Ended()
-	case <-ctx.Done():
-		return fmt.Errorf("QEMU has not let go of it: %w", context.Cause(ctx))
-	}
+	return v.unplug(ctx, deviceID(lun))
 }
 
 func (v *vm) removeNode(ctx context.Context, lun uint32) error {

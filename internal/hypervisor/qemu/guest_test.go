@@ -29,7 +29,7 @@ func realGuest(t *testing.T) hypervisor.Config {
 	}
 	guest := hypervisortest.BuildGuest(t)
 	cfg := hypervisor.Config{
-		ID: "test", Accel: hypervisortest.Acceleration(), Kernel: guest.Kernel, Initrd: guest.Initrd, VCPUs: 1, Memory: minMemory,
+		ID: "test", Accel: hypervisortest.Acceleration(), Kernel: guest.Kernel, Initrd: guest.Initrd, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory},
 	}
 	if os.Getuid() == 0 {
 		cfg.User = &hypervisor.User{UID: 2_000_001, GID: 2_000_001}
@@ -131,22 +131,4 @@ func openTap(t *testing.T) *os.File {
 		t.Fatal(err)
 	}
 	return f
-}
-
-// TestProbeKVM: whatever the host's KVM is worth, the answer comes in bounded time and is remembered.
-func TestProbeKVM(t *testing.T) {
-	cfg := realGuest(t)
-	probe := ProbeConfig{Kernel: cfg.Kernel, Initrd: cfg.Initrd, CacheDir: t.TempDir(), Timeout: 5 * time.Second}
-	usable, reason, err := ProbeKVM(t.Context(), probe)
-	if err != nil || reason == "" {
-		t.Fatalf("probe: %v, %q, %v", usable, reason, err)
-	}
-	t.Logf("usable: %v, %s", usable, reason)
-	if _, err := os.Stat("/dev/kvm"); err != nil {
-		return
-	}
-	again, againReason, err := ProbeKVM(t.Context(), probe)
-	if err != nil || again != usable || againReason != reason {
-		t.Errorf("remembered: %v, %q, %v", again, againReason, err)
-	}
 }

@@ -94,7 +94,7 @@ func TestUnreadableKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := Driver{}.Start(t.Context(), hypervisor.Config{
-		ID: "x", Binary: "/bin/false", Accel: hypervisor.TCG, Kernel: kernel, VCPUs: 1, Memory: minMemory,
+		ID: "x", Binary: "/bin/false", Accel: hypervisor.TCG, Kernel: kernel, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory},
 		User: &hypervisor.User{UID: 4_000_000, GID: 4_000_000},
 	})
 	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "chmod") {
@@ -116,7 +116,7 @@ func TestSilentMonitor(t *testing.T) {
 	defer cancel()
 	var pid int
 	_, err := Driver{}.Start(ctx, hypervisor.Config{
-		ID: "x", Binary: binary, Accel: hypervisor.TCG, Kernel: kernel, VCPUs: 1, Memory: minMemory,
+		ID: "x", Binary: binary, Accel: hypervisor.TCG, Kernel: kernel, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory},
 		Started: func(p int) error { pid = p; return nil },
 	})
 	if !errors.Is(err, context.DeadlineExceeded) {
@@ -134,44 +134,9 @@ func TestLastWords(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := Driver{}.Start(t.Context(), hypervisor.Config{
-		ID: "x", Binary: binary, Accel: hypervisor.TCG, Kernel: binary, VCPUs: 1, Memory: minMemory,
+		ID: "x", Binary: binary, Accel: hypervisor.TCG, Kernel: binary, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory},
 	})
 	if err == nil || !strings.Contains(err.Error(), "the floor is wet") || strings.Contains(err.Error(), "TCG") || !strings.Contains(err.Error(), "status 3") || len(err.Error()) > 500 {
 		t.Errorf("start: %v", err)
-	}
-}
-
-func TestProbeCache(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "dir", "probe.json")
-	want := probeResult{Key: probeKey{BootID: "b", User: &hypervisor.User{UID: 1}}, Reason: "r"}
-	if err := writeProbe(file, want); err != nil {
-		t.Fatal(err)
-	}
-	got, ok := readProbe(file)
-	if !ok || !got.Key.equal(want.Key) || got.Reason != "r" {
-		t.Errorf("read %+v, %v", got, ok)
-	}
-	want.Key.User.UID = 2
-	if got.Key.equal(want.Key) {
-		t.Error("another user, the same key")
-	}
-	os.WriteFile(file, []byte("{"), 0o600)
-	if _, ok := readProbe(file); ok {
-		t.Error("a damaged cache is an answer")
-	}
-}
-
-func TestNeedle(t *testing.T) {
-	n := &needle{want: []byte("needle"), found: make(chan struct{})}
-	for _, b := range []byte("hay need\nhay needle hay") {
-		n.Write([]byte{b})
-	}
-	select {
-	case <-n.found:
-	default:
-		t.Error("not found")
-	}
-	if len(n.last) > len(n.want) {
-		t.Errorf("%d bytes are kept", len(n.last))
 	}
 }

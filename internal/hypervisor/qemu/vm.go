@@ -16,6 +16,7 @@ import (
 type vm struct {
 	*vmm.Machine
 	disks *disks
+	sizes sizes
 
 	mu      sync.Mutex
 	monitor *qmp.Client
@@ -23,15 +24,17 @@ type vm struct {
 }
 
 var (
-	_ hypervisor.DiskPlugger = (*vm)(nil)
-	_ hypervisor.Pauser      = (*vm)(nil)
+	_ hypervisor.DiskPlugger   = (*vm)(nil)
+	_ hypervisor.Pauser        = (*vm)(nil)
+	_ hypervisor.MemoryResizer = (*vm)(nil)
+	_ hypervisor.VCPUResizer   = (*vm)(nil)
 )
 
 // newVM watches over a QEMU that was just started, and owns it and the gift's sockets from now on, except
 // the monitor's.
 func newVM(cfg hypervisor.Config, proc *vmm.Process, g *gift) *vm {
 	dial, pipe := g.dialer()
-	v := &vm{disks: newDisks(cfg.Disks)}
+	v := &vm{disks: newDisks(cfg.Disks), sizes: sizes{cfg: cfg}}
 	v.Machine = vmm.Watch(proc, g.console, cfg.Console, dial, func(m *vmm.Machine) error {
 		if pipe != nil {
 			<-pipe.Done() // the last bytes of streams are in

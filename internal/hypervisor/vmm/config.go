@@ -1,7 +1,9 @@
 package vmm
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"regexp"
 
@@ -76,6 +78,29 @@ func GiveDisk(d hypervisor.Disk, user *hypervisor.User) error {
 		return fmt.Errorf("image %s: %w", d.File.Name(), err)
 	}
 	return nil
+}
+
+// DiskBytes is the size of a disk's image, in whole sectors.
+func DiskBytes(d hypervisor.Disk) (uint64, error) {
+	info, err := d.File.Stat()
+	if err != nil {
+		return 0, fmt.Errorf("image: %w: %w", err, ErrorClass(err))
+	}
+	bytes := uint64(info.Size())
+	if info.Mode().Type() == fs.ModeDevice {
+		raw, err := d.File.SyscallConn()
+		if err != nil {
+			return 0, fmt.Errorf("image: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		var n int
+		var opErr error
+		err = raw.Control(func(fd uintptr) { n, opErr = unix.IoctlGetInt(int(fd), unix.BLKGETSIZE64) })
+		if err = errors.Join(err, opErr); err != nil {
+			return 0, fmt.Errorf("image %s: its size: %w: %w", d.File.Name(), err, ErrorClass(err))
+		}
+		bytes = uint64(n)
+	}
+	return bytes / 512 * 512, nil
 }
 
 // CheckNICs reports the first network card that no VMM could have.

@@ -48,14 +48,6 @@ func (s *Slots) ClaimAttached(id string) error {
 	return nil
 }
 
-// Retire ends a claim on a disk that is gone and whose slot cannot be used again.
-func (s *Slots) Retire(id string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.settled, id)
-	s.max--
-}
-
 // Settle ends a claim: the disk is attached, or its slot is free.
 func (s *Slots) Settle(id string, attached bool) {
 	s.mu.Lock()

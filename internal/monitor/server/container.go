@@ -21,6 +21,7 @@ import (
 	"github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/runc"
 	"github.com/pistis-run/pistis/internal/stdio"
+	"github.com/pistis-run/pistis/internal/steps"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -76,7 +77,7 @@ func (s *Server) create(req monitor.CreateRequest) error {
 	if !filepath.IsAbs(req.Bundle) {
 		return fmt.Errorf("create container %s: bundle %q is not absolute: %w", req.ID, req.Bundle, errdefs.ErrInvalidArgument)
 	}
-	streams, err := openStreams(req.Terminal, req.Stdin, req.LogPath, &s.buffers)
+	streams, err := s.openStreams(req)
 	if err != nil {
 		return fmt.Errorf("create container %s: %w", req.ID, err)
 	}
@@ -89,6 +90,21 @@ func (s *Server) create(req monitor.CreateRequest) error {
 		return errors.Join(err, streams.closeLog())
 	}
 	return nil
+}
+
+// openStreams makes the stdio of a container that is to be made. The FIFOs of an external one are there as long as it is.
+func (s *Server) openStreams(req monitor.CreateRequest) (*streams, error) {
+	dir := ""
+	if req.External {
+		dir = monitor.StdioDir(s.dir, task.ID{Container: req.ID})
+		if _, err := s.container(req.ID); err == nil {
+			return nil, fmt.Errorf("it is there: %w", errdefs.ErrAlreadyExists)
+		}
+		if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	return openStreams(req.Terminal, req.Stdin, req.LogPath, dir, &s.buffers)
 }
 
 func (s *Server) add(c *container) error {
@@ -106,8 +122,8 @@ func (s *Server) add(c *container) error {
 
 // start runs a container. It goes on when the caller has given up, as a daemon that dies is no reason to end a container:
 // SIGKILL ends it.
-func (s *Server) start(c *container) (pid int, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+func (s *Server) start(ctx context.Context, c *container) (pid int, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
 	if err := c.claim(cancel); err != nil {
 		return 0, err
@@ -117,7 +133,6 @@ func (s *Server) start(c *container) (pid int, err error) {
 		if errors.Is(ctx.Err(), context.Canceled) {
 			err = fmt.Errorf("killed while it was started: %w: %w", err, errdefs.ErrAborted)
 		}
-		err = fmt.Errorf("start container %s: %w", c.id.Container, err)
 		c.streams.close()
 		c.fail(task.Exit{Code: exitUnknown, At: time.Now(), Reason: err.Error()})
 		return 0, err
@@ -130,6 +145,7 @@ func (s *Server) start(c *container) (pid int, err error) {
 
 // run calls the runtime; on error it has nothing left.
 func (s *Server) run(ctx context.Context, c *container) (_ *runc.Process, err error) {
+	_, end := steps.Start(ctx, "cgroup")
 	if path := c.request.CgroupsPath; path != "" {
 		group, err := cgroup.OfSpec(path)
 		if err != nil {
@@ -137,6 +153,7 @@ func (s *Server) run(ctx context.Context, c *container) (_ *runc.Process, err er
 		}
 		c.setGroup(group)
 	}
+	end()
 	if width, height := c.streams.ends.Size(); width > 0 {
 		// The program may ask at once, before there is a terminal here whose size could be set.
 		size := map[string]any{"width": width, "height": height}
@@ -148,7 +165,9 @@ func (s *Server) run(ctx context.Context, c *container) (_ *runc.Process, err er
 		return nil, err
 	}
 	stdio := runc.Stdio{Files: c.streams.ends.Child(), Terminal: c.request.Terminal}
-	proc, err := s.runtime.Run(ctx, c.id.Container, c.request.Bundle, c.dir, stdio)
+	running, end := steps.Start(ctx, "runtime run")
+	proc, err := s.runtime.Run(running, c.id.Container, c.request.Bundle, c.dir, stdio)
+	end()
 	if err == nil {
 		return proc, nil
 	}
@@ -246,8 +265,11 @@ func (s *Server) delete(c *container) error {
 	if _, err := os.Stat(c.dir); err == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 		defer cancel()
-		// It has ended, with all its processes. To be forced would cost a runtime a tenth of a second of waiting for that.
-		err := s.runtime.Delete(ctx, c.id.Container)
+		var err error
+		if !c.request.External {
+			// It has ended, with all its processes. To be forced would cost a runtime a tenth of a second of waiting for that.
+			err = s.runtime.Delete(ctx, c.id.Container)
+		}
 		if err == nil {
 			err = os.RemoveAll(c.dir)
 		}
@@ -278,6 +300,9 @@ func (s *Server) update(c *container, resources json.RawMessage) error {
 	if c.is(created) {
 		return mergeResources(c.request.Bundle, resources)
 	}
+	if c.request.External {
+		return c.foreign("update")
+	}
 	file, err := writeTemp(c.dir, "resources-", resources)
 	if err != nil {
 		return err
@@ -293,6 +318,9 @@ func (s *Server) checkpoint(ctx context.Context, c *container, arguments json.Ra
 	var args monitor.CheckpointArgs
 	if err := decode(arguments, &args); err != nil {
 		return err
+	}
+	if c.request.External {
+		return c.foreign("checkpoint")
 	}
 	if err := c.check(opCheckpoint); err != nil {
 		return err

@@ -10,48 +10,49 @@ import (
 
 	"github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/runc"
+	"github.com/pistis-run/pistis/internal/steps"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
 // serveExec runs a further process and answers twice: when it runs, and when it has ended. An exec belongs to its client:
 // when that goes, the process is killed.
-func (s *Server) serveExec(conn monitor.Conn, req monitor.Request, files []*os.File) {
+func (s *Server) serveExec(ctx context.Context, conn monitor.Conn, req monitor.Request, files []*os.File) {
 	c, err := s.container(req.ID.Container)
 	if err != nil {
-		_ = reply(conn, nil, err)
+		_ = reply(ctx, conn, nil, err)
 		return
 	}
-	p, proc, err := s.exec(c, req, files)
+	p, proc, err := s.exec(ctx, c, req, files)
 	for _, f := range files {
 		f.Close() // the process has its own
 	}
 	if err != nil {
-		_ = reply(conn, nil, err)
+		_ = reply(ctx, conn, nil, err)
 		return
 	}
 	started := monitor.StartResult{PID: uint32(proc.PID())}
 	if proc.Console != nil {
-		_ = reply(conn, started, nil, proc.Console)
+		_ = reply(ctx, conn, started, nil, proc.Console)
 		proc.Console.Close()
 	} else {
-		_ = reply(conn, started, nil)
+		_ = reply(ctx, conn, started, nil)
 	}
-	ctx, stop := untilGone(s.ctx, conn)
+	gone, stop := untilGone(s.ctx, conn)
 	defer stop()
 	select {
 	case <-proc.Done():
-	case <-ctx.Done():
+	case <-gone.Done():
 		_ = p.signal(unix.SIGKILL) // one that has ended needs none
 		<-proc.Done()
 	}
 	exit := task.Exit{Code: proc.Exit().Code, At: proc.Exit().At}
 	p.finish(exit)
 	c.removeExec(p)
-	_ = reply(conn, exit, nil)
+	_ = reply(s.ctx, conn, exit, nil)
 }
 
 // exec runs a further process with the client's descriptors, or with a terminal.
-func (s *Server) exec(c *container, req monitor.Request, files []*os.File) (*process, *runc.Process, error) {
+func (s *Server) exec(ctx context.Context, c *container, req monitor.Request, files []*os.File) (*process, *runc.Process, error) {
 	p := newProcess(req.ID, starting)
 	if !monitor.ValidID(req.ID.Exec) {
 		return nil, nil, fmt.Errorf("exec in container %s: id %q: letters, digits and _.+- are possible: %w", c.id.Container, req.ID.Exec, errdefs.ErrInvalidArgument)
@@ -64,14 +65,19 @@ func (s *Server) exec(c *container, req monitor.Request, files []*os.File) (*pro
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", p.name(), err)
 	}
+	if c.request.External {
+		return nil, nil, c.foreign("exec")
+	}
 	if err := c.check(opExec); err != nil {
 		return nil, nil, err
 	}
 	if err := c.addExec(p); err != nil {
 		return nil, nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
+	ctx, end := steps.Start(ctx, "runtime exec")
+	defer end()
 	proc, err := s.runtime.Exec(ctx, c.id.Container, c.dir, monitor.ProcessFile(s.dir, p.id), stdio)
 	if err != nil {
 		c.removeExec(p)

@@ -18,7 +18,9 @@ import (
 	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/monitor"
+	"github.com/pistis-run/pistis/internal/reaper"
 	"github.com/pistis-run/pistis/internal/runc"
+	"github.com/pistis-run/pistis/internal/steps"
 )
 
 const (
@@ -32,6 +34,7 @@ const (
 type Server struct {
 	dir     bundle.Dir
 	runtime *runc.Runc
+	reaper  *reaper.Reaper
 	log     *slog.Logger
 	buffers buffers
 	// work are the goroutines that wait for processes; they end with the server's ctx, which stop ends.
@@ -45,8 +48,8 @@ type Server struct {
 }
 
 // New makes the server of a bundle.
-func New(dir bundle.Dir, runtime *runc.Runc, log *slog.Logger) *Server {
-	s := &Server{dir: dir, runtime: runtime, log: log, containers: map[string]*container{}}
+func New(dir bundle.Dir, runtime *runc.Runc, reap *reaper.Reaper, log *slog.Logger) *Server {
+	s := &Server{dir: dir, runtime: runtime, reaper: reap, log: log, containers: map[string]*container{}}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s
 }
@@ -90,6 +93,7 @@ func (s *Server) serve(conn monitor.Conn) {
 		s.log.Warn("connection refused", logfields.Error, err)
 		return
 	}
+	ctx := s.ctx
 	conn.SetDeadline(time.Now().Add(requestTimeout))
 	var req monitor.Request
 	files, err := conn.Receive(&req)
@@ -100,25 +104,28 @@ func (s *Server) serve(conn monitor.Conn) {
 	}()
 	if err != nil {
 		if !errors.Is(err, io.EOF) {
-			_ = reply(conn, nil, err)
+			_ = reply(ctx, conn, nil, err)
 		}
 		return
 	}
 	conn.SetDeadline(time.Time{})
 	if req.Version != monitor.Version {
-		_ = reply(conn, nil, fmt.Errorf("monitor protocol version %d: this monitor speaks %d; its pod must be made anew: %w", req.Version, monitor.Version, errdefs.ErrNotImplemented))
+		_ = reply(ctx, conn, nil, fmt.Errorf("monitor protocol version %d: this monitor speaks %d; its pod must be made anew: %w", req.Version, monitor.Version, errdefs.ErrNotImplemented))
 		return
+	}
+	if req.Steps {
+		ctx = steps.Record(ctx)
 	}
 	switch req.Verb {
 	case monitor.VerbAttach:
-		s.serveAttach(conn, req)
+		s.serveAttach(ctx, conn, req)
 	case monitor.VerbExec:
-		s.serveExec(conn, req, files)
+		s.serveExec(ctx, conn, req, files)
 	default:
-		ctx, stop := untilGone(s.ctx, conn)
+		ctx, stop := untilGone(ctx, conn)
 		defer stop()
 		result, err := s.dispatch(ctx, req)
-		_ = reply(conn, result, err)
+		_ = reply(ctx, conn, result, err)
 		if err == nil && req.Verb == monitor.VerbShutdown {
 			s.stop()
 		}
@@ -158,8 +165,8 @@ func checkPeer(conn monitor.Conn) error {
 }
 
 // reply answers. Where the client has gone, nobody is left to be told of it.
-func reply(conn monitor.Conn, result any, err error, files ...*os.File) error {
-	answer := monitor.Reply{Error: monitor.NewError(err)}
+func reply(ctx context.Context, conn monitor.Conn, result any, err error, files ...*os.File) error {
+	answer := monitor.Reply{Error: monitor.NewError(err), Steps: steps.Encoded(ctx)}
 	if err == nil && result != nil {
 		if answer.Result, err = json.Marshal(result); err != nil {
 			answer = monitor.Reply{Error: monitor.NewError(err)}
@@ -194,6 +201,12 @@ func (s *Server) dispatch(ctx context.Context, req monitor.Request) (result any,
 			return nil, err
 		}
 		return nil, s.shutdown(ctx, args.Force)
+	case monitor.VerbProgram:
+		var args monitor.ProgramArgs
+		if err := decode(req.Args, &args); err != nil {
+			return nil, err
+		}
+		return s.program(ctx, args)
 	}
 	c, err := s.container(req.ID.Container)
 	if err != nil {
@@ -204,8 +217,13 @@ func (s *Server) dispatch(ctx context.Context, req monitor.Request) (result any,
 	}
 	switch req.Verb {
 	case monitor.VerbStart:
-		pid, err := s.start(c)
+		if c.request.External {
+			return monitor.StartResult{}, c.carry()
+		}
+		pid, err := s.start(ctx, c)
 		return monitor.StartResult{PID: uint32(pid)}, err
+	case monitor.VerbExited:
+		return c.ended(req.Args)
 	case monitor.VerbPID:
 		pid, err := c.pid()
 		return monitor.StartResult{PID: uint32(pid)}, err
@@ -253,7 +271,7 @@ func (s *Server) container(id string) (*container, error) {
 }
 
 // serveAttach joins a client to a container, until the client has gone or the output has ended.
-func (s *Server) serveAttach(conn monitor.Conn, req monitor.Request) {
+func (s *Server) serveAttach(ctx context.Context, conn monitor.Conn, req monitor.Request) {
 	var args monitor.AttachArgs
 	c, err := s.container(req.ID.Container)
 	if err == nil {
@@ -266,12 +284,12 @@ func (s *Server) serveAttach(conn monitor.Conn, req monitor.Request) {
 		err = c.attachable(args)
 	}
 	if err != nil {
-		_ = reply(conn, nil, err)
+		_ = reply(ctx, conn, nil, err)
 		return
 	}
 	// It sees the output from here on, and its first frame comes after the reply.
 	viewer := c.streams.fanout.Join(args.Stdout, args.Stderr)
-	if reply(conn, nil, nil) != nil {
+	if reply(ctx, conn, nil, nil) != nil {
 		viewer.Leave()
 		return
 	}

@@ -28,6 +28,7 @@ type OpenForwarding struct {
 	Bridge string
 	Log    *slog.Logger
 	warned sync.Map // of warnings given
+	old    sync.Map // of tools, by their paths: whether they are the old ones
 }
 
 // comment marks the rules, for people and for Remove.

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -37,17 +39,35 @@ func (f oldTables) filters() bool {
 }
 
 // tool finds a tool for these tables; empty where there is none.
-func (f oldTables) tool() string {
+func (o *OpenForwarding) tool(f oldTables) string {
 	for _, name := range f.tools {
 		path, err := exec.LookPath(name)
 		if err != nil {
 			continue
 		}
-		if out, err := run(path, "--version"); err == nil && !strings.Contains(out, "nf_tables") {
+		if o.isOld(path) {
 			return path
 		}
 	}
 	return ""
+}
+
+// isOld asks a tool once which it is. What a link leads to may change.
+func (o *OpenForwarding) isOld(path string) bool {
+	target, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return false
+	}
+	if known, asked := o.old.Load(target); asked {
+		return known.(bool)
+	}
+	out, err := run(path, "--version")
+	if err != nil {
+		return false // it may be able to answer the next time
+	}
+	old := !strings.Contains(out, "nf_tables")
+	o.old.Store(target, old)
+	return old
 }
 
 // legacyRules are those of OpenForwarding in iptables' words.
@@ -59,18 +79,33 @@ func (o *OpenForwarding) legacyRules() [][]string {
 	return rules
 }
 
+// listedRule is a rule as iptables lists it.
+func (o *OpenForwarding) listedRule(rule []string) string {
+	words := slices.Clone(rule)
+	words[slices.Index(words, o.comment())] = strconv.Quote(o.comment())
+	return "-A " + forwardChain + " " + strings.Join(words, " ") + "\n"
+}
+
 // ensureLegacy is Ensure for the old iptables.
 func (o *OpenForwarding) ensureLegacy() error {
 	for _, f := range allOldTables() {
 		if !f.filters() {
 			continue
 		}
-		tool := f.tool()
+		tool := o.tool(f)
 		if tool == "" {
 			o.warn(fmt.Sprintf("this host has a filter table of the old iptables, but not the command %s to change it: if its FORWARD chain drops packets, let it accept the interface %s in both directions", f.tools[0], o.Bridge))
 			continue
 		}
+		listed, err := run(tool, "-w", lockWait, "-t", forwardTable, "-S", forwardChain)
+		if err != nil {
+			return err
+		}
 		for _, rule := range o.legacyRules() {
+			// One list for all of them, as it is for each pod. What it does not say in these words, the tool is asked for.
+			if strings.Contains(listed, o.listedRule(rule)) {
+				continue
+			}
 			if there, err := change(tool, "-C", rule); err != nil || there {
 				if err != nil {
 					return err
@@ -90,7 +125,7 @@ func (o *OpenForwarding) removeLegacy() error {
 	for _, f := range allOldTables() {
 		tool := ""
 		if f.filters() {
-			tool = f.tool()
+			tool = o.tool(f)
 		}
 		if tool == "" {
 			continue

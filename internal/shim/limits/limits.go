@@ -14,13 +14,11 @@ import (
 // maxListed bounds the numbers of a list of processors or memory nodes.
 const maxListed = 1 << 12
 
-// Pod knows what each container of the pod may use. The VM was made for their sum: it refuses an update that the
-// VM has no room for. Processor and memory node numbers in limits are the host's: it gives containers virtual
-// processors for them.
+// Pod knows what each container of the pod may use, and so what its VM needs. Processor and memory node numbers in limits
+// are the host's: it gives containers virtual processors for them.
 type Pod struct {
-	vcpus  int
-	memory uint64 // bytes that the VM has for containers
-	host   func() (topology, error)
+	vcpus func() int // of the VM, now
+	host  func() (topology, error)
 
 	mu sync.Mutex
 	// virtual is the processor that stands for one of the host, from the first time that a container is confined to that.
@@ -37,14 +35,23 @@ type limits struct {
 	memory   int64 // bytes
 	milliCPU int64 // thousandths of a processor
 	cpus     []int // of the host
+	// set is what was asked for, as far as it can be restored.
+	set struct {
+		limit, swap, quota *int64
+		period, shares     *uint64
+		cpus               string
+	}
 }
 
-// New is for a VM with so many processors and bytes of memory, of which the guest needs own for itself.
-func New(vcpus uint32, memory, own uint64) *Pod {
-	return &Pod{
-		vcpus: int(max(vcpus, 1)), memory: memory - min(memory, own), host: hostTopology,
-		virtual: map[int]int{}, containers: map[string]limits{},
-	}
+// Sum is what the limits of containers are together; containers without one do not count.
+type Sum struct {
+	MilliCPU int64 // thousandths of a processor
+	Memory   int64 // bytes
+}
+
+// New is for a VM with so many processors.
+func New(vcpus func() int) *Pod {
+	return &Pod{vcpus: vcpus, host: hostTopology, virtual: map[int]int{}, containers: map[string]limits{}}
 }
 
 // Add takes the limits of a new container and returns them as the guest applies them. They may be wider than the VM, as
@@ -60,24 +67,77 @@ func (p *Pod) Add(id string, r *specs.LinuxResources) (*specs.LinuxResources, er
 	return p.guest(r, next), nil
 }
 
-// Change takes changed limits, unless the VM has no room for them; undo takes them back.
-func (p *Pod) Change(id string, r *specs.LinuxResources) (guest *specs.LinuxResources, undo func(), err error) {
+// Change is what changed limits come to.
+type Change struct {
+	// Guest is what the guest applies, Restore what takes it back there.
+	Guest, Restore *specs.LinuxResources
+	// Grows has the sums that become larger, which the VM must have room for, or the new limit would be a promise that nothing
+	// backs.
+	Grows Sum
+	// Shrinks: a sum becomes smaller.
+	Shrinks bool
+	// Undo takes the limits back here.
+	Undo func()
+}
+
+// Change takes changed limits.
+func (p *Pod) Change(id string, r *specs.LinuxResources) (Change, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old := p.containers[id]
+	old, before := p.containers[id], p.sum()
 	next, err := old.with(r, p.host)
 	if err != nil {
-		return nil, nil, err
-	}
-	if err := p.fit(id, old, next); err != nil {
-		return nil, nil, err
+		return Change{}, err
 	}
 	p.containers[id] = next
-	return p.guest(r, next), func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.containers[id] = old
-	}, nil
+	sum := p.sum()
+	c := Change{
+		Guest: p.guest(r, next), Restore: p.guest(old.restore(r), old),
+		Shrinks: sum.Memory < before.Memory || sum.MilliCPU < before.MilliCPU,
+		Undo: func() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.containers[id] = old
+		},
+	}
+	if larger(old.memory, next.memory) {
+		c.Grows.Memory = sum.Memory
+	}
+	if larger(old.milliCPU, next.milliCPU) {
+		c.Grows.MilliCPU = sum.MilliCPU
+	}
+	return c, nil
+}
+
+func larger(old, next int64) bool { return next > 0 && (old == 0 || next > old) }
+
+// Sum is that of all containers.
+func (p *Pod) Sum() Sum {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.sum()
+}
+
+func (p *Pod) sum() (s Sum) {
+	for _, l := range p.containers {
+		s.Memory, s.MilliCPU = s.Memory+l.memory, s.MilliCPU+l.milliCPU
+	}
+	return s
+}
+
+// Confined is how many virtual processors the VM must keep for containers that are confined to some of them.
+func (p *Pod) Confined() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := 0
+	for _, l := range p.containers {
+		for _, cpu := range l.cpus {
+			if virtual, known := p.virtual[cpu]; known {
+				n = max(n, virtual+1)
+			}
+		}
+	}
+	return n
 }
 
 // Remove forgets a container.
@@ -125,26 +185,6 @@ func (p *Pod) Apply(pid int) error {
 	return nil
 }
 
-// fit refuses to grow beyond the VM, where the new limit would be a promise that nothing backs.
-func (p *Pod) fit(id string, old, next limits) error {
-	total := next
-	for other, l := range p.containers {
-		if other != id {
-			total.memory, total.milliCPU = total.memory+l.memory, total.milliCPU+l.milliCPU
-		}
-	}
-	grows := func(old, next int64) bool { return next > 0 && (old == 0 || next > old) }
-	if grows(old.memory, next.memory) && uint64(total.memory) > p.memory {
-		return fmt.Errorf("memory: the limits of the pod's containers would be %d MiB together, and its virtual machine has %d MiB for them; "+
-			"make the pod anew with larger limits: %w", total.memory>>20, p.memory>>20, errdefs.ErrResourceExhausted)
-	}
-	if grows(old.milliCPU, next.milliCPU) && total.milliCPU > int64(p.vcpus)*1000 {
-		return fmt.Errorf("cpu: the limits of the pod's containers would be %d.%03d processors together, and its virtual machine has %d; "+
-			"make the pod anew with larger limits: %w", total.milliCPU/1000, total.milliCPU%1000, p.vcpus, errdefs.ErrResourceExhausted)
-	}
-	return nil
-}
-
 // guest returns a copy of r with virtual processors in place of the host's.
 func (p *Pod) guest(r *specs.LinuxResources, next limits) *specs.LinuxResources {
 	if r == nil || r.CPU == nil || r.CPU.Cpus == "" && r.CPU.Mems == "" {
@@ -163,16 +203,18 @@ func (p *Pod) guest(r *specs.LinuxResources, next limits) *specs.LinuxResources 
 // far as the VM's go.
 func (p *Pod) virtualCPUs(set []int) []int {
 	var out []int
-	if len(set) >= p.vcpus {
-		for n := range p.vcpus {
+	vcpus := max(p.vcpus(), 1)
+	if len(set) >= vcpus {
+		for n := range vcpus {
 			out = append(out, n)
 		}
 		return out
 	}
 	for _, cpu := range set {
 		n, known := p.virtual[cpu]
+		known = known && n < vcpus // the VM may have had more
 		if !known || slices.Contains(out, n) {
-			n = p.leastUsed(out)
+			n = p.leastUsed(vcpus, out)
 		}
 		if !known {
 			p.virtual[cpu] = n
@@ -184,13 +226,15 @@ func (p *Pod) virtualCPUs(set []int) []int {
 }
 
 // leastUsed is the virtual processor that stands for the fewest of the host's and is not in taken.
-func (p *Pod) leastUsed(taken []int) int {
-	uses := make([]int, p.vcpus)
+func (p *Pod) leastUsed(vcpus int, taken []int) int {
+	uses := make([]int, vcpus)
 	for _, n := range p.virtual {
-		uses[n]++
+		if n < vcpus {
+			uses[n]++
+		}
 	}
 	best := -1
-	for n := range p.vcpus {
+	for n := range vcpus {
 		if !slices.Contains(taken, n) && (best < 0 || uses[n] < uses[best]) {
 			best = n
 		}
@@ -203,13 +247,20 @@ func (l limits) with(r *specs.LinuxResources, host func() (topology, error)) (li
 	if r == nil {
 		return l, nil
 	}
-	if m := r.Memory; m != nil && m.Limit != nil {
-		l.memory = max(*m.Limit, 0)
+	if m := r.Memory; m != nil {
+		set(&l.set.limit, m.Limit)
+		set(&l.set.swap, m.Swap)
+		if m.Limit != nil {
+			l.memory = max(*m.Limit, 0)
+		}
 	}
 	c := r.CPU
 	if c == nil {
 		return l, nil
 	}
+	set(&l.set.quota, c.Quota)
+	set(&l.set.period, c.Period)
+	set(&l.set.shares, c.Shares)
 	if c.Quota != nil {
 		period := uint64(100_000) // the kernel's own
 		if c.Period != nil && *c.Period > 0 {
@@ -231,8 +282,39 @@ func (l limits) with(r *specs.LinuxResources, host func() (topology, error)) (li
 		if l.cpus, err = has.parseCPUs(c.Cpus); err != nil {
 			return l, fmt.Errorf("cpuset cpus %.100q: %w", c.Cpus, err)
 		}
+		l.set.cpus = c.Cpus
 	}
 	return l, nil
+}
+
+func set[T any](to **T, from *T) {
+	if from != nil {
+		*to = from
+	}
+}
+
+// restore is the update that takes another one back.
+func (l limits) restore(r *specs.LinuxResources) *specs.LinuxResources {
+	out := &specs.LinuxResources{}
+	if r == nil {
+		return out
+	}
+	if r.Memory != nil {
+		out.Memory = &specs.LinuxMemory{Limit: orNone(r.Memory.Limit, l.set.limit), Swap: orNone(r.Memory.Swap, l.set.swap)}
+	}
+	if r.CPU != nil {
+		out.CPU = &specs.LinuxCPU{Quota: orNone(r.CPU.Quota, l.set.quota), Period: l.set.period, Shares: l.set.shares, Cpus: l.set.cpus}
+	}
+	return out
+}
+
+// orNone is the old value of what was changed: no limit where there was none.
+func orNone(changed, old *int64) *int64 {
+	if changed == nil || old != nil {
+		return old
+	}
+	none := int64(-1)
+	return &none
 }
 
 // parseList reads a list as 0-3,6, as cpuset(7) has it.

@@ -3,7 +3,6 @@ package limits
 import (
 	"os/exec"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -13,9 +12,9 @@ import (
 
 const mib = 1 << 20
 
-// testLimits is of a VM with so many processors and MiB, on a host with 16 processors and two memory nodes.
-func testLimits(vcpus uint32, memory uint64) *Pod {
-	p := New(vcpus, memory*mib, 128*mib)
+// testLimits is of a VM with so many processors, on a host with 16 processors and two memory nodes.
+func testLimits(vcpus *int) *Pod {
+	p := New(func() int { return *vcpus })
 	p.host = func() (topology, error) {
 		cpus, err := parseList("0-15")
 		return topology{cpus: cpus, nodes: []int{0, 1}}, err
@@ -37,57 +36,79 @@ func cpuset(cpus string) *specs.LinuxResources {
 	return &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: cpus}}
 }
 
-// TestGrowthIsBounded: an update may not promise what the VM does not have.
-func TestGrowthIsBounded(t *testing.T) {
-	p := testLimits(2, 640) // 512 MiB for containers
+// TestSums: a change says what the VM must have room for, and what takes it back.
+func TestSums(t *testing.T) {
+	vcpus := 2
+	p := testLimits(&vcpus)
 	for id, r := range map[string]*specs.LinuxResources{"a": memory(256), "b": memory(128), "wide": memory(-1)} {
 		if _, err := p.Add(id, r); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for _, step := range []struct {
-		id   string
-		to   *specs.LinuxResources
-		says string // of the refusal
+		id      string
+		to      *specs.LinuxResources
+		grows   Sum
+		shrinks bool
 	}{
-		{"b", memory(256), ""},
-		{"b", memory(257), "513 MiB"},
-		{"wide", memory(1), "513 MiB"},
-		{"a", memory(200), ""},
-		{"wide", memory(1), ""},
-		{"wide", memory(-1), ""},
-		{"a", quota(1500), ""},
-		{"b", quota(501), "2.001 processors"},
-		{"b", quota(500), ""},
-		{"a", quota(1501), "2.001 processors"},
-		{"a", quota(-1), ""},
+		{"b", memory(256), Sum{Memory: 512 * mib}, false},
+		{"wide", memory(1), Sum{Memory: 513 * mib}, false},
+		{"a", memory(200), Sum{}, true},
+		{"wide", memory(-1), Sum{}, true},
+		{"a", quota(1500), Sum{MilliCPU: 1500}, false},
+		{"b", quota(501), Sum{MilliCPU: 2001}, false},
+		{"b", quota(500), Sum{}, true},
+		{"a", quota(-1), Sum{}, true},
+		{"a", cpuset("1"), Sum{}, false},
 	} {
-		_, _, err := p.Change(step.id, step.to)
-		if (err == nil) != (step.says == "") || err != nil && (!errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), step.says)) {
-			t.Errorf("%s: %v, want %q", step.id, err, step.says)
+		c, err := p.Change(step.id, step.to)
+		if err != nil || c.Grows != step.grows || c.Shrinks != step.shrinks {
+			t.Errorf("%s: %+v, %v, want %+v, %v", step.id, c, err, step.grows, step.shrinks)
 		}
 	}
-	_, undo, err := p.Change("a", memory(256))
-	if err != nil {
-		t.Fatal(err)
+	before := p.Sum()
+	c, err := p.Change("a", memory(300))
+	if err != nil || *c.Guest.Memory.Limit != 300*mib || *c.Restore.Memory.Limit != 200*mib || c.Restore.CPU != nil {
+		t.Errorf("change: %+v, %v", c, err)
 	}
-	undo()
-	if _, _, err := p.Change("b", memory(312)); err != nil {
-		t.Errorf("what was taken back counts still: %v", err)
+	if c.Undo(); p.Sum() != before {
+		t.Errorf("what was taken back counts still: %+v, want %+v", p.Sum(), before)
 	}
-	// A limit that was wider than the VM from the beginning may shrink to one that still is.
-	if _, err := p.Add("huge", memory(4096)); err != nil {
-		t.Fatal(err)
+	c, err = p.Change("b", &specs.LinuxResources{CPU: quota(700).CPU, Memory: memory(10).Memory})
+	if err != nil || *c.Restore.CPU.Quota != 25_000 || *c.Restore.CPU.Period != 50_000 || *c.Restore.Memory.Limit != 256*mib {
+		t.Errorf("change of both: %+v, %v", c.Restore, err)
 	}
-	if _, _, err := p.Change("huge", memory(2048)); err != nil {
-		t.Errorf("a limit that shrinks: %v", err)
+	if c, err = p.Change("wide", quota(100)); err != nil || *c.Restore.CPU.Quota != -1 {
+		t.Errorf("what had no limit gets none back: %+v, %v", c.Restore, err)
 	}
-	p.Remove("huge")
+}
+
+// TestProcessorsThatGo: containers are not confined to processors that the VM has no longer, and it keeps those in use.
+func TestProcessorsThatGo(t *testing.T) {
+	vcpus := 4
+	p := testLimits(&vcpus)
+	for _, c := range []struct{ id, host, guest string }{{"a", "2", "0"}, {"b", "3-4", "1-2"}} {
+		if guest, err := p.Add(c.id, cpuset(c.host)); err != nil || guest.CPU.Cpus != c.guest {
+			t.Fatalf("%s: %+v, %v", c.id, guest, err)
+		}
+	}
+	if n := p.Confined(); n != 3 {
+		t.Errorf("%d processors are in use", n)
+	}
+	p.Remove("b")
+	if n := p.Confined(); n != 1 {
+		t.Errorf("%d processors are in use without the second", n)
+	}
+	vcpus = 2
+	if guest, err := p.Add("c", cpuset("4")); err != nil || guest.CPU.Cpus != "0" {
+		t.Errorf("after the VM has shrunk: %+v, %v", guest.CPU, err)
+	}
 }
 
 // TestVirtualProcessors: containers that share processors of the host share virtual ones, others do not.
 func TestVirtualProcessors(t *testing.T) {
-	p := testLimits(4, 1024)
+	vcpus := 4
+	p := testLimits(&vcpus)
 	for _, c := range []struct{ id, host, guest string }{
 		{"pool", "0-15", "0-3"},
 		{"a", "2,3", "0-1"},
@@ -103,9 +124,9 @@ func TestVirtualProcessors(t *testing.T) {
 	}
 	r := cpuset("2")
 	r.CPU.Mems = "0-1"
-	guest, undo, err := p.Change("a", r)
-	if err != nil || guest.CPU.Cpus != "0" || guest.CPU.Mems != "" || r.CPU.Mems == "" {
-		t.Errorf("update: %+v, %v", guest.CPU, err)
+	c, err := p.Change("a", r)
+	if err != nil || c.Guest.CPU.Cpus != "0" || c.Guest.CPU.Mems != "" || r.CPU.Mems == "" || c.Restore.CPU.Cpus != "0-1" {
+		t.Errorf("update: %+v, %v", c, err)
 	}
 	if got := p.hostCPUs(); len(got) != 16 {
 		t.Errorf("the VM runs on %v", got)
@@ -114,7 +135,7 @@ func TestVirtualProcessors(t *testing.T) {
 	if got := formatList(p.hostCPUs()); got != "2-6,8-9" {
 		t.Errorf("without the pool it runs on %s", got)
 	}
-	undo()
+	c.Undo()
 	if _, err := p.Add("free", memory(1)); err != nil || p.hostCPUs() != nil {
 		t.Errorf("with a container that may run anywhere: %v, %v", p.hostCPUs(), err)
 	}
@@ -157,7 +178,7 @@ func TestConfine(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	p := New(1, 512*mib, 0)
+	p := New(func() int { return 2 })
 	confined := func(want unix.CPUSet) {
 		t.Helper()
 		if err := p.Apply(cmd.Process.Pid); err != nil {

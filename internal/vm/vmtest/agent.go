@@ -214,6 +214,11 @@ func (p *process) run() {
 // service is the ttrpc side of an Agent.
 type service struct{ *Agent }
 
+// Resize has all processors that are asked for.
+func (a service) Resize(_ context.Context, r *agentv1.ResizeRequest) (*agentv1.ResizeResponse, error) {
+	return &agentv1.ResizeResponse{Vcpus: r.Vcpus}, nil
+}
+
 func (a service) find(container, exec string) (*process, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -234,7 +239,7 @@ func (a service) Hello(context.Context, *agentv1.HelloRequest) (*agentv1.HelloRe
 	if version == 0 {
 		version = agentv1.ProtocolVersion
 	}
-	return &agentv1.HelloResponse{Version: version, AgentVersion: "fake", Kernel: "Linux version 0.fake"}, nil
+	return &agentv1.HelloResponse{Version: version, AgentVersion: "fake", Kernel: "Linux version 0.fake", Features: []string{agentv1.FeatureResize}}, nil
 }
 
 func (a service) ConfigureSandbox(_ context.Context, r *agentv1.ConfigureSandboxRequest) (*agentv1.ConfigureSandboxResponse, error) {

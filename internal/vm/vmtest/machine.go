@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"sync"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
@@ -22,6 +24,9 @@ type Driver struct {
 	Console  string
 	// NoDialer makes Dial wait for its context, as a guest that never answers.
 	NoDialer bool
+	// Resizes: machines get processors and memory while they run. Stuck is how much of what was added the guest keeps.
+	Resizes bool
+	Stuck   uint64
 
 	mu       sync.Mutex
 	machines []*Machine
@@ -35,7 +40,7 @@ func (d *Driver) Version(context.Context, string) (string, error) { return "fake
 
 // Capabilities are those of a VMM that can plug disks.
 func (d *Driver) Capabilities() hypervisor.Capabilities {
-	return hypervisor.Capabilities{HotplugDisk: true, MaxDisks: 8, MinMemory: 64 << 20}
+	return hypervisor.Capabilities{HotplugDisk: true, ResizeMemory: d.Resizes, ResizeVCPUs: d.Resizes, MaxDisks: 8, MinMemory: 64 << 20}
 }
 
 // Start makes a machine.
@@ -58,6 +63,10 @@ func (d *Driver) Start(_ context.Context, cfg hypervisor.Config) (hypervisor.VM,
 	d.mu.Lock()
 	d.machines = append(d.machines, m)
 	d.mu.Unlock()
+	m.memory = cfg.Memory
+	if d.Resizes {
+		return resizable{m}, nil
+	}
 	return m, nil
 }
 
@@ -82,6 +91,43 @@ type Machine struct {
 	// Plugged are the disks by id; Attached counts all that ever were.
 	Plugged  map[string]hypervisor.DiskAddress
 	Attached int
+	memory   uint64
+	// resized are the changes of its size, in order: as "2 processors" or "256 MiB".
+	resized []string
+}
+
+// resizable is a machine that can be resized.
+type resizable struct{ *Machine }
+
+// ResizeMemory adds and takes at once, but for what the guest keeps.
+func (m resizable) ResizeMemory(ctx context.Context, bytes uint64) (uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	added, err := m.Config.Added(bytes)
+	if err != nil {
+		return m.memory, err
+	}
+	m.memory = m.Config.Memory + max(added, min(m.driver.Stuck, m.memory-m.Config.Memory))
+	m.resized = append(m.resized, fmt.Sprintf("%d MiB", m.memory>>20))
+	if m.memory > m.Config.Memory+added {
+		return m.memory, fmt.Errorf("%d MiB remain: %w", m.memory>>20, errdefs.ErrFailedPrecondition)
+	}
+	return m.memory, nil
+}
+
+// ResizeVCPUs is done at once.
+func (m resizable) ResizeVCPUs(_ context.Context, n int) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.resized = append(m.resized, fmt.Sprintf("%d processors", n))
+	return n, m.Config.CheckVCPUs(n)
+}
+
+// Resizes lists what was resized.
+func (m *Machine) Resizes() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.resized)
 }
 
 // PID is the test's own.

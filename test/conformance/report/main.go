@@ -1,6 +1,6 @@
 // Command report turns critest's JSON reports into the table of docs/conformance.md, and judges them.
 //
-//	report -handler vm -commit ID -reasons reasons-vm.txt [-doc docs/conformance.md] report.json...
+//	report -section 'Handler `vm`' -commit ID -reasons reasons-vm.txt [-doc docs/conformance.md] report.json...
 //	report -expect ci-specs-vm.txt report.json
 //
 // Of a spec that several reports hold, the last result counts. With -reasons, a failure for which nobody wrote a reason
@@ -44,19 +44,19 @@ func (s spec) chosen() bool {
 }
 
 func main() {
-	handler := flag.String("handler", "", "runtime handler that was tested")
+	section := flag.String("section", "", "heading in the document")
 	commit := flag.String("commit", "", "commit that was tested")
 	reasons := flag.String("reasons", "", "file of lines \"regular expression<TAB>reason\": why specs do not pass")
 	expect := flag.String("expect", "", "file of regular expressions, one a line: each has to match specs that ran, all of which passed")
-	doc := flag.String("doc", "", "document whose section about the handler is replaced by the table")
+	doc := flag.String("doc", "", "document whose section is replaced by the table")
 	flag.Parse()
-	if err := run(flag.Args(), *handler, *commit, *reasons, *expect, *doc); err != nil {
+	if err := run(flag.Args(), *section, *commit, *reasons, *expect, *doc); err != nil {
 		fmt.Fprintln(os.Stderr, "report:", err)
 		os.Exit(1)
 	}
 }
 
-func run(files []string, handler, commit, reasonsFile, expectFile, doc string) error {
+func run(files []string, section, commit, reasonsFile, expectFile, doc string) error {
 	specs, again, err := readReports(files)
 	if err != nil {
 		return err
@@ -72,13 +72,13 @@ func run(files []string, handler, commit, reasonsFile, expectFile, doc string) e
 	if err != nil {
 		return err
 	}
-	text := table(specs, reasons, handler, commit)
+	text := table(specs, reasons, commit)
 	if len(again) > 0 {
 		text += "\nRun a second time, and counted so: " + strings.Join(again, "; ") + ".\n"
 	}
 	fmt.Print(text)
 	if doc != "" {
-		if err := replaceSection(doc, handler, text); err != nil {
+		if err := replaceSection(doc, section, text); err != nil {
 			return err
 		}
 	}
@@ -116,7 +116,7 @@ func readReports(files []string) (specs []spec, again []string, err error) {
 	return specs, again, nil
 }
 
-func table(specs []spec, reasons []rule, handler, commit string) string {
+func table(specs []spec, reasons []rule, commit string) string {
 	var b strings.Builder
 	counts := map[string]int{}
 	var took time.Duration
@@ -125,7 +125,7 @@ func table(specs []spec, reasons []rule, handler, commit string) string {
 		took += s.RunTime
 	}
 	failed := len(specs) - counts["passed"] - counts["skipped"]
-	fmt.Fprintf(&b, "critest v1.36.0 at commit %s, %s, %d minutes.\n\n", commit, time.Now().UTC().Format(time.DateOnly), int(took.Minutes()))
+	fmt.Fprintf(&b, "critest v1.36.0 at commit %s, %s, %s.\n\n", commit, time.Now().UTC().Format(time.DateOnly), minutes(took))
 	fmt.Fprintf(&b, "| passed | failed | skipped by the suite |\n|---|---|---|\n| %d | %d | %d |\n", counts["passed"], failed, counts["skipped"])
 	if counts["passed"] < len(specs) {
 		fmt.Fprintf(&b, "\n| spec | result | reason |\n|---|---|---|\n")
@@ -202,13 +202,13 @@ func stale(specs []spec, reasons []rule) error {
 	return errors.Join(errs...)
 }
 
-// replaceSection puts text below the document's heading of the handler.
-func replaceSection(doc, handler, text string) error {
+// replaceSection puts text below a heading of the document.
+func replaceSection(doc, section, text string) error {
 	raw, err := os.ReadFile(doc)
 	if err != nil {
 		return err
 	}
-	heading := "## Handler `" + handler + "`\n"
+	heading := "## " + section + "\n"
 	before, rest, ok := strings.Cut(string(raw), heading)
 	if !ok {
 		return fmt.Errorf("%s has no heading %q", doc, strings.TrimSpace(heading))
@@ -257,4 +257,16 @@ func readRules(file string) ([]rule, error) {
 		rules = append(rules, rule{match, strings.TrimSpace(text)})
 	}
 	return rules, lines.Err()
+}
+
+// minutes says a time in whole minutes.
+func minutes(d time.Duration) string {
+	switch n := int(d.Round(time.Minute).Minutes()); n {
+	case 0:
+		return "less than a minute"
+	case 1:
+		return "1 minute"
+	default:
+		return fmt.Sprintf("%d minutes", n)
+	}
 }

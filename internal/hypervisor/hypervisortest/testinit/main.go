@@ -1,6 +1,3 @@
-// Command testinit is the first process of a guest that a driver's contract tests boot. It loads the initrd's
-// modules and does what the host asks for: every stream to its port carries one line and is answered with
-// text that starts with "ok" or "error", and then EOF.
 package main
 
 import (
@@ -161,6 +158,8 @@ func obey(word, rest string, body io.Reader) (string, error) {
 			return "", err
 		}
 		return string(buf[max(0, n-4<<10):n]), nil
+	case "size":
+		return size(rest)
 	case "nics":
 		return nics()
 	case "work":
@@ -236,6 +235,15 @@ func scan() error {
 	return nil
 }
 
+// hasImage waits for a device that was there with the image of no disk, one sector, until it has its new size.
+func hasImage(name string) error {
+	size, err := os.ReadFile("/sys/block/" + name + "/size")
+	if err == nil && strings.TrimSpace(string(size)) == "1" {
+		err = fmt.Errorf("%s has one sector still", name)
+	}
+	return err
+}
+
 // readDisk returns "ro" or "rw", the size, and the text at the beginning.
 func readDisk(lun string) (string, error) {
 	var name string
@@ -246,7 +254,10 @@ func readDisk(lun string) (string, error) {
 		}
 	}
 	err := waitFor(func() (err error) { // a new disk has a name before it can be opened
-		if name, err = diskName(lun); err == nil {
+		if name, err = diskName(lun); err != nil {
+			return err
+		}
+		if err = hasImage(name); err == nil {
 			f, err = os.Open("/dev/" + name)
 		}
 		return err

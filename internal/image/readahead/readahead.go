@@ -1,4 +1,7 @@
-package image
+// Package readahead reads from a reader ahead of who reads.
+//
+// A [Reader] owns a goroutine and a megabyte of buffers, until it is closed. The package imports nothing of ours.
+package readahead
 
 import (
 	"io"
@@ -6,13 +9,13 @@ import (
 )
 
 const (
-	aheadChunk  = 256 << 10
-	aheadChunks = 4
+	chunkSize = 256 << 10
+	chunks    = 4
 )
 
-// readAhead reads from another reader in a goroutine of its own, so that decompressing a layer and writing what it
+// Reader reads from another reader in a goroutine of its own, so that decompressing a layer and writing what it
 // holds go on side by side. It is for one reader; the goroutine ends with the source or with Close.
-type readAhead struct {
+type Reader struct {
 	full  chan chunk
 	empty chan []byte
 	stop  chan struct{}
@@ -26,16 +29,17 @@ type chunk struct {
 	err  error // after data
 }
 
-func newReadAhead(source io.Reader) *readAhead {
-	r := &readAhead{full: make(chan chunk), empty: make(chan []byte, aheadChunks), stop: make(chan struct{})}
-	for range aheadChunks {
-		r.empty <- make([]byte, aheadChunk)
+// New begins to read.
+func New(source io.Reader) *Reader {
+	r := &Reader{full: make(chan chunk), empty: make(chan []byte, chunks), stop: make(chan struct{})}
+	for range chunks {
+		r.empty <- make([]byte, chunkSize)
 	}
 	r.wg.Go(func() { r.fill(source) })
 	return r
 }
 
-func (r *readAhead) fill(source io.Reader) {
+func (r *Reader) fill(source io.Reader) {
 	for {
 		var c chunk
 		select {
@@ -62,13 +66,13 @@ func (r *readAhead) fill(source io.Reader) {
 }
 
 // Read gives the source's error after all bytes that came before it, and again each time after that.
-func (r *readAhead) Read(p []byte) (int, error) {
+func (r *Reader) Read(p []byte) (int, error) {
 	for r.at == len(r.now.data) {
 		if r.now.err != nil {
 			return 0, r.now.err
 		}
 		if r.now.data != nil {
-			r.empty <- r.now.data[:aheadChunk]
+			r.empty <- r.now.data[:chunkSize]
 		}
 		r.now, r.at = <-r.full, 0
 	}
@@ -78,7 +82,7 @@ func (r *readAhead) Read(p []byte) (int, error) {
 }
 
 // Close ends the goroutine and waits for it. The source may be closed after that.
-func (r *readAhead) Close() {
+func (r *Reader) Close() {
 	close(r.stop)
 	r.wg.Wait()
 }

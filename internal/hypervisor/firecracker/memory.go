@@ -1,0 +1,49 @@
+package firecracker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+)
+
+// ResizeMemory has the guest take or give back memory, and waits until it has done so.
+func (v *vm) ResizeMemory(ctx context.Context, bytes uint64) (uint64, error) {
+	v.resizing.Lock()
+	defer v.resizing.Unlock()
+	now, err := v.resizeMemory(ctx, bytes)
+	if err != nil {
+		err = fmt.Errorf("resize memory: %w", err)
+	}
+	return v.cfg.Memory + now, err
+}
+
+func (v *vm) resizeMemory(ctx context.Context, bytes uint64) (uint64, error) {
+	added, err := v.cfg.Added(bytes)
+	if v.cfg.Growth() == 0 {
+		return 0, err
+	}
+	now, askErr := v.addedMemory(ctx)
+	if err != nil || askErr != nil {
+		return now, errors.Join(err, askErr)
+	}
+	if _, err := v.do(ctx, "PATCH", memoryPath, memoryRequest{MiB: added >> 20}); err != nil {
+		return now, err
+	}
+	return v.AwaitAdded(ctx, added, v.addedMemory)
+}
+
+// addedMemory is what the guest has taken.
+func (v *vm) addedMemory(ctx context.Context) (uint64, error) {
+	answer, err := v.do(ctx, "GET", memoryPath, nil)
+	if err != nil {
+		return 0, err
+	}
+	var status memoryStatus
+	if err := json.Unmarshal(answer, &status); err != nil {
+		return 0, fmt.Errorf("status of the memory: %w: %w", err, errdefs.ErrInternal)
+	}
+	return status.PluggedMiB << 20, nil
+}

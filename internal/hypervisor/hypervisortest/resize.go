@@ -1,0 +1,102 @@
+package hypervisortest
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/pistis-run/pistis/internal/hypervisor"
+)
+
+const mib = 1 << 20
+
+// memory is what the guest says that it has, in MiB.
+func memory(t *testing.T, v hypervisor.VM, processors int) int {
+	t.Helper()
+	n, err := strconv.Atoi(ask(t, v, "size %d", processors))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// resizeMemory: a running guest gets memory, uses it, and gives it back.
+func (s *suite) resizeMemory(t *testing.T) {
+	c := s.config(t)
+	if !s.driver.Capabilities().ResizeMemory {
+		c.MaxMemory = c.Memory + hypervisor.MemoryStep
+		if _, err := s.driver.Start(t.Context(), c); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("start with memory to be added later: %v, want InvalidArgument", err)
+		}
+		return
+	}
+	c.Memory = 256 * mib
+	c.MaxMemory = c.Memory + 4*hypervisor.MemoryStep
+	v, stop := s.start(t, c)
+	defer stop()
+	r := v.(hypervisor.MemoryResizer)
+	first := memory(t, v, c.VCPUs)
+	for _, step := range []struct{ ask, want uint64 }{
+		{c.Memory + 3*hypervisor.MemoryStep - mib, c.Memory + 3*hypervisor.MemoryStep}, // rounded up
+		{c.MaxMemory, c.MaxMemory},
+		{c.Memory + hypervisor.MemoryStep, c.Memory + hypervisor.MemoryStep},
+		{mib, c.Memory},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		now, err := r.ResizeMemory(ctx, step.ask)
+		cancel()
+		if err != nil || now != step.want {
+			t.Fatalf("resize to %d MiB: %d MiB, %v, want %d MiB", step.ask/mib, now/mib, err, step.want/mib)
+		}
+		added := int((step.want - c.Memory) / mib)
+		if got := memory(t, v, c.VCPUs) - first; got < added*9/10 || got > added {
+			t.Errorf("with %d MiB added the guest has %d MiB more than at first", added, got)
+		}
+	}
+	now, err := r.ResizeMemory(t.Context(), c.MaxMemory+1)
+	if !errdefs.IsResourceExhausted(err) || now != c.Memory {
+		t.Errorf("beyond the most: %d MiB, %v, want ResourceExhausted", now/mib, err)
+	}
+}
+
+// resizeVCPUs: a running guest gets processors and gives them back.
+func (s *suite) resizeVCPUs(t *testing.T) {
+	c := s.config(t)
+	c.MaxVCPUs = c.VCPUs + 2
+	if !s.driver.Capabilities().ResizeVCPUs {
+		if _, err := s.driver.Start(t.Context(), c); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("start with processors to be added later: %v, want InvalidArgument", err)
+		}
+		return
+	}
+	v, stop := s.start(t, c)
+	defer stop()
+	r := v.(hypervisor.VCPUResizer)
+	memory(t, v, c.VCPUs)
+	most := c.VCPUs // that it has, whether it uses them or not
+	for _, n := range []int{c.VCPUs + 1, c.VCPUs + 2, c.VCPUs, c.VCPUs + 2} {
+		if n < most {
+			memory(t, v, n)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		now, err := r.ResizeVCPUs(ctx, n)
+		cancel()
+		if most = max(most, n); err != nil || now != n && (now != most || c.Accel == hypervisor.KVM) {
+			t.Fatalf("resize to %d processors: %d, %v", n, now, err)
+		}
+		memory(t, v, n)
+	}
+	for _, n := range []int{c.VCPUs - 1, c.MaxVCPUs + 1} {
+		if now, err := r.ResizeVCPUs(t.Context(), n); !errdefs.IsResourceExhausted(err) || now != c.MaxVCPUs {
+			t.Errorf("%d processors: %d, %v, want ResourceExhausted", n, now, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.ResizeVCPUs(ctx, c.VCPUs); !errors.Is(err, context.Canceled) {
+		t.Errorf("with a context that has ended: %v", err)
+	}
+}

@@ -1,0 +1,50 @@
+package vmm
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/pistis-run/pistis/internal/hypervisor"
+)
+
+// growInterval is the pause between two questions to a VMM that does not tell when its guest has taken memory or given it
+// back.
+const growInterval = 20 * time.Millisecond
+
+// GrowthParams tell the guest's kernel to use memory that is added, most of it in a way that lets it go again, and not to set
+// memory aside for devices that cannot reach what lies above 4 GiB: virtio can.
+func GrowthParams(cfg hypervisor.Config) []string {
+	if cfg.Growth() == 0 {
+		return nil
+	}
+	return []string{"memhp_default_state=online", "memory_hotplug.online_policy=auto-movable", "swiotlb=noforce"}
+}
+
+// AwaitAdded asks, until ctx or the VM ends, how much memory the guest has taken of what can be added, and returns the last
+// answer.
+func (m *Machine) AwaitAdded(ctx context.Context, want uint64, ask func(context.Context) (uint64, error)) (now uint64, err error) {
+	tick := time.NewTicker(growInterval)
+	defer tick.Stop()
+	for {
+		answer, err := ask(ctx)
+		if err != nil {
+			return now, err
+		}
+		if now = answer; now == want {
+			return now, nil
+		}
+		select {
+		case <-tick.C:
+		case <-m.Done():
+			return now, m.Ended()
+		case <-ctx.Done():
+			return now, NotAdded(ctx, now, want)
+		}
+	}
+}
+
+// NotAdded says what a guest has when the time is over.
+func NotAdded(ctx context.Context, now, want uint64) error {
+	return fmt.Errorf("the guest uses %d MiB of added memory, and %d are asked of it: %w", now>>20, want>>20, context.Cause(ctx))
+}
