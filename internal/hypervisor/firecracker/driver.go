@@ -25,14 +25,44 @@ const (
 // built without one.
 const filterFile = "../share/firecracker/seccomp-filter.bpf"
 
-// program is Firecracker. Before 1.16 it cannot plug disks.
+// program is Firecracker. Before 1.8 it does not tell the guest of its devices by ACPI, which distributions' kernels need.
 var program = vmm.Program{
 	Driver: "firecracker", Name: "firecracker",
-	Install: "a release of the Firecracker project has it", Major: 1, Minor: 16,
+	Install: "a release of the Firecracker project has it", Major: 1, Minor: 8,
+}
+
+const (
+	// mmioDevices are what a VM without PCI has interrupts for.
+	mmioDevices = 19
+	// writablePlaceholders are as many of its drives: the pod's disk and volumes. All others are for layers.
+	writablePlaceholders = 4
+)
+
+// abilities are what versions differ in.
+type abilities struct {
+	// plug: disks can be plugged while the VM runs, as PCI devices. Without it the VM has placeholders from its start on.
+	plug bool
+	// memory can be added.
+	memory bool
+}
+
+func abilitiesOf(version string) abilities {
+	return abilities{plug: vmm.AtLeast(version, 1, 16), memory: vmm.AtLeast(version, 1, 14)}
+}
+
+// placeholders are how many drives a VM gets that cannot be plugged any.
+func (a abilities) placeholders(cfg hypervisor.Config) int {
+	if a.plug {
+		return 0
+	}
+	return mmioDevices - (ownSlots - 1) - len(cfg.NICs) // all of its own but the PCI bridge
 }
 
 // Driver starts VMs with Firecracker.
-type Driver struct{}
+type Driver struct {
+	// mmio is for tests: VMs are as those of versions that cannot plug.
+	mmio bool
+}
 
 // Name is firecracker.
 func (Driver) Name() string { return "firecracker" }

@@ -29,7 +29,7 @@ func TestDescription(t *testing.T) {
 		NICs:   []hypervisor.NIC{{ID: "nic-0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1450}},
 	}
 	var got strings.Builder
-	got.WriteString(strings.Join(arguments(cfg, true), " ") + "\n")
+	got.WriteString(strings.Join(arguments(cfg, abilitiesOf("1.16.1"), true), " ") + "\n")
 	for _, r := range append(description(cfg, []string{"pistap2"}), driveRequest(hypervisor.Disk{ID: "layer-1", ReadOnly: true}, "drive3", cfg.DiskRate), imageRequest("drive3", emptyPath)) {
 		body, err := json.Marshal(r.body)
 		if err != nil {
@@ -108,8 +108,13 @@ func realGuest(t *testing.T) hypervisor.Config {
 }
 
 // TestContract boots real guests.
-func TestContract(t *testing.T) {
-	hypervisortest.Run(t, Driver{}, hypervisortest.Options{
+func TestContract(t *testing.T) { contract(t, Driver{}) }
+
+// TestContractWithoutPlugging is TestContract as with a Firecracker that cannot plug disks.
+func TestContractWithoutPlugging(t *testing.T) { contract(t, Driver{mmio: true}) }
+
+func contract(t *testing.T, driver Driver) {
+	hypervisortest.Run(t, driver, hypervisortest.Options{
 		Config: realGuest(t), Work: 3 * time.Second,
 		Address: func(_ int, d hypervisor.Disk) hypervisor.DiskAddress {
 			info, err := d.File.Stat()

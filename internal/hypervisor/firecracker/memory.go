@@ -21,6 +21,9 @@ func (v *vm) ResizeMemory(ctx context.Context, bytes uint64) (uint64, error) {
 }
 
 func (v *vm) resizeMemory(ctx context.Context, bytes uint64) (uint64, error) {
+	if !v.can.memory && bytes > v.cfg.Memory {
+		return 0, fmt.Errorf("Firecracker adds memory from 1.14 on, and this one is older: %w", errdefs.ErrFailedPrecondition)
+	}
 	added, err := v.cfg.Added(bytes)
 	if v.cfg.Growth() == 0 {
 		return 0, err

@@ -114,8 +114,12 @@ type vsock struct {
 }
 
 // arguments are Firecracker's, without the program.
-func arguments(cfg hypervisor.Config, filtered bool) []string {
-	args := []string{"--enable-pci", "--api-sock", vmm.JailDir + "/" + apiSocket, "--log-path", vmm.JailDir + "/" + logPipe, "--level", "Warn"}
+func arguments(cfg hypervisor.Config, can abilities, filtered bool) []string {
+	var args []string
+	if can.plug {
+		args = append(args, "--enable-pci")
+	}
+	args = append(args, "--api-sock", vmm.JailDir+"/"+apiSocket, "--log-path", vmm.JailDir+"/"+logPipe, "--level", "Warn")
 	if validID(cfg.ID) {
 		args = append(args, "--id", cfg.ID)
 	}
@@ -162,6 +166,11 @@ func description(cfg hypervisor.Config, taps []string) []request {
 // driveRequest plugs a disk as a drive.
 func driveRequest(d hypervisor.Disk, name string, rate hypervisor.Rate) request {
 	return request{drivePath + name, drive{ID: name, Path: diskPrefix + d.ID, ReadOnly: d.ReadOnly, Cache: "Writeback", Rate: limiter(rate)}}
+}
+
+// placeholderRequest is a drive without a disk.
+func placeholderRequest(d device, rate hypervisor.Rate) request {
+	return request{drivePath + d.name, drive{ID: d.name, Path: emptyPath, ReadOnly: d.readOnly, Cache: "Writeback", Rate: limiter(rate)}}
 }
 
 // imageRequest gives a drive another image.
