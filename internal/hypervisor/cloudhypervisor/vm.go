@@ -40,7 +40,7 @@ var (
 // newVM watches over a Cloud Hypervisor that was just started, and owns it and the starter's ends.
 func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 	v := &vm{
-		api: vmm.NewAPI("Cloud Hypervisor", s.api), cfg: cfg, vcpus: cfg.VCPUs, slots: vmm.NewSlots(maxDisks(len(cfg.NICs))),
+		api: vmm.NewAPI("Cloud Hypervisor", s.api), cfg: cfg, vcpus: cfg.VCPUs, slots: vmm.NewSlots(maxDisks(len(cfg.NICs), cfg.Reclaim)),
 		removed: map[string]chan struct{}{},
 	}
 	var events sync.WaitGroup

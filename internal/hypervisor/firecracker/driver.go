@@ -32,8 +32,8 @@ var program = vmm.Program{
 }
 
 const (
-	// mmioDevices are what a VM without PCI has interrupts for.
-	mmioDevices = 19
+	// mmioDevices are what a VM without PCI has interrupts for, beside its clock and its generation number.
+	mmioDevices = 17
 	// writablePlaceholders are as many of its drives: the pod's disk and volumes. All others are for layers.
 	writablePlaceholders = 4
 )
@@ -42,7 +42,7 @@ const (
 type abilities struct {
 	// plug: disks can be plugged while the VM runs, as PCI devices. Without it the VM has placeholders from its start on.
 	plug bool
-	// memory can be added.
+	// memory can be added, and given back.
 	memory bool
 }
 
@@ -55,7 +55,7 @@ func (a abilities) placeholders(cfg hypervisor.Config) int {
 	if a.plug {
 		return 0
 	}
-	return mmioDevices - (ownSlots - 1) - len(cfg.NICs) // all of its own but the PCI bridge
+	return maxDisks(len(cfg.NICs), cfg.Reclaim) - (pciSlots - mmioDevices) + 1 // there is no PCI bridge
 }
 
 // Driver starts VMs with Firecracker.
@@ -67,12 +67,20 @@ type Driver struct {
 // Name is firecracker.
 func (Driver) Name() string { return "firecracker" }
 
-// Capabilities of VMs that Firecracker runs. The number of disks is that of a VM with one network card.
+// Capabilities of VMs that Firecracker runs. The number of disks is that of a VM with one network card that keeps its
+// memory.
 func (Driver) Capabilities() hypervisor.Capabilities {
-	return hypervisor.Capabilities{HotplugDisk: true, ResizeMemory: true, Tunable: true, MaxDisks: maxDisks(1), MinMemory: minMemory, ELFKernel: true, NeedsKVM: true}
+	return hypervisor.Capabilities{HotplugDisk: true, Reclaims: true, ResizeMemory: true, Tunable: true, MaxDisks: maxDisks(1, false), MinMemory: minMemory, ELFKernel: true, NeedsKVM: true}
 }
 
-func maxDisks(nics int) int { return pciSlots - ownSlots - nics }
+// maxDisks is what a VM has slots for; the device that gives memory back has one as well.
+func maxDisks(nics int, reclaim bool) int {
+	n := pciSlots - ownSlots - nics
+	if reclaim {
+		n--
+	}
+	return n
+}
 
 // Version is Firecracker's, as 1.16.1. An empty binary looks on PATH.
 func (Driver) Version(ctx context.Context, binary string) (string, error) {
@@ -107,8 +115,8 @@ func check(cfg hypervisor.Config) error {
 		return fmt.Errorf("vm config: no run directory: %w", errdefs.ErrInvalidArgument)
 	case cfg.Machine != "":
 		return fmt.Errorf("vm config: Firecracker has no machine types, and %q is asked for: %w", cfg.Machine, errdefs.ErrInvalidArgument)
-	case len(cfg.Disks) > maxDisks(len(cfg.NICs)):
-		return fmt.Errorf("vm config: %d disks, at most %d can be attached: %w", len(cfg.Disks), maxDisks(len(cfg.NICs)), errdefs.ErrInvalidArgument)
+	case len(cfg.Disks) > maxDisks(len(cfg.NICs), cfg.Reclaim):
+		return fmt.Errorf("vm config: %d disks, at most %d can be attached: %w", len(cfg.Disks), maxDisks(len(cfg.NICs), cfg.Reclaim), errdefs.ErrInvalidArgument)
 	}
 	if err := vmm.CheckDisks(cfg.Disks); err != nil {
 		return err

@@ -25,7 +25,7 @@ var update = flag.Bool("update", false, "write the golden files")
 func TestDescription(t *testing.T) {
 	cfg := hypervisor.Config{
 		ID: "pod-1", Accel: hypervisor.KVM, Size: hypervisor.Size{VCPUs: 2, Memory: 256 << 20, MaxMemory: 1000 << 20}, Initrd: "/i", Params: []string{"audit=0"},
-		Tuning: hypervisor.Tuning{DiskRate: hypervisor.Rate{Bytes: 1 << 20}, NetRate: hypervisor.Rate{Bytes: 1 << 20, Ops: 100}, CPUTemplate: []byte(`{"msr_modifiers":[]}`)},
+		Tuning: hypervisor.Tuning{DiskRate: hypervisor.Rate{Bytes: 1 << 20}, NetRate: hypervisor.Rate{Bytes: 1 << 20, Ops: 100}, CPUTemplate: []byte(`{"msr_modifiers":[]}`), Reclaim: true},
 		NICs:   []hypervisor.NIC{{ID: "nic-0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1450}},
 	}
 	var got strings.Builder

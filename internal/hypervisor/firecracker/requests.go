@@ -98,6 +98,13 @@ type memoryHotplug struct {
 	TotalMiB uint64 `json:"total_size_mib"`
 }
 
+// balloon is never inflated: the guest reports what is free.
+type balloon struct {
+	MiB          uint64 `json:"amount_mib"`
+	DeflateOnOOM bool   `json:"deflate_on_oom"`
+	Reporting    bool   `json:"free_page_reporting"`
+}
+
 type memoryRequest struct {
 	MiB uint64 `json:"requested_size_mib"`
 }
@@ -152,6 +159,9 @@ func description(cfg hypervisor.Config, taps []string) []request {
 	}
 	if growth := cfg.Growth(); growth > 0 {
 		requests = append(requests, request{memoryPath, memoryHotplug{TotalMiB: growth >> 20}})
+	}
+	if cfg.Reclaim {
+		requests = append(requests, request{"/balloon", balloon{DeflateOnOOM: true, Reporting: true}})
 	}
 	for i, nic := range cfg.NICs {
 		id := apiID(nic.ID)

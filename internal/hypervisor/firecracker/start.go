@@ -51,6 +51,9 @@ func (d Driver) start(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
 	can := abilitiesOf(version)
 	can.plug = can.plug && !d.mmio
 	if !can.memory {
+		if cfg.Reclaim {
+			return nil, fmt.Errorf("version %s gives no memory back, 1.14 or later does: unset vm.reclaim: %w", version, errdefs.ErrFailedPrecondition)
+		}
 		cfg.MaxMemory = 0
 	}
 	if !vmm.AtLeast(version, 1, 16) { // it would not know the field; guests set their own

@@ -36,7 +36,7 @@ var (
 
 // newVM watches over a Firecracker that was just started, and owns it and the starter's ends of its pipes.
 func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
-	v := &vm{cfg: cfg, can: s.can, slots: vmm.NewSlots(maxDisks(len(cfg.NICs))), drives: newDrives(maxDisks(len(cfg.NICs)))}
+	v := &vm{cfg: cfg, can: s.can, slots: vmm.NewSlots(maxDisks(len(cfg.NICs), cfg.Reclaim)), drives: newDrives(maxDisks(len(cfg.NICs), cfg.Reclaim))}
 	var log sync.WaitGroup
 	log.Go(func() {
 		io.Copy(proc.Stderr(), s.log) // ends when nobody can write any more

@@ -75,6 +75,9 @@ func commandLine(cfg hypervisor.Config, fds descriptors) []string {
 		args = append(args, nicArgs(nic, i, fds)...)
 	}
 	args = append(args, growth(cfg)...)
+	if cfg.Reclaim {
+		args = append(args, "-device", `{"driver":"virtio-balloon-pci","free-page-reporting":true,"disable-legacy":"on"}`)
+	}
 	for lun, disk := range cfg.Disks {
 		args = append(args,
 			"-add-fd", fmt.Sprintf("fd=%d,set=%d", fds.disks[lun], fdset(uint32(lun))),
