@@ -15,9 +15,12 @@ echo "== unit, contract and fuzz-seed tests"
 go test -timeout 15m ./api/... ./cmd/... ./internal/... ./test/leak/... ./test/lab/...
 
 echo "== short fuzzing of what decodes the guest's, the network's and the disk's bytes"
-FUZZTIME=500x hack/fuzz.sh internal/{agent,agentclient,bundle,guestimage,hypervisor,image,oci,share,shim,signature,snapshot,stdio,store,transport,userdb}
+FUZZTIME=500x hack/fuzz.sh internal/{agent,agentclient,bundle,guestimage,hypervisor,image,oci,share,shim,signature,snapshot,stdio,steps,store,transport,userdb}
 
 echo "== integration tests"
+# One test is about a Docker Engine on the same host; without one it says that it was skipped.
+test/peers/docker.sh || echo "no Docker Engine to be had: life beside one is not tested" >&2
+export PISTIS_DOCKER=${PISTIS_DOCKER:-$PWD/.cache/docker}
 go test -timeout 25m -v -count=1 ./test/integration/...
 
 echo "== pods that come and go while the daemon is killed"

@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -24,6 +25,8 @@ const (
 	shortRoot = "/run/pistis/s"
 	// maxRecord bounds the small JSON files of a bundle.
 	maxRecord = 1 << 20
+	// maxWords is how much of a log LastWords shows.
+	maxWords = 2 << 10
 )
 
 // Dir is the absolute path of a bundle.
@@ -125,6 +128,20 @@ func ReadRecord(path string, v any) error {
 		return fmt.Errorf("read %s: %w: %w", path, err, errdefs.ErrDataLoss)
 	}
 	return nil
+}
+
+// LastWords are the last lines of a log, for an error about who wrote it. Empty where there are none.
+func LastWords(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.Size() > maxWords {
+		f.Seek(-maxWords, io.SeekEnd)
+	}
+	text, _ := io.ReadAll(io.LimitReader(f, maxWords))
+	return string(bytes.TrimSpace(text))
 }
 
 // TakeLock takes the bundle's lock. The caller keeps the file open for as long as it owns the bundle; it may hand

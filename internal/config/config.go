@@ -111,18 +111,23 @@ const (
 
 // The types of handlers.
 const (
-	HandlerVM  = "vm"
-	HandlerOCI = "oci"
+	HandlerVM   = "vm"
+	HandlerOCI  = "oci"
+	HandlerShim = "shim"
 )
 
 // Handler is one runtime handler.
 type Handler struct {
-	// Type is HandlerVM (microVM shim) or HandlerOCI (an OCI runtime on the host's kernel).
+	// Type is HandlerVM (microVM shim), HandlerOCI (an OCI runtime on the host's kernel) or HandlerShim (a containerd shim).
 	Type string `toml:"type" json:"type"`
 	// Hypervisor of a VM handler: qemu, …; empty picks the best that works.
 	Hypervisor string `toml:"hypervisor" json:"hypervisor"`
 	// Path of the OCI runtime or of the shim; empty finds it.
 	Path string `toml:"path" json:"path"`
+	// Shim is the containerd shim of a HandlerShim: its name, or the path of its program.
+	Shim string `toml:"shim" json:"shim"`
+	// Options are for that shim, as containerd has them.
+	Options map[string]any `toml:"options" json:"options"`
 	// CNIConfDir is for pods of this handler; empty: [network]'s.
 	CNIConfDir string `toml:"cni_conf_dir" json:"cni_conf_dir"`
 }

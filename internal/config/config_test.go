@@ -55,7 +55,7 @@ func TestDefaultFileExplainsEveryKey(t *testing.T) {
 			case field.Type.Kind() == reflect.Struct:
 				walk(field.Type, sub)
 			case field.Type == reflect.TypeFor[map[string]Handler]():
-				walk(reflect.TypeFor[Handler](), sub+".vm")
+				walk(reflect.TypeFor[Handler](), sub+".runsc")
 			case field.Type.Kind() == reflect.Map:
 				if !strings.Contains(string(DefaultFile()), "["+sub+"]") {
 					t.Errorf("no table [%s]", sub)
@@ -127,6 +127,14 @@ func TestParseRefuses(t *testing.T) {
 		{"untrusted handler", "untrusted_handler = \"kata\"\n", "there is no [handlers.kata]"},
 		{"oci handler with a hypervisor", "default_handler = \"vm\"\n[handlers.vm]\ntype = \"vm\"\n[handlers.runc]\ntype = \"oci\"\nhypervisor = \"qemu\"\n", "handlers.runc.hypervisor"},
 		{"untrusted on the host's kernel", "untrusted_handler = \"runc\"\n", "untrusted pods need one of type"},
+		{"shim without a name", "default_handler = \"s\"\nuntrusted_handler = \"\"\n[handlers.s]\ntype = \"shim\"\n", "handlers.s.shim: empty"},
+		{"shim of one word", "default_handler = \"s\"\nuntrusted_handler = \"\"\n[handlers.s]\ntype = \"shim\"\nshim = \"runsc\"\n", "neither the name of a containerd shim"},
+		{"our own shim", "default_handler = \"s\"\nuntrusted_handler = \"\"\n[handlers.s]\ntype = \"shim\"\nshim = \"run.pistis.v2\"\n", "make the type \"vm\""},
+		{"shim with a path", "default_handler = \"s\"\nuntrusted_handler = \"\"\n[handlers.s]\ntype = \"shim\"\nshim = \"io.containerd.runc.v2\"\npath = \"/bin/x\"\n", "shim says what runs them"},
+		{"unknown option of runc's shim", "default_handler = \"s\"\nuntrusted_handler = \"\"\n[handlers.s]\ntype = \"shim\"\nshim = \"io.containerd.runc.v2\"\n[handlers.s.options]\nBinary = \"x\"\n", "unknown key Binary"},
+		{"cgroups of systemd without it", "cgroup_driver = \"cgroupfs\"\ndefault_handler = \"s\"\nuntrusted_handler = \"\"\n[handlers.s]\ntype = \"shim\"\nshim = \"io.containerd.runc.v2\"\n[handlers.s.options]\nSystemdCgroup = true\n", "made without systemd"},
+		{"shim's file", "default_handler = \"s\"\nuntrusted_handler = \"\"\n[handlers.s]\ntype = \"shim\"\nshim = \"io.containerd.runsc.v1\"\n[handlers.s.options]\nConfigPath = \"x\"\n", "not an absolute path"},
+		{"oci handler with a shim", "default_handler = \"s\"\nuntrusted_handler = \"\"\n[handlers.s]\ntype = \"oci\"\nshim = \"io.containerd.runc.v2\"\n", "are of handlers of type \"shim\""},
 		{"handler type", "[handlers.vm]\ntype = \"wasm\"\n", "handlers.vm.type"},
 		{"handler name", "[handlers.VM_1]\ntype = \"vm\"\n", "handlers.VM_1"},
 		{"hypervisor", "default_handler = \"vm\"\n[handlers.vm]\ntype = \"vm\"\nhypervisor = \"xen\"\n", "handlers.vm.hypervisor"},

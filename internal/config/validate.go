@@ -129,8 +129,13 @@ func (c Config) validateHandlers(bad func(string, ...any)) {
 			if h.Hypervisor != "" {
 				bad("handlers.%s.hypervisor: pods of type %q have none; leave it out, or make the type %q", name, h.Type, HandlerVM)
 			}
+		case HandlerShim:
+			c.validateShim(name, h, bad)
 		default:
-			bad("handlers.%s.type: %q is neither %q nor %q", name, h.Type, HandlerVM, HandlerOCI)
+			bad("handlers.%s.type: %q is none of %q, %q and %q", name, h.Type, HandlerVM, HandlerOCI, HandlerShim)
+		}
+		if h.Type != HandlerShim && (h.Shim != "" || len(h.Options) > 0) {
+			bad("handlers.%s: shim and options are of handlers of type %q; that of %q pods is chosen by path", name, HandlerShim, h.Type)
 		}
 		if h.Path != "" && !filepath.IsAbs(h.Path) {
 			bad("handlers.%s.path: %q is not an absolute path", name, h.Path)

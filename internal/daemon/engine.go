@@ -26,6 +26,7 @@ import (
 	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/snapshot"
+	"github.com/pistis-run/pistis/internal/taskshim"
 	"github.com/pistis-run/pistis/internal/telemetry"
 )
 
@@ -54,8 +55,14 @@ func (p paths) bundles() string { return filepath.Join(p.state, "bundles") }
 func (p paths) hostPods() string { return filepath.Join(p.state, "host") }
 func (p paths) runtimes() string { return filepath.Join(p.state, "runtimes") }
 
+// Sockets of containerd shims: theirs, and that of what they tell.
+func (p paths) shimSockets() string { return filepath.Join(p.state, "s") }
+func (p paths) shimEvents() string  { return filepath.Join(p.shimSockets(), "events.sock") }
+
 // ofState are the directories below state that hold files alone.
-func (p paths) ofState() []string { return []string{p.bundles(), p.pods(), p.runtimes()} }
+func (p paths) ofState() []string {
+	return []string{p.bundles(), p.pods(), p.runtimes(), p.shimSockets()}
+}
 
 // pins are the directories below state that hold pins of namespaces: mounts that reach their copies.
 func (p paths) pins() []string { return []string{p.netns(), p.hostPods()} }
@@ -115,6 +122,13 @@ func openEngine(ctx context.Context, cfg config.Config, counts *telemetry.Metric
 		return nil, err
 	}
 	e.handlers.network = e.network.StatusOf
+	if cfg.HasShims() {
+		events, err := taskshim.Serve(e.paths.shimEvents())
+		if err != nil {
+			return nil, fmt.Errorf("daemon: %w", err)
+		}
+		down.Add("close events of shims", closing(events.Close))
+	}
 	for _, dir := range e.paths.pins() {
 		if err := netns.OpenDir(dir); err != nil {
 			return nil, fmt.Errorf("daemon: %w", err)

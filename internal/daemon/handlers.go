@@ -22,6 +22,7 @@ import (
 	"github.com/pistis-run/pistis/internal/rootfs"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/snapshot"
+	"github.com/pistis-run/pistis/internal/taskshim"
 	"github.com/pistis-run/pistis/internal/telemetry"
 	"github.com/pistis-run/pistis/internal/vmpod"
 )
@@ -70,11 +71,11 @@ func (g guestFiles) find() (vmpod.Guest, error) {
 
 // ready says whether pods of a handler can be run now.
 func (h *handlers) ready(name string, handler config.Handler) error {
-	if handler.Type == config.HandlerOCI {
+	if handler.Type != config.HandlerVM {
 		if _, err := h.cfg.FindMonitor(); err != nil {
 			return err
 		}
-		path, err := handler.FindRuntime(name)
+		path, err := findHost(name, handler)
 		if err != nil {
 			return err
 		}
@@ -149,7 +150,7 @@ func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *root
 		return nil, err
 	}
 	for name, handler := range cfg.Handlers {
-		if handler.Type == config.HandlerOCI {
+		if handler.Type != config.HandlerVM {
 			h.launchers[name], err = h.openHost(name, handler, p, roots, log)
 		} else {
 			h.launchers[name], err = h.openVM(handler, p, disks, uids, log)
@@ -173,9 +174,26 @@ func (h *handlers) openVM(handler config.Handler, p paths, disks *snapshot.Disks
 	})
 }
 
+// findHost finds what runs the containers of a handler on the host's kernel.
+func findHost(name string, handler config.Handler) (string, error) {
+	if handler.Type == config.HandlerShim {
+		return handler.FindContainerdShim(name)
+	}
+	return handler.FindRuntime(name)
+}
+
 func (h *handlers) openHost(name string, handler config.Handler, p paths, roots *rootfs.Watched, log *slog.Logger) (sandbox.Launcher, error) {
+	find := func() (string, error) { return findHost(name, handler) }
+	var shim *taskshim.Options
+	if handler.Type == config.HandlerShim {
+		options, err := handler.ShimOptions(filepath.Join(p.runtimes(), name), h.groups.systemd())
+		if err != nil {
+			return nil, fmt.Errorf("options: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		shim = &taskshim.Options{Binary: find, Options: options, Events: p.shimEvents(), SocketDir: p.shimSockets(), Log: log}
+	}
 	return hostpod.New(hostpod.Options{
-		Runtime: func() (string, error) { return handler.FindRuntime(name) }, Monitor: h.cfg.FindMonitor,
+		Runtime: find, Shim: shim, Monitor: h.cfg.FindMonitor,
 		Roots: roots, Dir: filepath.Join(p.hostPods(), name), RuntimeRoot: filepath.Join(p.runtimes(), name),
 		CgroupParent: h.groups.parent, Units: h.groups.units, Swept: h.counts.Leak, Log: log,
 	})

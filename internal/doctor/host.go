@@ -104,10 +104,14 @@ func (h host) runtimes(context.Context) finding {
 	var missing error
 	for _, name := range slices.Sorted(maps.Keys(h.Config.Handlers)) {
 		handler := h.Config.Handlers[name]
-		if handler.Type != config.HandlerOCI {
+		if handler.Type == config.HandlerVM {
 			continue
 		}
-		path, err := handler.FindRuntime(name)
+		find := handler.FindRuntime
+		if handler.Type == config.HandlerShim {
+			find = handler.FindContainerdShim
+		}
+		path, err := find(name)
 		if err == nil {
 			err = hostpod.CheckRuntime(path)
 		}

@@ -33,6 +33,9 @@ func (t *tasks) Checkpoint(ctx context.Context, container string, archive *tar.W
 	if t.p.cfg.User != nil {
 		return fmt.Errorf("checkpoint: the pod has a user namespace of its own, whose owners of files an archive does not tell: %w", errdefs.ErrNotImplemented)
 	}
+	if t.p.shim {
+		return t.monitor.Checkpoint(ctx, container, "", "") // which refuses
+	}
 	dir, err := t.l.Roots.Work(container)
 	if err != nil {
 		return err

@@ -13,14 +13,21 @@ import (
 	"github.com/pistis-run/pistis/internal/task"
 )
 
-// initID is the container, as the monitor and the runtime know it, around the first process of the pod's PID namespace.
-func (p pod) initID() string { return p.id + "-init" }
+// initID is the container, as the monitor and the runtime know it, around the first process of the pod. A shim finds it by
+// the id of the sandbox.
+func (p pod) initID() string {
+	if p.shim {
+		return p.id
+	}
+	return p.id + "-init"
+}
 
-// startInit starts the first process of the pod's PID namespace: the monitor's own program, which then does nothing but
-// reap. It has a container around it, with nothing in its root and no capability, since the pod's other processes can
-// look into it.
+// startInit starts the first process of the pod, and of its PID namespace where it has one: the monitor's own program, which
+// then does nothing but reap. It has a container around it, with nothing in its root and no capability, since the pod's other
+// processes can look into it.
 func (t *tasks) startInit(ctx context.Context, program string) error {
-	id, bundle := t.p.initID(), t.p.file("init")
+	id := t.p.initID()
+	bundle := t.p.file(id)
 	root := filepath.Join(bundle, "rootfs")
 	if err := makeInitRoot(root); err != nil {
 		return fmt.Errorf("first process: %w", err)
@@ -30,6 +37,7 @@ func (t *tasks) startInit(ctx context.Context, program string) error {
 	}
 	spec := initSpec(program, root)
 	spec.Linux.CgroupsPath = t.p.cgroupsPath(id)
+	t.p.forShim(spec, "sandbox")
 	t.p.setNamespaces(spec, id, task.PIDNamespace{Own: true})
 	if err := t.l.clamp.apply(spec); err != nil {
 		return fmt.Errorf("first process: %w", err)
@@ -42,6 +50,9 @@ func (t *tasks) startInit(ctx context.Context, program string) error {
 	}
 	if _, err := t.monitor.Start(ctx, task.ID{Container: id}); err != nil {
 		return fmt.Errorf("first process: %w", err)
+	}
+	if !t.p.cfg.SharedPID {
+		return nil
 	}
 	return t.pinPIDOf(ctx, id, t.p.sharedPID())
 }

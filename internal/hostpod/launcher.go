@@ -23,12 +23,15 @@ import (
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/span"
 	"github.com/pistis-run/pistis/internal/task"
+	"github.com/pistis-run/pistis/internal/taskshim"
 )
 
-// Options of a launcher; all but Units are needed.
+// Options of a launcher; all but Units, Shim and Swept are needed.
 type Options struct {
 	// Runtime and Monitor find the programs, or say why there are none. They are asked at each launch.
 	Runtime, Monitor func() (path string, err error)
+	// Shim: Runtime is a containerd shim. Nil: it is an OCI runtime, which the monitor calls.
+	Shim *taskshim.Options
 	// Roots make the containers' root file systems.
 	Roots roots
 	// Dir has a directory for each sandbox. It is this launcher's alone, and below a run directory.
@@ -39,7 +42,7 @@ type Options struct {
 	CgroupParent string
 	// Units makes the pods' cgroups where that is systemd's business; nil: nobody does.
 	Units units
-	// Swept is told what was nobody's and whether it could be removed. It may be nil.
+	// Swept is told what was nobody's and whether it could be removed.
 	Swept func(kind string, err error)
 	Log   *slog.Logger
 }
@@ -72,7 +75,12 @@ type Launcher struct {
 var _ sandbox.Launcher = (*Launcher)(nil)
 
 // New checks the options and makes the directories.
-func New(o Options) (*Launcher, error) { return newLauncher(o, monitorProcesses{}) }
+func New(o Options) (*Launcher, error) {
+	if o.Shim != nil {
+		return newLauncher(o, shims{*o.Shim})
+	}
+	return newLauncher(o, monitorProcesses{})
+}
 
 func newLauncher(o Options, m monitors) (*Launcher, error) {
 	if o.Runtime == nil || o.Monitor == nil || o.Roots == nil || o.Dir == "" || o.RuntimeRoot == "" || o.CgroupParent == "" || o.Log == nil {
@@ -120,11 +128,16 @@ type pod struct {
 	cfg     sandbox.Config
 	netns   string
 	podGroup
+	// shim: a containerd shim has the containers. The first one is the pod's, for shims whose others live in it.
+	shim bool
 }
 
 func (l *Launcher) pod(req sandbox.LaunchRequest) pod {
-	return pod{id: req.ID, dir: l.dir(req.ID), cfg: req.Config, netns: req.NetNS, podGroup: l.group(req)}
+	return pod{id: req.ID, dir: l.dir(req.ID), cfg: req.Config, netns: req.NetNS, podGroup: l.group(req), shim: l.Shim != nil}
 }
+
+// hasInit tells whether the pod has a process of its own.
+func (p pod) hasInit() bool { return p.cfg.SharedPID || p.shim }
 
 func (l *Launcher) dir(id string) string { return filepath.Join(l.Dir, id) }
 
@@ -186,7 +199,7 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (_ san
 		return nil, err
 	}
 	i := l.instance(p, m)
-	if p.cfg.SharedPID {
+	if p.hasInit() {
 		if err := i.tasks.startInit(ctx, program); err != nil {
 			return nil, err
 		}
@@ -212,7 +225,8 @@ func (p pod) configure(network sandbox.Connection) error {
 			return fmt.Errorf("pod files: %w", err)
 		}
 	}
-	return errors.Join(p.writeFile("resolv.conf", resolv), p.writeFile("hosts", hosts), p.writeFile("hostname", []byte(hostname+"\n")))
+	return errors.Join(p.writeFile("resolv.conf", resolv), p.writeFile("hosts", hosts), p.writeFile("hostname", []byte(hostname+"\n")),
+		p.writeFile(addressesFile, []byte(strings.Join(network.IPs, "\n"))))
 }
 
 func (p pod) writeFile(name string, content []byte) error {

@@ -5,6 +5,7 @@ import (
 
 	monitorclient "github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/task"
+	"github.com/pistis-run/pistis/internal/taskshim"
 )
 
 // monitors are the monitor processes of this host.
@@ -34,6 +35,11 @@ type containers interface {
 	task.Updater
 }
 
+// meter is a monitor that knows better than the host's cgroups what its containers use.
+type meter interface {
+	Usage(ctx context.Context, container string) (task.ContainerStats, error)
+}
+
 // terminals are the optional interfaces of processes that people sit in front of.
 type terminals interface {
 	task.Attacher
@@ -57,6 +63,29 @@ type lifetime interface {
 	// Shutdown ends the monitor; with force its containers too.
 	Shutdown(ctx context.Context, force bool) error
 	Close() error
+}
+
+// shims are monitors beside containerd shims.
+type shims struct{ options taskshim.Options }
+
+func (s shims) launch(ctx context.Context, cfg monitorclient.Config) (monitor, error) {
+	p, err := taskshim.Launch(ctx, cfg, s.options)
+	if err != nil {
+		return nil, err // not a typed nil
+	}
+	return p, nil
+}
+
+func (s shims) connect(ctx context.Context, dir string) (monitor, error) {
+	p, err := taskshim.Connect(ctx, dir, s.options)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func (s shims) cleanup(ctx context.Context, dir string) error {
+	return taskshim.Cleanup(ctx, dir, s.options)
 }
 
 // monitorProcesses are the real monitors.

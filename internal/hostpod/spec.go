@@ -1,12 +1,14 @@
 package hostpod
 
 import (
+	"maps"
 	"path"
 	"path/filepath"
 	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/pistis-run/pistis/internal/oci"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -23,6 +25,28 @@ func (p pod) finish(spec *specs.Spec, req task.CreateRequest, root string, user 
 	spec.Linux.CgroupsPath = p.cgroupsPath(req.ID)
 	p.setNamespaces(spec, req.ID, req.PID)
 	p.addFiles(spec)
+	p.forShim(spec, "container")
+}
+
+// logDirectory is, to shims, where the pod's logs are.
+const logDirectory = "io.kubernetes.cri.sandbox-log-directory"
+
+// forShim says to a shim which pod the container belongs to, by the annotations of containerd, and what not every runtime finds
+// in the pod's namespaces.
+func (p pod) forShim(spec *specs.Spec, kind string) {
+	if !p.shim {
+		return
+	}
+	if spec.Annotations == nil {
+		spec.Annotations = map[string]string{}
+	}
+	maps.Copy(spec.Annotations, map[string]string{
+		oci.AnnotationContainerType: kind, oci.AnnotationSandboxID: p.initID(), oci.AnnotationSandboxName: p.cfg.Name,
+		oci.AnnotationSandboxNamespace: p.cfg.Namespace, oci.AnnotationSandboxUID: p.cfg.UID, logDirectory: p.cfg.LogDir,
+	})
+	if !p.cfg.HostNetwork {
+		spec.Hostname = p.cfg.Hostname
+	}
 }
 
 // setNamespaces makes the container join the pod's namespaces, or the host's.

@@ -1,11 +1,11 @@
 package hostpod
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -200,7 +200,7 @@ func (t *tasks) Stats(ctx context.Context, containers ...string) (task.Stats, er
 		if id == t.p.initID() {
 			continue
 		}
-		usage, err := t.l.cgroups.Usage(t.p.cgroupsPath(id))
+		usage, err := t.usage(ctx, id)
 		if errdefs.IsNotFound(err) {
 			continue // it does not run
 		} else if err != nil {
@@ -229,6 +229,14 @@ func (t *tasks) Stats(ctx context.Context, containers ...string) (task.Stats, er
 	interfaces, err := t.interfaces()
 	stats.Interfaces = interfaces
 	return stats, err
+}
+
+// usage of a container, by who knows it better than the host's cgroups, if anybody does. NotFound for one that does not run.
+func (t *tasks) usage(ctx context.Context, id string) (task.ContainerStats, error) {
+	if m, ok := t.monitor.(meter); ok {
+		return m.Usage(ctx, id)
+	}
+	return t.l.cgroups.Usage(t.p.cgroupsPath(id))
 }
 
 // ofPod fills in what the pod uses as a whole: its cgroup's numbers where it has one of its own, else the sum.
@@ -276,24 +284,6 @@ func (t *tasks) interfaces() ([]task.Interface, error) {
 	return found, err
 }
 
-// Dial connects from inside the pod's network namespace.
-func (t *tasks) Dial(ctx context.Context, network, address string) (io.ReadWriteCloser, error) {
-	var dialer net.Dialer
-	if t.p.netns == "" {
-		return dialer.DialContext(ctx, network, address)
-	}
-	var conn net.Conn
-	err := netns.Do(t.p.netns, func() (err error) {
-		// The address is numeric, so that the socket is made here, on the thread that is in the namespace.
-		conn, err = dialer.DialContext(ctx, network, address)
-		return err
-	})
-	if err != nil {
-		return nil, err // not a typed nil
-	}
-	return conn, nil
-}
-
 // instance is one running pod.
 type instance struct {
 	tasks *tasks
@@ -308,9 +298,9 @@ func (l *Launcher) instance(p pod, m monitor) *instance {
 
 func (i *instance) Tasks() task.Service { return i.tasks }
 
-// Wait blocks until the pod's monitor has ended, or the first process of its PID namespace.
+// Wait blocks until the pod's monitor has ended, or its first process.
 func (i *instance) Wait(ctx context.Context) (string, error) {
-	if !i.tasks.p.cfg.SharedPID {
+	if !i.tasks.p.hasInit() {
 		return i.tasks.monitor.WaitEnd(ctx)
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -331,7 +321,11 @@ func (i *instance) Wait(ctx context.Context) (string, error) {
 		if err != nil {
 			return // the monitor's end says more
 		}
-		ends <- end{fmt.Sprintf("the first process of its PID namespace ended with %d, and all others with it", exit.Code), nil}
+		reason := cmp.Or(exit.Reason, fmt.Sprintf("the first process of its PID namespace ended with %d, and all others with it", exit.Code))
+		if i.tasks.p.shim && exit.Reason == "" {
+			reason = fmt.Sprintf("its first process, which the containers live with, ended with %d", exit.Code)
+		}
+		ends <- end{reason, nil}
 	})
 	first := <-ends
 	return first.reason, first.err

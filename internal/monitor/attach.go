@@ -18,7 +18,7 @@ func (c *Client) Attach(ctx context.Context, id task.ID, streams task.Stdio) err
 		if e == nil {
 			return fmt.Errorf("%s: %w", name(id), errdefs.ErrNotFound)
 		}
-		return e.attach(ctx, streams)
+		return e.Execution.Attach(ctx, streams)
 	}
 	conn, files, err := c.open(ctx, Request{Verb: VerbAttach, ID: id}, AttachArgs{
 		Stdin: streams.Stdin != nil, Stdout: streams.Stdout != nil, Stderr: streams.Stderr != nil,

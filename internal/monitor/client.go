@@ -103,7 +103,7 @@ func (c *Client) WaitEnd(ctx context.Context) (reason string, err error) {
 		return "", context.Cause(ctx)
 	}
 	reason = "the container monitor ended unexpectedly"
-	if text := lastWords(c.dir); text != "" {
+	if text := bundle.LastWords(c.dir.Log()); text != "" {
 		reason += "; its last log lines: " + text
 	}
 	return reason, nil
@@ -186,6 +186,22 @@ func (c *Client) failed(ctx context.Context, req Request, err error) error {
 	return fmt.Errorf("monitor %d: %s: %w: %w", c.pid, req.Verb, err, errdefs.ErrUnavailable)
 }
 
+// Program runs a program in the monitor's place, to its end. When ctx ends it is killed.
+func (c *Client) Program(ctx context.Context, args ProgramArgs) (result ProgramResult, err error) {
+	err = c.call(ctx, Request{Verb: VerbProgram}, args, &result)
+	return result, err
+}
+
+// Exited tells how an external container has ended. It returns when the output was drained, and what Wait will say: the first
+// exit that was told.
+func (c *Client) Exited(ctx context.Context, container string, exit task.Exit) (counts task.Exit, err error) {
+	err = c.call(ctx, Request{Verb: VerbExited, ID: task.ID{Container: container}}, exit, &counts)
+	return counts, err
+}
+
+// Dir is the monitor's bundle.
+func (c *Client) Dir() bundle.Dir { return c.dir }
+
 // Create registers a container. Nothing of it runs, and the runtime does not know it yet.
 func (c *Client) Create(ctx context.Context, req CreateRequest) error {
 	return c.call(ctx, Request{Verb: VerbCreate, ID: task.ID{Container: req.ID}}, req, nil)
@@ -224,7 +240,7 @@ func (c *Client) Wait(ctx context.Context, id task.ID) (exit task.Exit, err erro
 		return exit, err
 	}
 	if e := c.execution(id); e != nil {
-		return e.wait(ctx)
+		return e.Wait(ctx)
 	}
 	return task.Exit{}, fmt.Errorf("%s: %w", name(id), errdefs.ErrNotFound)
 }
@@ -238,7 +254,7 @@ func (c *Client) Delete(ctx context.Context, id task.ID) error {
 	switch {
 	case e == nil:
 		return fmt.Errorf("%s: %w", name(id), errdefs.ErrNotFound)
-	case e.running():
+	case e.Running():
 		return fmt.Errorf("delete: %s runs: %w", name(id), errdefs.ErrFailedPrecondition)
 	}
 	c.forget(e)

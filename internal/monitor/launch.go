@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -34,7 +33,7 @@ const (
 	path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	// deleteTimeout bounds the removal of one container by the runtime.
 	deleteTimeout = 60 * time.Second
-	// maxText is how much of a monitor's log, or of what a runtime says, an error shows.
+	// maxText is how much of what a runtime says an error shows.
 	maxText = 2 << 10
 )
 
@@ -49,7 +48,8 @@ type Config struct {
 	Binary string
 	// Dir is its bundle, absolute. Launch makes it; it must not be there.
 	Dir string
-	// Runtime is the OCI runtime's path, RuntimeArgs its arguments before every command, as --root.
+	// Runtime is the OCI runtime's path, RuntimeArgs its arguments before every command, as --root. Empty: all containers
+	// are external.
 	Runtime     string
 	RuntimeArgs []string
 	// Cgroup is a group for this monitor alone, relative to the root of each hierarchy. Launch makes it, Cleanup kills
@@ -65,9 +65,11 @@ type Config struct {
 func Launch(ctx context.Context, cfg Config) (_ *Client, err error) {
 	var undo cleanup.Stack
 	defer undo.Unwind(ctx, &err)
-	runtime, err := exec.LookPath(cfg.Runtime)
-	if err != nil {
-		return nil, fmt.Errorf("launch monitor: runtime: %w: install it, or say in the configuration where it is: %w", err, errdefs.ErrNotFound)
+	runtime := cfg.Runtime
+	if runtime != "" {
+		if runtime, err = exec.LookPath(runtime); err != nil {
+			return nil, fmt.Errorf("launch monitor: runtime: %w: install it, or say in the configuration where it is: %w", err, errdefs.ErrNotFound)
+		}
 	}
 	if cfg.Cgroup != "" {
 		if _, err := cgroup.Open(cfg.Cgroup); err != nil {
@@ -201,24 +203,11 @@ func listen(path string) (*os.File, error) {
 
 // explain adds the last lines that a dead monitor logged.
 func explain(err error, dir bundle.Dir) error {
-	text := lastWords(dir)
+	text := bundle.LastWords(dir.Log())
 	if text == "" || !errdefs.IsUnavailable(err) {
 		return err
 	}
 	return fmt.Errorf("%w; its last log lines:\n%s", err, text)
-}
-
-func lastWords(dir bundle.Dir) string {
-	f, err := os.Open(dir.Log())
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err == nil && info.Size() > maxText {
-		f.Seek(-maxText, io.SeekEnd)
-	}
-	text, _ := io.ReadAll(io.LimitReader(f, maxText))
-	return string(bytes.TrimSpace(text))
 }
 
 // Connect connects to the monitor of a bundle. Unavailable when it has gone.
@@ -259,9 +248,11 @@ func deleteContainers(ctx context.Context, d bundle.Dir) error {
 	}
 	var errs []error
 	for _, entry := range left {
-		if err := deleteContainer(ctx, settings, entry.Name()); err != nil {
-			errs = append(errs, err)
-			continue
+		if settings.Runtime != "" { // external ones are others' to delete
+			if err := deleteContainer(ctx, settings, entry.Name()); err != nil {
+				errs = append(errs, err)
+				continue
+			}
 		}
 		errs = append(errs, os.RemoveAll(filepath.Join(ContainerDirs(d), entry.Name())))
 	}

@@ -2,7 +2,11 @@ package monitor
 
 import (
 	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
 	"slices"
+	"strings"
 
 	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/task"
@@ -30,6 +34,8 @@ const (
 	VerbReopen     Verb = "reopen"     // the log
 	VerbUpdate     Verb = "update"     // linux.resources of the runtime specification
 	VerbCheckpoint Verb = "checkpoint" // CheckpointArgs, of a container that runs and goes on
+	VerbProgram    Verb = "program"    // ProgramArgs, result ProgramResult
+	VerbExited     Verb = "exited"     // task.Exit of an external container; the result is the one that counts
 	VerbShutdown   Verb = "shutdown"   // ShutdownArgs
 )
 
@@ -65,6 +71,25 @@ type CreateRequest struct {
 	Terminal  bool `json:"terminal,omitempty"`
 	Stdin     bool `json:"stdin,omitempty"`
 	StdinOnce bool `json:"stdin_once,omitempty"`
+	// External: somebody else runs the container. The monitor carries its stdio, through FIFOs in StdioDir, from the call of
+	// start on, when their other ends are open; it keeps the exit that it is told.
+	External bool `json:"external,omitempty"`
+}
+
+// ProgramArgs are a program that the monitor runs to its end, in its own cgroup: what that leaves behind is in the
+// pod's, and a child of the monitor, from its first moment on.
+type ProgramArgs struct {
+	Args  []string `json:"args"`
+	Dir   string   `json:"dir"`
+	Env   []string `json:"env,omitempty"`
+	Input []byte   `json:"input,omitempty"`
+}
+
+// ProgramResult is how it ended and the beginning of what it has written.
+type ProgramResult struct {
+	Code   uint32 `json:"code"`
+	Output []byte `json:"output,omitempty"`
+	Errors []byte `json:"errors,omitempty"`
 }
 
 // ExecArgs describe the stdio of a further process. The descriptors that they say are there follow in this order. The
@@ -114,8 +139,8 @@ type ShutdownArgs struct {
 
 // Settings are what a monitor is started with. They lie in its bundle, for Cleanup and for people to read.
 type Settings struct {
-	// Runtime is the OCI runtime's path, Args its arguments before every command.
-	Runtime string   `json:"runtime"`
+	// Runtime is the OCI runtime's path, Args its arguments before every command. Without one all containers are external.
+	Runtime string   `json:"runtime,omitempty"`
 	Args    []string `json:"args,omitempty"`
 	Debug   bool     `json:"debug,omitempty"`
 }
@@ -132,6 +157,32 @@ func SettingsFile(d bundle.Dir) string { return string(d) + "/" + settingsFile }
 
 // ContainerDirs is the directory of the containers' directories.
 func ContainerDirs(d bundle.Dir) string { return string(d) + "/" + containers }
+
+// StdioDir is where an external container, or an exec in one, has its FIFOs.
+func StdioDir(d bundle.Dir, id task.ID) string {
+	if id.Exec == "" {
+		return ContainerDirs(d) + "/" + id.Container + "/stdio"
+	}
+	return ContainerDirs(d) + "/" + id.Container + "/" + execPrefix + id.Exec
+}
+
+// execPrefix begins the names of what an external container's directory has of execs.
+const execPrefix = "exec-"
+
+// StdioDirsOfExecs are the execs in an external container that have FIFOs.
+func StdioDirsOfExecs(d bundle.Dir, container string) ([]task.ID, error) {
+	entries, err := os.ReadDir(ContainerDirs(d) + "/" + container)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var found []task.ID
+	for _, entry := range entries {
+		if id, ok := strings.CutPrefix(entry.Name(), execPrefix); ok {
+			found = append(found, task.ID{Container: container, Exec: id})
+		}
+	}
+	return found, nil
+}
 
 // ProcessFile is where a runtime-spec process is for an exec.
 func ProcessFile(d bundle.Dir, id task.ID) string {

@@ -2,21 +2,17 @@ package shimclient
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
-	"google.golang.org/protobuf/proto"
 
 	sandboxv1 "github.com/pistis-run/pistis/api/sandbox/v1"
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
 	"github.com/pistis-run/pistis/internal/bundle"
-	"github.com/pistis-run/pistis/internal/span"
 	stepsrpc "github.com/pistis-run/pistis/internal/steps/rpc"
 	"github.com/pistis-run/pistis/internal/task"
 )
@@ -33,9 +29,9 @@ const (
 
 // Client speaks to one shim.
 type Client struct {
+	*Tasks
 	dir     bundle.Dir
 	id      string
-	rpc     *ttrpc.Client
 	process *bundle.Handle
 	// watch ends when the shim or the client has; died is closed in the first case.
 	watch  sync.WaitGroup
@@ -56,7 +52,11 @@ func connect(dir bundle.Dir, id string) (*Client, error) {
 		return nil, fmt.Errorf("connect to shim: %w", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &Client{dir: dir, id: id, rpc: ttrpc.NewClient(conn, ttrpc.WithUnaryClientInterceptor(stepsrpc.Client)), process: process, cancel: cancel, died: make(chan struct{}), closed: ctx.Done()}
+	c := &Client{
+		Tasks: &Tasks{rpc: ttrpc.NewClient(conn, ttrpc.WithUnaryClientInterceptor(stepsrpc.Client)), service: taskService}, dir: dir, process: process,
+		cancel: cancel, died: make(chan struct{}), closed: ctx.Done(),
+	}
+	c.name(id)
 	c.watch.Go(func() {
 		if process.Wait(ctx) == nil {
 			close(c.died)
@@ -64,6 +64,9 @@ func connect(dir bundle.Dir, id string) (*Client, error) {
 	})
 	return c, nil
 }
+
+// name says whose shim it is.
+func (c *Client) name(id string) { c.id, c.owner = id, "sandbox "+id }
 
 // openShim opens the process that the bundle names as its shim. Unavailable when it has gone.
 func openShim(dir bundle.Dir) (*bundle.Handle, error) {
@@ -77,27 +80,6 @@ func openShim(dir bundle.Dir) (*bundle.Handle, error) {
 	}
 	return process, err
 }
-
-// call makes one call and gives its error the classes of errdefs.
-func (c *Client) call(ctx context.Context, service, method string, req, answer proto.Message) (err error) {
-	ctx, end := span.Call(ctx, "shim "+method)
-	defer func() { end(err) }()
-	err = c.rpc.Call(ctx, service, method, req, answer)
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, ttrpc.ErrClosed):
-		return fmt.Errorf("sandbox %s: %w: %w", c.id, errShimEnded, errdefs.ErrUnavailable)
-	case ctx.Err() != nil:
-		return fmt.Errorf("sandbox %s: %s: %w", c.id, method, context.Cause(ctx))
-	}
-	return errgrpc.ToNative(err)
-}
-
-var errShimEnded = errors.New("the shim has ended")
-
-// gone tells whether an error means that the shim is dead.
-func (c *Client) gone(err error) bool { return errors.Is(err, errShimEnded) }
 
 // ID is the sandbox's.
 func (c *Client) ID() string { return c.id }
@@ -124,7 +106,7 @@ func (c *Client) Info(ctx context.Context) (*shimv1.InfoResponse, error) {
 func (c *Client) WaitSandbox(ctx context.Context) (task.Exit, error) {
 	var answer sandboxv1.WaitSandboxResponse
 	err := c.call(ctx, sandboxv1.Service, "WaitSandbox", &sandboxv1.WaitSandboxRequest{SandboxId: c.id}, &answer)
-	if c.gone(err) {
+	if Gone(err) {
 		return c.shimExit(ctx)
 	} else if err != nil {
 		return task.Exit{}, err
@@ -168,7 +150,7 @@ func (c *Client) Stop(ctx context.Context, timeout time.Duration) error {
 	if err == nil {
 		err = c.call(ctx, sandboxv1.Service, "ShutdownSandbox", &sandboxv1.ShutdownSandboxRequest{SandboxId: c.id}, &sandboxv1.ShutdownSandboxResponse{})
 	}
-	if err == nil || c.gone(err) {
+	if err == nil || Gone(err) {
 		select {
 		case <-c.died:
 		case <-ctx.Done():

@@ -5,5 +5,8 @@
 // dies, everything that waits is answered: exits with code 255 and the reason, calls with ErrUnavailable. What the
 // dead shim left is removed by [Cleanup].
 //
+// What it shares with any other containerd shim stands by itself: a [Bootstrap] is what the binary is told, [Tasks] the task
+// service, and a [Shim] a connection to one that is nothing more.
+//
 // Methods may be called concurrently. The package must not import the shim's own packages.
 package shimclient

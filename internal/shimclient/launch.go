@@ -3,21 +3,16 @@ package shimclient
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
-	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	sandboxv1 "github.com/pistis-run/pistis/api/sandbox/v1"
@@ -29,14 +24,8 @@ import (
 
 const (
 	binaryName = "containerd-shim-pistis-v2"
-	// namespace is what our shims are told that their containerd namespace is.
-	namespace = "pistis"
-	// maxAnswer bounds what the start command may print.
-	maxAnswer = 64 << 10
 	// startTimeout bounds the start command, which does no more than to fork.
 	startTimeout = 30 * time.Second
-	// maxLog is how much of a dead shim's log an error shows.
-	maxLog = 2 << 10
 )
 
 // LaunchConfig describes a sandbox to launch.
@@ -119,7 +108,7 @@ func (c *Client) boot(ctx context.Context, cfg LaunchConfig) error {
 	if err == nil {
 		err = c.call(ctx, sandboxv1.Service, "StartSandbox", &sandboxv1.StartSandboxRequest{SandboxId: cfg.ID}, &sandboxv1.StartSandboxResponse{})
 	}
-	if c.gone(err) {
+	if Gone(err) {
 		err = explain(err, c.dir)
 	}
 	return err
@@ -137,19 +126,15 @@ func startShim(ctx context.Context, cfg LaunchConfig, dir bundle.Dir) (err error
 	if err != nil {
 		return fmt.Errorf("%w: install it, or say in the configuration where it is: %w", err, errdefs.ErrNotFound)
 	}
-	params, err := proto.Marshal(&bootapi.BootstrapParams{InstanceID: cfg.ID, Namespace: namespace})
+	call, err := Bootstrap{ID: cfg.ID, Bundle: string(dir), Debug: cfg.Debug}.Start()
 	if err != nil {
 		return err
-	}
-	args := []string{"-namespace", namespace, "-id", cfg.ID, "-bundle", string(dir)}
-	if cfg.Debug {
-		args = append(args, "-debug")
 	}
 	// A start that is cut short could leave a shim that nobody has recorded, and so nobody finds.
 	whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(whole, path, append(args, "start")...)
-	cmd.Dir, cmd.Stdin = string(dir), bytes.NewReader(params)
+	cmd := exec.CommandContext(whole, path, call.Args...)
+	cmd.Dir, cmd.Stdin = string(dir), bytes.NewReader(call.Input)
 	// A session of its own: a signal to the daemon's terminal or group is not for the pods.
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	out, err := cmd.Output()
@@ -164,12 +149,9 @@ func startShim(ctx context.Context, cfg LaunchConfig, dir bundle.Dir) (err error
 
 // checkAnswer holds the shim to what was agreed: the protocol, and the socket in the bundle.
 func checkAnswer(out []byte, dir bundle.Dir) error {
-	var answer struct {
-		Version           int
-		Address, Protocol string
-	}
-	if len(out) > maxAnswer || json.Unmarshal(out, &answer) != nil {
-		return fmt.Errorf("the start command answered %.100q: %w", out, errdefs.ErrInternal)
+	answer, err := ParseAnswer(out)
+	if err != nil {
+		return err
 	}
 	if want := "unix://" + dir.ShimSocket(); answer.Protocol != "ttrpc" || answer.Address != want {
 		return fmt.Errorf("the shim speaks %s at %s and not ttrpc at %s: %w", answer.Protocol, answer.Address, want, errdefs.ErrFailedPrecondition)
@@ -179,19 +161,11 @@ func checkAnswer(out []byte, dir bundle.Dir) error {
 
 // explain adds the last lines that a dead shim logged.
 func explain(err error, dir bundle.Dir) error {
-	f, openErr := os.Open(dir.Log())
-	if openErr != nil {
+	text := bundle.LastWords(dir.Log())
+	if text == "" {
 		return err
 	}
-	defer f.Close()
-	if info, statErr := f.Stat(); statErr == nil && info.Size() > maxLog {
-		f.Seek(-maxLog, io.SeekEnd)
-	}
-	text, _ := io.ReadAll(io.LimitReader(f, maxLog))
-	if len(text) == 0 {
-		return err
-	}
-	return fmt.Errorf("%w; the shim's last log lines:\n%s", err, bytes.TrimSpace(text))
+	return fmt.Errorf("%w; the shim's last log lines:\n%s", err, text)
 }
 
 // Connect connects to the shim of a bundle. Unavailable when the shim has gone.
@@ -213,7 +187,7 @@ func Connect(ctx context.Context, dir string) (*Client, error) {
 		c.Close()
 		return nil, fmt.Errorf("connect to shim: %w", err)
 	}
-	c.id = info.SandboxId
+	c.name(info.SandboxId)
 	return c, nil
 }
 

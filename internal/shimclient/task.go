@@ -2,15 +2,12 @@ package shimclient
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
@@ -105,27 +102,15 @@ func (c *Client) Exec(ctx context.Context, req task.ExecRequest) error {
 	return c.call(ctx, taskService, "Exec", &taskapi.ExecProcessRequest{
 		ID: req.ID.Container, ExecID: req.ID.Exec, Terminal: req.Terminal,
 		Stdin: path(req.Stdin), Stdout: path(req.Stdout), Stderr: path(req.Stderr),
-		Spec: &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Process", Value: req.Process},
+		Spec: &anypb.Any{TypeUrl: processType, Value: req.Process},
 	}, &emptypb.Empty{})
-}
-
-// Start returns the pid in the guest.
-func (c *Client) Start(ctx context.Context, id task.ID) (uint32, error) {
-	var answer taskapi.StartResponse
-	err := c.call(ctx, taskService, "Start", &taskapi.StartRequest{ID: id.Container, ExecID: id.Exec}, &answer)
-	return answer.Pid, err
-}
-
-// Signal sends a signal. NotFound for a process that has ended.
-func (c *Client) Signal(ctx context.Context, id task.ID, signal uint32, all bool) error {
-	return c.call(ctx, taskService, "Kill", &taskapi.KillRequest{ID: id.Container, ExecID: id.Exec, Signal: signal, All: all}, &emptypb.Empty{})
 }
 
 // Wait blocks until the process has ended and its output was drained. When the shim ends, so does the process.
 func (c *Client) Wait(ctx context.Context, id task.ID) (task.Exit, error) {
 	var answer taskapi.WaitResponse
 	err := c.call(ctx, taskService, "Wait", &taskapi.WaitRequest{ID: id.Container, ExecID: id.Exec}, &answer)
-	if c.gone(err) {
+	if Gone(err) {
 		return c.shimExit(ctx)
 	} else if err != nil {
 		return task.Exit{}, err
@@ -135,7 +120,7 @@ func (c *Client) Wait(ctx context.Context, id task.ID) (task.Exit, error) {
 	switch {
 	case err == nil:
 		exit.OOMKilled, exit.Reason = info.OomKilled, info.Reason
-	case c.gone(err): // the shim ended right behind it
+	case Gone(err): // the shim ended right behind it
 		if exit.Code == exitUnknown {
 			exit.Reason = "the sandbox ended, and its shim with it"
 		}
@@ -147,16 +132,6 @@ func (c *Client) Wait(ctx context.Context, id task.ID) (task.Exit, error) {
 	return exit, nil
 }
 
-// Delete forgets a process.
-func (c *Client) Delete(ctx context.Context, id task.ID) error {
-	return c.call(ctx, taskService, "Delete", &taskapi.DeleteRequest{ID: id.Container, ExecID: id.Exec}, &taskapi.DeleteResponse{})
-}
-
-// Resize sets the size of a terminal.
-func (c *Client) Resize(ctx context.Context, id task.ID, width, height uint32) error {
-	return c.call(ctx, taskService, "ResizePty", &taskapi.ResizePtyRequest{ID: id.Container, ExecID: id.Exec, Width: width, Height: height}, &emptypb.Empty{})
-}
-
 // ReopenLog opens a container's log anew.
 func (c *Client) ReopenLog(ctx context.Context, container string) error {
 	return c.call(ctx, shimService, "ReopenLog", &shimv1.ReopenLogRequest{Container: container}, &shimv1.Empty{})
@@ -165,45 +140,4 @@ func (c *Client) ReopenLog(ctx context.Context, container string) error {
 // ResizeVM gives the VM processors and memory, or takes them.
 func (c *Client) ResizeVM(ctx context.Context, vcpus uint32, memoryBytes uint64) error {
 	return c.call(ctx, shimService, "Resize", &shimv1.ResizeRequest{Vcpus: vcpus, MemoryBytes: memoryBytes}, &shimv1.Empty{})
-}
-
-// Update changes the limits of a container.
-func (c *Client) Update(ctx context.Context, container string, resources *specs.LinuxResources) error {
-	data, err := json.Marshal(resources)
-	if err != nil {
-		return fmt.Errorf("update container %s: %w", container, err)
-	}
-	return c.call(ctx, taskService, "Update", &taskapi.UpdateTaskRequest{
-		ID: container, Resources: &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", Value: data},
-	}, &emptypb.Empty{})
-}
-
-// Pids lists the processes of a container, by their pids in the guest.
-func (c *Client) Pids(ctx context.Context, container string) ([]uint32, error) {
-	var answer taskapi.PidsResponse
-	if err := c.call(ctx, taskService, "Pids", &taskapi.PidsRequest{ID: container}, &answer); err != nil {
-		return nil, err
-	}
-	var pids []uint32
-	for _, p := range answer.Processes {
-		pids = append(pids, p.Pid)
-	}
-	return pids, nil
-}
-
-// Pause freezes a container, Resume thaws it.
-func (c *Client) Pause(ctx context.Context, container string) error {
-	return c.call(ctx, taskService, "Pause", &taskapi.PauseRequest{ID: container}, &emptypb.Empty{})
-}
-
-// Resume thaws a container.
-func (c *Client) Resume(ctx context.Context, container string) error {
-	return c.call(ctx, taskService, "Resume", &taskapi.ResumeRequest{ID: container}, &emptypb.Empty{})
-}
-
-// State is what a container is doing: created, running, paused, stopped or unknown.
-func (c *Client) State(ctx context.Context, id task.ID) (string, error) {
-	var answer taskapi.StateResponse
-	err := c.call(ctx, taskService, "State", &taskapi.StateRequest{ID: id.Container, ExecID: id.Exec}, &answer)
-	return strings.ToLower(answer.Status.String()), err
 }

@@ -32,6 +32,8 @@ type Ends struct {
 	// size is what the terminal gets when it comes.
 	size   *unix.Winsize
 	closed bool
+	// fifo is where the input is opened when somebody else reads it; nil where that is no FIFO.
+	fifo *fifoInput
 }
 
 // NewPipes makes pipes for the descriptors that are wanted; the process reads and writes /dev/null at the others.
@@ -93,6 +95,9 @@ func (e *Ends) CloseChild() {
 			f.Close()
 			e.theirs[fd] = nil
 		}
+	}
+	if e.fifo != nil && !e.closed {
+		e.fifo.open(e)
 	}
 }
 
@@ -165,7 +170,13 @@ func (e *Ends) setSize() error {
 func (e *Ends) CloseInput() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if f := e.ours[Stdin]; f != nil && !e.terminal {
+	if e.terminal {
+		return
+	}
+	if e.fifo != nil {
+		e.fifo.ended = true
+	}
+	if f := e.ours[Stdin]; f != nil {
 		f.Close()
 	}
 }
@@ -179,6 +190,9 @@ func (e *Ends) Close() {
 		return
 	}
 	e.closed = true
+	if e.fifo != nil {
+		e.fifo.giveUp()
+	}
 	for _, f := range e.ours {
 		if f != nil {
 			f.Close() // a terminal twice, which does no harm

@@ -40,11 +40,27 @@ mirror="[\"http://$registry_address\"]"
 # For pods on the host's kernel no guest need be tried.
 guests=''
 [ "$handler" = vm ] || guests='acceleration = "tcg"'
+# Containerd's shim for runc and gVisor's are not in the default configuration as they are here.
+shims=''
+case $handler in
+runc-v2) shims='shim = "io.containerd.runc.v2"
+[handlers.runc-v2.options]
+BinaryName = "'$(command -v runc || echo "$BIN/guest/runc")'"' ;;
+runsc) shims='shim = "io.containerd.runsc.v1"' ;;
+esac
+[ -z "$shims" ] || shims='[handlers.runc]
+type = "oci"
+[handlers.vm]
+type = "vm"
+[handlers.'$handler']
+type = "shim"
+'$shims
 start_daemon "$NAME" "$out" "$guests
 [image.mirrors]
 \"registry.k8s.io\" = $mirror
 \"k8s.gcr.io\" = $mirror
-\"gcr.io\" = $mirror"
+\"gcr.io\" = $mirror
+$shims"
 
 # The suite's exit code says only that something failed; what failed, and whether that is known, the report tells.
 "$BIN/critest" --runtime-endpoint "unix://$PISTIS_SOCKET" --image-endpoint "unix://$PISTIS_SOCKET" --runtime-handler "$handler" \

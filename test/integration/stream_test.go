@@ -65,7 +65,7 @@ func TestStreams(t *testing.T) {
 	id := d.launch(pod, config, shell("main", "httpd -p 127.0.0.1:8082 -h /srv; "+forever))
 	for protocol, dial := range executors {
 		t.Run(protocol+" exec", func(t *testing.T) { execStreams(t, d, id, dial) })
-		t.Run(protocol+" tty", func(t *testing.T) { execTTY(t, d, id, dial) })
+		t.Run(protocol+" tty", func(t *testing.T) { execTTY(t, d, id, "tty", "/dev/pts/", dial) })
 		t.Run(protocol+" attach", func(t *testing.T) {
 			cat := shell("cat-"+protocol, "for i in 1 2; do read line; echo \"got $line\"; done; echo end")
 			cat.Stdin, cat.StdinOnce = true, true
@@ -98,8 +98,8 @@ func execStreams(t *testing.T, d *daemon, id string, dial func(*rest.Config, *ur
 	expect(t, "stderr", errOut.String(), "to-stderr\n")
 }
 
-func execTTY(t *testing.T, d *daemon, id string, dial func(*rest.Config, *url.URL) (remotecommand.Executor, error)) {
-	resp, err := d.Exec(d.call(), &runtime.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "until stty size 2>/dev/null | grep -q '45 123'; do sleep 0.1; done; read go; stty size; tty"}, Tty: true, Stdin: true, Stdout: true})
+func execTTY(t *testing.T, d *daemon, id, command, want string, dial func(*rest.Config, *url.URL) (remotecommand.Executor, error)) {
+	resp, err := d.Exec(d.call(), &runtime.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "until stty size 2>/dev/null | grep -q '45 123'; do sleep 0.1; done; read go; stty size; " + command}, Tty: true, Stdin: true, Stdout: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func execTTY(t *testing.T, d *daemon, id string, dial func(*rest.Config, *url.UR
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"45 123", "/dev/pts/"} {
+	for _, want := range []string{"45 123", want} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the terminal shows %q, which lacks %q", out.String(), want)
 		}
@@ -190,8 +190,12 @@ func TestHostLogRotation(t *testing.T) { onHost(t, logsAreRotated) }
 
 func logsAreRotated(t *testing.T, d *daemon) {
 	pod, config := d.runPod("rotation", nil)
+	rotated(t, d, pod, config)
+}
+
+func rotated(t *testing.T, d *daemon, pod string, config *runtime.PodSandboxConfig) {
 	const count = 50000
-	id := d.launch(pod, config, shell("main", fmt.Sprintf("i=0; while [ $i -lt %d ]; do i=$((i+1)); echo $i; done; echo last", count)))
+	id := d.launch(pod, config, shell("rotated", fmt.Sprintf("i=0; while [ $i -lt %d ]; do i=$((i+1)); echo $i; done; echo last", count)))
 	path := d.status(id).LogPath
 	var whole strings.Builder
 	take := func(file string) {

@@ -77,7 +77,7 @@ func (s *Server) create(req monitor.CreateRequest) error {
 	if !filepath.IsAbs(req.Bundle) {
 		return fmt.Errorf("create container %s: bundle %q is not absolute: %w", req.ID, req.Bundle, errdefs.ErrInvalidArgument)
 	}
-	streams, err := openStreams(req.Terminal, req.Stdin, req.LogPath, &s.buffers)
+	streams, err := s.openStreams(req)
 	if err != nil {
 		return fmt.Errorf("create container %s: %w", req.ID, err)
 	}
@@ -90,6 +90,21 @@ func (s *Server) create(req monitor.CreateRequest) error {
 		return errors.Join(err, streams.closeLog())
 	}
 	return nil
+}
+
+// openStreams makes the stdio of a container that is to be made. The FIFOs of an external one are there as long as it is.
+func (s *Server) openStreams(req monitor.CreateRequest) (*streams, error) {
+	dir := ""
+	if req.External {
+		dir = monitor.StdioDir(s.dir, task.ID{Container: req.ID})
+		if _, err := s.container(req.ID); err == nil {
+			return nil, fmt.Errorf("it is there: %w", errdefs.ErrAlreadyExists)
+		}
+		if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	return openStreams(req.Terminal, req.Stdin, req.LogPath, dir, &s.buffers)
 }
 
 func (s *Server) add(c *container) error {
@@ -250,8 +265,11 @@ func (s *Server) delete(c *container) error {
 	if _, err := os.Stat(c.dir); err == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 		defer cancel()
-		// It has ended, with all its processes. To be forced would cost a runtime a tenth of a second of waiting for that.
-		err := s.runtime.Delete(ctx, c.id.Container)
+		var err error
+		if !c.request.External {
+			// It has ended, with all its processes. To be forced would cost a runtime a tenth of a second of waiting for that.
+			err = s.runtime.Delete(ctx, c.id.Container)
+		}
 		if err == nil {
 			err = os.RemoveAll(c.dir)
 		}
@@ -282,6 +300,9 @@ func (s *Server) update(c *container, resources json.RawMessage) error {
 	if c.is(created) {
 		return mergeResources(c.request.Bundle, resources)
 	}
+	if c.request.External {
+		return c.foreign("update")
+	}
 	file, err := writeTemp(c.dir, "resources-", resources)
 	if err != nil {
 		return err
@@ -297,6 +318,9 @@ func (s *Server) checkpoint(ctx context.Context, c *container, arguments json.Ra
 	var args monitor.CheckpointArgs
 	if err := decode(arguments, &args); err != nil {
 		return err
+	}
+	if c.request.External {
+		return c.foreign("checkpoint")
 	}
 	if err := c.check(opCheckpoint); err != nil {
 		return err

@@ -65,6 +65,9 @@ func (s *Server) exec(ctx context.Context, c *container, req monitor.Request, fi
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", p.name(), err)
 	}
+	if c.request.External {
+		return nil, nil, c.foreign("exec")
+	}
 	if err := c.check(opExec); err != nil {
 		return nil, nil, err
 	}

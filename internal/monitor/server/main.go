@@ -81,7 +81,7 @@ func run(args []string) error {
 	reap := reaper.New()
 	reaping.Go(func() { reap.Run(ctx) })
 	runtime := runc.New(settings.Runtime, settings.Args, dir.Sockets(), reap)
-	return New(dir, runtime, log).Serve(listener)
+	return New(dir, runtime, reap, log).Serve(listener)
 }
 
 // recorded waits until the daemon has recorded this process. One that dies before that closes its end instead.

@@ -51,7 +51,7 @@ func (p *process) name() string {
 func (p *process) pid() (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.state != running {
+	if p.state != running || p.proc == nil {
 		return 0, fmt.Errorf("%s is %s: %w", p.name(), p.state, errdefs.ErrFailedPrecondition)
 	}
 	return p.proc.PID(), nil

@@ -18,6 +18,7 @@ import (
 	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/monitor"
+	"github.com/pistis-run/pistis/internal/reaper"
 	"github.com/pistis-run/pistis/internal/runc"
 	"github.com/pistis-run/pistis/internal/steps"
 )
@@ -33,6 +34,7 @@ const (
 type Server struct {
 	dir     bundle.Dir
 	runtime *runc.Runc
+	reaper  *reaper.Reaper
 	log     *slog.Logger
 	buffers buffers
 	// work are the goroutines that wait for processes; they end with the server's ctx, which stop ends.
@@ -46,8 +48,8 @@ type Server struct {
 }
 
 // New makes the server of a bundle.
-func New(dir bundle.Dir, runtime *runc.Runc, log *slog.Logger) *Server {
-	s := &Server{dir: dir, runtime: runtime, log: log, containers: map[string]*container{}}
+func New(dir bundle.Dir, runtime *runc.Runc, reap *reaper.Reaper, log *slog.Logger) *Server {
+	s := &Server{dir: dir, runtime: runtime, reaper: reap, log: log, containers: map[string]*container{}}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s
 }
@@ -199,6 +201,12 @@ func (s *Server) dispatch(ctx context.Context, req monitor.Request) (result any,
 			return nil, err
 		}
 		return nil, s.shutdown(ctx, args.Force)
+	case monitor.VerbProgram:
+		var args monitor.ProgramArgs
+		if err := decode(req.Args, &args); err != nil {
+			return nil, err
+		}
+		return s.program(ctx, args)
 	}
 	c, err := s.container(req.ID.Container)
 	if err != nil {
@@ -209,8 +217,13 @@ func (s *Server) dispatch(ctx context.Context, req monitor.Request) (result any,
 	}
 	switch req.Verb {
 	case monitor.VerbStart:
+		if c.request.External {
+			return monitor.StartResult{}, c.carry()
+		}
 		pid, err := s.start(ctx, c)
 		return monitor.StartResult{PID: uint32(pid)}, err
+	case monitor.VerbExited:
+		return c.ended(req.Args)
 	case monitor.VerbPID:
 		pid, err := c.pid()
 		return monitor.StartResult{PID: uint32(pid)}, err

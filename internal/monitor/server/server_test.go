@@ -18,7 +18,7 @@ import (
 // TestHeldPipe: somebody who holds a pipe open does not keep its reader for ever, and what was in the pipe is not lost.
 func TestHeldPipe(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	s, err := openStreams(false, false, path, &buffers{})
+	s, err := openStreams(false, false, path, "", &buffers{})
 	if err != nil {
 		t.Fatal(err)
 	}

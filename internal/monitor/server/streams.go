@@ -38,19 +38,23 @@ type streams struct {
 	pumps   sync.WaitGroup
 }
 
-// openStreams opens log and pipes of a container to be started.
-func openStreams(terminal, stdin bool, logPath string, b *buffers) (_ *streams, err error) {
+// openStreams opens log and pipes of a container to be started; FIFOs in dir where that is not empty.
+func openStreams(terminal, stdin bool, logPath, dir string, b *buffers) (_ *streams, err error) {
 	s := &streams{stdin: stdin, buffers: b}
 	if logPath != "" {
 		if s.log, err = stdio.OpenLog(logPath); err != nil {
 			return nil, err
 		}
 	}
-	if terminal {
+	switch {
+	case dir != "":
+		s.ends, err = stdio.NewFIFOs(dir, [3]bool{stdin, true, !terminal}, terminal)
+	case terminal:
 		s.ends = stdio.NewTerminal()
-		return s, nil
+	default:
+		s.ends, err = stdio.NewPipes([3]bool{stdin, true, true})
 	}
-	if s.ends, err = stdio.NewPipes([3]bool{stdin, true, true}); err != nil {
+	if err != nil {
 		return nil, errors.Join(err, s.closeLog())
 	}
 	return s, nil
@@ -199,7 +203,7 @@ func (s *streams) CloseStdin() { s.ends.CloseInput() }
 
 // WriteStdin gives input to the process. It blocks until there is one, and while that does not read.
 func (s *streams) WriteStdin(b []byte) error {
-	<-s.ends.Ready()
+	<-s.ends.InputReady()
 	f := s.ends.Ours(stdio.Stdin)
 	if f == nil {
 		return fmt.Errorf("stdin: %w", errdefs.ErrFailedPrecondition)

@@ -1,0 +1,195 @@
+package taskshim
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	cgroup1 "github.com/containerd/cgroups/v3/cgroup1/stats"
+	cgroup2 "github.com/containerd/cgroups/v3/cgroup2/stats"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/pistis-run/pistis/internal/bundle"
+	"github.com/pistis-run/pistis/internal/shimclient"
+)
+
+// deadPod makes what is left of a pod whose monitor and shims have gone: one container whose shim's binary is a script.
+func deadPod(t *testing.T, script string, at stage) (monitorDir, bundleDir, socket string) {
+	t.Helper()
+	dir := t.TempDir()
+	monitorDir, bundleDir, socket = filepath.Join(dir, "monitor"), filepath.Join(dir, "c1"), filepath.Join(dir, "shim.sock")
+	binary := filepath.Join(dir, "containerd-shim-test-v1")
+	err := errors.Join(
+		os.Mkdir(monitorDir, 0o700), os.Mkdir(bundleDir, 0o700), os.Mkdir(records(monitorDir), 0o700), os.WriteFile(socket, nil, 0o600),
+		os.WriteFile(binary, []byte("#!/bin/sh\n"+script), 0o700),
+		bundle.WriteRecord(recordFile(records(monitorDir), "c1"), record{Binary: binary, Bundle: bundleDir, Stage: at, Answer: shimclient.Answer{Version: 2, Address: "unix://" + socket, Protocol: "ttrpc"}}),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return monitorDir, bundleDir, socket
+}
+
+func TestCleanup(t *testing.T) {
+	for _, c := range []struct {
+		name, script string
+		at           stage
+		called, fail bool
+	}{
+		{"made", "echo $* > called", stageMade, true, false},
+		{"called", "echo $* > called; exit 1", stageCalled, true, false},
+		{"never called", "echo $* > called", stageNone, false, false},
+		{"refused", "echo no such thing >&2; exit 1", stageMade, false, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir, bundleDir, socket := deadPod(t, c.script, c.at)
+			err := Cleanup(t.Context(), dir, Options{Events: "/e.sock"})
+			if c.fail {
+				if err == nil || !strings.Contains(err.Error(), "no such thing") {
+					t.Errorf("cleanup = %v", err)
+				}
+				if _, err := os.Stat(records(dir)); err != nil {
+					t.Errorf("what is needed to try again: %v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			said, err := os.ReadFile(filepath.Join(bundleDir, "called"))
+			if called := err == nil; called != c.called || called && string(said) != fmt.Sprintf("-namespace pistis -id c1 -bundle %s -address /e.sock delete\n", bundleDir) {
+				t.Errorf("called with %q, %v", said, err)
+			}
+			for path, stays := range map[string]bool{dir: false, records(dir): false, socket: c.at == stageNone} {
+				if _, err := os.Stat(path); stays != (err == nil) {
+					t.Errorf("%s: %v", path, err)
+				}
+			}
+			if err := Cleanup(t.Context(), dir, Options{}); err != nil {
+				t.Errorf("again: %v", err)
+			}
+		})
+	}
+}
+
+// TestCleanupWithoutBundle: a container whose bundle has gone was deleted.
+func TestCleanupWithoutBundle(t *testing.T) {
+	dir, bundleDir, _ := deadPod(t, "exit 1", stageMade)
+	if err := os.RemoveAll(bundleDir); err != nil {
+		t.Fatal(err)
+	}
+	if err := Cleanup(t.Context(), dir, Options{}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestClassified(t *testing.T) {
+	for _, c := range []struct {
+		err   error
+		class func(error) bool
+	}{
+		{fmt.Errorf("gone: %w", errdefs.ErrNotFound), errdefs.IsNotFound},
+		{fmt.Errorf("runc create failed: exec: \"x\": not found: %w", errdefs.ErrUnknown), errdefs.IsInvalidArgument},
+		{fmt.Errorf("something: %w", errdefs.ErrUnknown), errdefs.IsInternal},
+	} {
+		if err := classified(c.err); !c.class(err) || errdefs.IsUnknown(err) || err.Error() == "" {
+			t.Errorf("%v became %v", c.err, err)
+		}
+	}
+	if classified(nil) != nil {
+		t.Error("no error became one")
+	}
+}
+
+func metrics(t *testing.T, kind string, m proto.Message) *anypb.Any {
+	t.Helper()
+	value, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &anypb.Any{TypeUrl: kind, Value: value}
+}
+
+func TestFromMetrics(t *testing.T) {
+	v1 := metrics(t, "io.containerd.cgroups.v1.Metrics", &cgroup1.Metrics{
+		CPU:    &cgroup1.CPUStat{Usage: &cgroup1.CPUUsage{Total: 7, User: 4, Kernel: 3}},
+		Memory: &cgroup1.MemoryStat{TotalInactiveFile: 10, TotalRSS: 20, Usage: &cgroup1.MemoryEntry{Usage: 100, Limit: 1000}, Swap: &cgroup1.MemoryEntry{Usage: 105}},
+		Pids:   &cgroup1.PidsStat{Current: 2, Limit: 9},
+	})
+	v2 := metrics(t, "types.googleapis.com/io.containerd.cgroups.v2.Metrics", &cgroup2.Metrics{
+		CPU:    &cgroup2.CPUStat{UsageUsec: 7, UserUsec: 4, SystemUsec: 3},
+		Memory: &cgroup2.MemoryStat{InactiveFile: 10, Anon: 20, Usage: 100, UsageLimit: 1000, SwapUsage: 5},
+		Pids:   &cgroup2.PidsStat{Current: 2, Limit: 9},
+	})
+	for name, c := range map[string]struct {
+		any *anypb.Any
+		cpu uint64
+	}{"v1": {v1, 7}, "v2": {v2, 7000}} {
+		u, err := fromMetrics(c.any)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := u.Memory
+		if u.CPU.UsageNS != c.cpu || m.Usage != 100 || m.WorkingSet != 90 || m.RSS != 20 || m.Available != 910 || m.Swap != 5 || u.Pids != 2 || u.PidsLimit != 9 {
+			t.Errorf("%s: %+v", name, u)
+		}
+	}
+	if _, err := fromMetrics(&anypb.Any{TypeUrl: "hcs"}); !errdefs.IsNotImplemented(err) {
+		t.Errorf("other metrics: %v", err)
+	}
+}
+
+func TestParseDeleted(t *testing.T) {
+	at := time.Now().Round(0)
+	out, err := proto.Marshal(&taskapi.DeleteResponse{ExitStatus: 3, ExitedAt: timestamppb.New(at)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	exit, err := parseDeleted(out)
+	if err != nil || exit.Code != 3 || !exit.At.Equal(at) {
+		t.Errorf("%+v, %v", exit, err)
+	}
+	if exit, err := parseDeleted([]byte("no protobuf")); err == nil {
+		t.Errorf("words became %+v", exit)
+	}
+}
+
+// TestEvents: a shim may tell what it likes.
+func TestEvents(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s", "events.sock")
+	for range 2 { // the second one comes after a daemon that died
+		events, err := Serve(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := events.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestFIFOsOf(t *testing.T) {
+	for _, c := range []struct {
+		stdin, output, terminal bool
+		want                    shimclient.FIFOs
+	}{
+		{false, false, false, shimclient.FIFOs{}},
+		{true, true, false, shimclient.FIFOs{Stdin: "/d/0", Stdout: "/d/1", Stderr: "/d/2"}},
+		{true, true, true, shimclient.FIFOs{Stdin: "/d/0", Stdout: "/d/1"}},
+	} {
+		if got := fifosOf("/d", c.stdin, c.output, c.terminal); got != c.want {
+			t.Errorf("%+v: %+v", c, got)
+		}
+	}
+}
