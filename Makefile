@@ -70,9 +70,9 @@ lab: setup
 	@go build -o $(BIN)/ ./test/lab
 	@PATH=$(BIN):$$PATH $(BIN)/lab -cache $(CURDIR)/.cache/kernels sh -c '$(or $(CMD),uname -a; ls -l /dev/kvm)'
 
-# The suites that need KVM, in the lab: HANDLERS='fc clh' TESTS=TestVolumes make lab-test
+# The suites that need KVM, in the lab, with tables of what passed: make lab-test, or a part of it, HANDLERS='fc clh' SUITES=volumes.
+# SUITE=critest runs named specs of critest for fc, SUITE=bench measures volumes.
 lab-test: tools
-	@go build -o $(BIN)/ ./test/lab
 	@PISTIS_BIN=$(BIN) PISTIS_GUEST=$(GUEST) hack/lab-test.sh
 
 # The suites about cgroups, and critest for runc and crun, on an emulated host with cgroup v2 and AppArmor, without systemd and

@@ -15,6 +15,7 @@ import (
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agent/share"
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 const (
@@ -58,6 +59,9 @@ func (a *Agent) serveShare(h *agentv1.ShareStream, conn duplex) error {
 		}
 	}()
 	defer mount.Close()
+	if err := transport.Widen(conn, agentv1.ShareRoom); err != nil {
+		return reply(conn, err)
+	}
 	a.mu.Lock()
 	s.mount = mount
 	a.mu.Unlock()

@@ -81,6 +81,7 @@ func Run(ctx context.Context, o Options) []Check {
 		{"network", h.network},
 		{"nftables", h.nftables},
 		{"cgroups", h.cgroups},
+		{"security modules", h.securityModules},
 		{"mkfs.ext4", h.mkfs},
 		{"disk space", h.diskSpace},
 		{"memory", h.memory},

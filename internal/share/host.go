@@ -40,6 +40,8 @@ type Share struct {
 	// Watch: who watches the root of the share in the guest is told of what changes there on the host, as it is by
 	// the kubelet's updates. It is for directories, and its guest must know of it.
 	Watch bool
+	// Handed: Hand will say what the messages pass through.
+	Handed bool
 }
 
 // Host is a pod's server process, as the shim sees it.
@@ -57,7 +59,7 @@ type Host struct {
 type Served struct {
 	// File: it is a regular file and not a directory.
 	File bool
-	// Stream carries raw FUSE messages.
+	// Stream carries raw FUSE messages, unless Hand gave the server another one.
 	Stream *net.UnixConn
 
 	host  *Host
@@ -204,7 +206,7 @@ func (h *Host) Serve(ctx context.Context, s Share) (_ *Served, err error) {
 	defer theirs.Close()
 	below, err := MountsBelow(s.Path)
 	quiet := err == nil && !below && !s.Follow && served.local
-	data, err := json.Marshal(order{Number: h.next, Quiet: quiet, Valid: s.Valid, MaxWrite: cmp.Or(s.MaxWrite, MaxWrite), Passing: s.Follow, Watch: s.Watch && !served.File})
+	data, err := json.Marshal(order{Number: h.next, Quiet: quiet, Valid: s.Valid, MaxWrite: cmp.Or(s.MaxWrite, MaxWrite), Passing: s.Follow, Watch: s.Watch && !served.File, Handed: s.Handed})
 	if err == nil {
 		_, _, err = h.control.WriteMsgUnix(data, unix.UnixRights(int(tree.Fd()), int(theirs.Fd())), nil)
 	}

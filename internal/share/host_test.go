@@ -90,10 +90,7 @@ func mount(t *testing.T, h *share.Host, s share.Share) (string, *share.Served) {
 		t.Fatal(err)
 	}
 	point := filepath.Join(t.TempDir(), "mnt")
-	stream, err := served.Stream.File()
-	if err != nil {
-		t.Fatal(err)
-	}
+	stream := guestEnd(t, served, s.Handed)
 	defer stream.Close()
 	kind := "directory"
 	if served.File {
@@ -126,6 +123,81 @@ func mount(t *testing.T, h *share.Host, s share.Share) (string, *share.Served) {
 		}
 	})
 	return point, served
+}
+
+// guestEnd is the stream for a guest: the served one, or one whose other end the server got.
+func guestEnd(t *testing.T, served *share.Served, handed bool) *os.File {
+	t.Helper()
+	if !handed {
+		stream, err := served.Stream.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stream
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := os.NewFile(uintptr(fds[0]), "host")
+	defer host.Close()
+	conn, err := net.FileConn(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if taken, err := served.Hand(conn); err != nil || !taken {
+		t.Fatalf("a socket is taken: %v, %v", taken, err)
+	}
+	return os.NewFile(uintptr(fds[1]), "guest")
+}
+
+// TestHanded: a server that was given a socket talks over it, and says on the share's stream when that ends, whoever ends it.
+func TestHanded(t *testing.T) {
+	h := startHost(t)
+	dir := t.TempDir()
+	t.Run("mounted", func(t *testing.T) {
+		mnt, _ := mount(t, h, share.Share{Path: dir, Valid: time.Second, Handed: true})
+		if err := os.WriteFile(filepath.Join(mnt, "a"), make([]byte, 2<<20), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if info, err := os.Stat(filepath.Join(dir, "a")); err != nil || info.Size() != 2<<20 {
+			t.Errorf("on the host: %v, %v", info, err)
+		}
+	})
+	serve := func(t *testing.T) *share.Served {
+		served, err := h.Serve(t.Context(), share.Share{Path: dir, Valid: time.Second, Handed: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return served
+	}
+	t.Run("ended by the guest", func(t *testing.T) {
+		served := serve(t)
+		guestEnd(t, served, true).Close()
+		if b, err := io.ReadAll(served.Stream); err != nil || len(b) == 0 {
+			t.Errorf("the stream says %v, %v", b, err)
+		}
+		if err := served.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("ended by the host", func(t *testing.T) {
+		served := serve(t)
+		end := guestEnd(t, served, true)
+		defer end.Close()
+		if err := served.Close(); err != nil {
+			t.Error(err)
+		}
+		if n, err := end.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("the guest reads %d bytes, %v", n, err)
+		}
+	})
+	t.Run("never handed", func(t *testing.T) {
+		if err := serve(t).Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestHost(t *testing.T) {

@@ -42,6 +42,8 @@ type order struct {
 	Passing bool `json:"passing,omitempty"`
 	// Watch: the guest is told of changes.
 	Watch bool `json:"watch,omitempty"`
+	// Handed: the stream's first byte says what messages pass through.
+	Handed bool `json:"handed,omitempty"`
 }
 
 // report is the server's answer, and its first word when it is ready, which answers no order and has number 0.
@@ -109,7 +111,10 @@ func obey(control *net.UnixConn, room *budget) error {
 		go func() {
 			defer stream.Close() // the last thing: it says that no file is open
 			defer fs.close()
-			_ = serve(halfClosed{stream}, fs, o.MaxWrite) // an error is the guest's, and the stream's end tells the shim
+			guest, err := o.messages(stream)
+			if err == nil {
+				_ = serve(guest, fs, o.MaxWrite) // an error is the guest's, and the stream's end tells the shim
+			}
 		}()
 		if err := tell(control, o.Number, nil); err != nil {
 			return err
@@ -151,16 +156,9 @@ func readOrder(control *net.UnixConn) (o order, root int, stream *net.UnixConn, 
 	if n == 0 {
 		return o, 0, nil, io.EOF
 	}
-	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err != nil || len(messages) != 1 {
-		return o, 0, nil, fmt.Errorf("an order with %d control messages: %w", len(messages), err)
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 2 {
-		return o, 0, nil, fmt.Errorf("an order with %d descriptors: %w", len(fds), err)
-	}
-	for _, fd := range fds {
-		unix.CloseOnExec(fd)
+	fds, err := rights(oob[:oobn], 2)
+	if err != nil {
+		return o, 0, nil, fmt.Errorf("an order: %w", err)
 	}
 	f := os.NewFile(uintptr(fds[1]), "stream")
 	conn, err := net.FileConn(f)

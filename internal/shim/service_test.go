@@ -10,9 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
@@ -129,6 +131,52 @@ func TestExecClientGone(t *testing.T) {
 		t.Errorf("attach = %v", err)
 	}
 	p.wait(t, id)
+}
+
+// TestKillOfExecThatStarts: whoever gives up the start of an exec and kills it finds it killed, and not running for ever.
+func TestKillOfExecThatStarts(t *testing.T) {
+	starting, goOn := make(chan struct{}), make(chan struct{})
+	var hold, asked atomic.Bool
+	agent := &vmtest.Agent{Intercept: func(method string) error {
+		switch {
+		case method == "Start" && hold.Load():
+			close(starting)
+			<-goOn
+		case method == "Signal":
+			asked.Store(true)
+		}
+		return nil
+	}}
+	p := ready(t, &vmtest.Driver{Agent: agent})
+	p.run(t, "c1", "sleep")
+	id := task.ID{Container: "c1", Exec: "e1"}
+	if err := p.exec(t, id, false, "sleep"); err != nil {
+		t.Fatal(err)
+	}
+	hold.Store(true)
+	ctx, giveUp := context.WithCancel(t.Context())
+	started := make(chan error, 1)
+	go func() {
+		_, err := p.Start(ctx, id)
+		started <- err
+	}()
+	<-starting
+	giveUp()
+	if err := <-started; !errors.Is(err, context.Canceled) {
+		t.Errorf("the start that was given up: %v", err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := p.service.Kill(short, &taskapi.KillRequest{ID: id.Container, ExecID: id.Exec, Signal: 9}); !errors.Is(err, context.DeadlineExceeded) || asked.Load() {
+		t.Errorf("before it is there: %v, the guest was asked: %v", err, asked.Load())
+	}
+	close(goOn)
+	if err := p.Signal(t.Context(), id, 9, false); err != nil {
+		t.Fatal(err)
+	}
+	if exit := p.wait(t, id); exit.Code != 137 {
+		t.Errorf("exit = %+v", exit)
+	}
 }
 
 func TestAttach(t *testing.T) {

@@ -109,11 +109,19 @@ func (s *Service) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.Wa
 	}
 }
 
-// Kill sends a signal. NotFound for a process that has ended.
+// Kill sends a signal, to an exec once it is there: whoever gives up its start wants its end. NotFound for a process that has
+// ended.
 func (s *Service) Kill(ctx context.Context, r *taskapi.KillRequest) error {
 	_, p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
 		return err
+	}
+	if state, _, _ := p.snapshot(); state == processStarting && r.ExecID != "" {
+		select {
+		case <-p.settled:
+		case <-ctx.Done():
+			return fmt.Errorf("%s: its start does not end: %w", p.name(), ctx.Err())
+		}
 	}
 	if err := p.step(opSignal); err != nil {
 		return err

@@ -77,3 +77,25 @@ func AcceptPipe(ctx context.Context) (net.Conn, error) {
 		conn.Close() // processes of the guest can dial as well
 	}
 }
+
+// Widen lets a stream over vsock hold that many bytes which its reader has not taken yet, so that whoever sends large messages
+// need not wait for it within one. Other carriers have room of their own.
+func Widen(conn net.Conn, bytes uint64) error {
+	c, ok := conn.(*vsock.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		for _, option := range []int{unix.SO_VM_SOCKETS_BUFFER_MAX_SIZE, unix.SO_VM_SOCKETS_BUFFER_SIZE} {
+			if failed == nil {
+				failed = unix.SetsockoptUint64(int(fd), unix.AF_VSOCK, option, bytes)
+			}
+		}
+	})
+	return errors.Join(err, failed)
+}

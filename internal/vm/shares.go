@@ -16,6 +16,7 @@ import (
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agentclient"
 	"github.com/pistis-run/pistis/internal/share"
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 // shares keeps which directories and files of the host the guest has mounted, and who uses them. Each is served once,
@@ -50,8 +51,8 @@ type shared struct {
 	id       string
 	key      shareKey
 	served   *share.Served
-	conn     agentclient.Stream
-	ended    chan struct{} // closed when no message can pass any more
+	conn     agentclient.Stream // nil where the server has it
+	ended    chan struct{}      // closed when no message can pass any more
 	writable bool
 	users    int
 	busy     chan struct{}
@@ -158,19 +159,44 @@ func (s *shares) mount(ctx context.Context, e *shared, want share.Share) (err er
 		want.MaxWrite = agentv1.SmallShareWrite
 	}
 	want.Watch = want.Watch && s.agent.Has(agentv1.FeatureShareChanges)
+	want.Handed = true
 	if e.served, err = host.Serve(ctx, want); err != nil {
 		return err
 	}
-	if e.conn, err = s.agent.OpenShare(ctx, e.id, e.served.File); err != nil {
+	conn, err := s.agent.OpenShare(ctx, e.id, e.served.File)
+	if err != nil {
 		return errors.Join(fmt.Errorf("share %s: %w", want.Path, err), e.served.Close())
+	}
+	err = transport.Widen(conn, agentv1.ShareRoom)
+	taken := false
+	if err == nil {
+		taken, err = e.served.Hand(conn)
+	}
+	if taken || err != nil {
+		err = errors.Join(err, conn.Close())
+	} else {
+		e.conn = conn
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("share %s: hand the guest's stream over: %w", want.Path, err), e.served.Close())
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.over {
-		return errors.Join(fmt.Errorf("share %s: the VM has ended: %w", want.Path, errdefs.ErrUnavailable), e.conn.Close())
+		e.cut()
+		return fmt.Errorf("share %s: the VM has ended: %w", want.Path, errdefs.ErrUnavailable)
 	}
 	s.relays.Go(func() { s.relay(e) })
 	return nil
+}
+
+// cut ends a share without the guest's consent.
+func (e *shared) cut() {
+	if e.conn != nil {
+		e.conn.Close()
+		return
+	}
+	_ = e.served.Stream.CloseWrite()
 }
 
 // server returns the pod's server, which it starts where there is none or where it has died.
@@ -205,17 +231,22 @@ func (s *shares) server(ctx context.Context) (*share.Host, error) {
 	return host, nil
 }
 
-// relay carries the messages of a share until either end closes. A share that ends by itself is not found any more:
-// whoever wants it next gets a new one.
+// relay carries the messages of a share, or leaves that to the server, until either end closes. A share that ends by itself
+// is not found any more: whoever wants it next gets a new one.
 func (s *shares) relay(e *shared) {
 	defer close(e.ended)
 	var back sync.WaitGroup
-	back.Go(func() {
-		carry(e.conn, e.served.Stream)
-		e.conn.Close() // the guest's waiters get an error
-	})
-	carry(e.served.Stream, e.conn)
-	_ = e.served.Stream.CloseWrite()
+	if e.conn == nil {
+		_, _ = e.served.Stream.Read(make([]byte, 1)) // the last message has passed
+		back.Go(func() { _, _ = io.Copy(io.Discard, e.served.Stream) })
+	} else {
+		back.Go(func() {
+			carry(e.conn, e.served.Stream)
+			e.conn.Close() // the guest's waiters get an error
+		})
+		carry(e.served.Stream, e.conn)
+		_ = e.served.Stream.CloseWrite()
+	}
 	// The server says when it has let go, unless it hangs in a file system that does not answer.
 	_ = e.served.Stream.SetReadDeadline(time.Now().Add(shareEndTimeout))
 	back.Wait()
@@ -266,7 +297,7 @@ func (s *shares) claimFree(id string) *shared {
 func (s *shares) end(ctx context.Context, e *shared) error {
 	err := s.agent.RemoveShare(ctx, e.id)
 	if err != nil {
-		e.conn.Close() // then it ends without the guest's consent
+		e.cut()
 	}
 	<-e.ended
 	err = errors.Join(err, e.served.Close())
@@ -281,7 +312,7 @@ func (s *shares) close() {
 	host := s.host
 	for _, e := range s.byID {
 		if e.busy == nil {
-			e.conn.Close()
+			e.cut()
 			e.served.Stream.Close()
 		}
 	}

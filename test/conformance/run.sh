@@ -37,9 +37,12 @@ trap 'code=$?; stop_all || code=1; exit $code' EXIT
 start_registry "$out" -cache "$top/.cache/images" -conformance
 [ "$handler" != crun ] || one_hierarchy "$out/hierarchies"
 mirror="[\"http://$registry_address\"]"
-# For pods on the host's kernel no guest need be tried.
+# For pods on the host's kernel no guest need be tried. In the lab guests run under KVM, slowly.
 guests=''
-[ "$handler" = vm ] || guests='acceleration = "tcg"'
+case $handler in
+runc | crun | runc-v2 | runsc) guests='acceleration = "tcg"' ;;
+*) [ "${PISTIS_ACCELERATION:-}" != kvm ] || guests=$'acceleration = "kvm"\nboot_timeout = "4m"' ;;
+esac
 # Containerd's shim for runc and gVisor's are not in the default configuration as they are here.
 shims=''
 case $handler in

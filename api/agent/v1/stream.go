@@ -25,6 +25,8 @@ const (
 	MaxShareWrite   = 512 << 10
 	SmallShareWrite = 128 << 10
 	MaxShareFrame   = MaxShareWrite + 4<<10
+	// ShareRoom is how much of a share's stream may wait for its reader on either side: two large messages.
+	ShareRoom = 2 * MaxShareFrame
 
 	// ShareChanged is what the error of a FUSE message says that carries a ShareChange, and ShareRepeater the pid of
 	// requests that the agent makes to repeat it. Neither is a number that a kernel uses.

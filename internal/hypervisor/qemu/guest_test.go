@@ -136,7 +136,7 @@ func openTap(t *testing.T) *os.File {
 // TestProbeKVM: whatever the host's KVM is worth, the answer comes in bounded time and is remembered.
 func TestProbeKVM(t *testing.T) {
 	cfg := realGuest(t)
-	probe := ProbeConfig{Kernel: cfg.Kernel, Initrd: cfg.Initrd, CacheDir: t.TempDir(), Timeout: 5 * time.Second}
+	probe := ProbeConfig{Kernel: cfg.Kernel, Initrd: cfg.Initrd, CacheDir: t.TempDir()}
 	usable, reason, err := ProbeKVM(t.Context(), probe)
 	if err != nil || reason == "" {
 		t.Fatalf("probe: %v, %q, %v", usable, reason, err)

@@ -24,10 +24,13 @@ const (
 	ProbeParam  = "pistis.probe"
 	ProbeAnswer = "pistis-probe-ok"
 
-	defaultProbeTimeout = 15 * time.Second
-	probeMemory         = 256 << 20
-	probeFile           = "kvm-probe.json"
-	maxProbeFile        = 64 << 10
+	// A guest whose console says nothing for probeSilence hangs. One that goes on is waited for: a host may be slow, and be
+	// slow for a while; after probeLimit it is too slow to be of use.
+	probeSilence = 15 * time.Second
+	probeLimit   = 100 * time.Second
+	probeMemory  = 256 << 20
+	probeFile    = "kvm-probe.json"
+	maxProbeFile = 64 << 10
 )
 
 // ProbeConfig says what ProbeKVM boots.
@@ -39,9 +42,11 @@ type ProbeConfig struct {
 	User *hypervisor.User
 	// CacheDir keeps the answer until the host reboots or what is probed changes.
 	CacheDir string
-	// Timeout of the guest's boot; 0 means 15 seconds.
-	Timeout time.Duration
 }
+
+// probeParams make the guest talk from the beginning: its words are the sign that it goes on. All that a kernel can say would
+// make its boot twice as long on a slow host: each character is an exit to the VMM.
+var probeParams = [...]string{ProbeParam, "earlyprintk=ttyS0", "loglevel=6"}
 
 // probeResult is the cache's file.
 type probeResult struct {
@@ -131,17 +136,13 @@ func (cfg ProbeConfig) key(ctx context.Context) (k probeKey, err error) {
 
 // run boots the guest.
 func (cfg ProbeConfig) run(ctx context.Context) (usable bool, reason string, err error) {
-	timeout := cfg.Timeout
-	if timeout == 0 {
-		timeout = defaultProbeTimeout
-	}
-	limit, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	console := &needle{want: []byte(ProbeAnswer), found: make(chan struct{})}
+	console := newNeedle(ProbeAnswer)
 	began := time.Now()
+	limit, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
 	v, err := Driver{}.Start(limit, hypervisor.Config{
 		ID: "kvm-probe", Binary: cfg.Binary, Accel: hypervisor.KVM, Kernel: cfg.Kernel, Initrd: cfg.Initrd,
-		Params: []string{ProbeParam}, Size: hypervisor.Size{VCPUs: 1, Memory: probeMemory}, Console: console, User: cfg.User,
+		Params: probeParams[:], Size: hypervisor.Size{VCPUs: 1, Memory: probeMemory}, Console: console, User: cfg.User,
 	})
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -151,21 +152,20 @@ func (cfg ProbeConfig) run(ctx context.Context) (usable bool, reason string, err
 	if v == nil {
 		return false, "", err
 	}
-	select {
-	case <-console.found:
-		usable, reason = true, fmt.Sprintf("a guest booted under KVM in %v", time.Since(began).Round(10*time.Millisecond))
-	case <-v.Done():
-		reason = fmt.Sprintf("a guest under KVM ended before it was up: %v", v.Err())
-	case <-limit.Done():
-		if err = ctx.Err(); err == nil {
-			reason = fmt.Sprintf("/dev/kvm is there, but a guest was not up after %v", timeout)
-		}
+	if err == nil {
+		reason, err = console.wait(ctx, v.Done())
+	}
+	if usable = err == nil && reason == ""; usable {
+		reason = fmt.Sprintf("a guest booted under KVM in %v", time.Since(began).Round(10*time.Millisecond))
 	}
 	if err := v.Kill(); err != nil {
 		return false, "", err
 	}
 	select {
 	case <-v.Done():
+		if err == nil && reason == guestEnded {
+			reason = fmt.Sprintf("%s: %v", guestEnded, v.Err())
+		}
 		return usable, reason, err
 	case <-time.After(hypervisor.ControlTimeout):
 		return false, "", fmt.Errorf("QEMU, process %d, does not die: %w", v.PID(), errdefs.ErrInternal)
@@ -179,11 +179,47 @@ type needle struct {
 	last  []byte
 	once  sync.Once
 	found chan struct{}
+	// heard has a token when something was written.
+	heard chan struct{}
+}
+
+func newNeedle(word string) *needle {
+	return &needle{want: []byte(word), found: make(chan struct{}), heard: make(chan struct{}, 1)}
+}
+
+const guestEnded = "a guest under KVM ended before it was up"
+
+// wait returns an empty reason when the word was found, and otherwise why it is no longer waited for. ended is closed with
+// the guest's end.
+func (n *needle) wait(ctx context.Context, ended <-chan struct{}) (reason string, err error) {
+	limit, silence := time.NewTimer(probeLimit), time.NewTimer(probeSilence)
+	defer limit.Stop()
+	defer silence.Stop()
+	for {
+		select {
+		case <-n.found:
+			return "", nil
+		case <-ended:
+			return guestEnded, nil
+		case <-n.heard:
+			silence.Reset(probeSilence)
+		case <-silence.C:
+			return fmt.Sprintf("/dev/kvm is there, but a guest hangs: its console was silent for %v", probeSilence), nil
+		case <-limit.C:
+			return fmt.Sprintf("/dev/kvm is there, but a guest was not up after %v", probeLimit), nil
+		case <-ctx.Done():
+			return "", context.Cause(ctx)
+		}
+	}
 }
 
 func (n *needle) Write(p []byte) (int, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	select {
+	case n.heard <- struct{}{}:
+	default:
+	}
 	n.last = append(n.last, p...)
 	if bytes.Contains(n.last, n.want) {
 		n.once.Do(func() { close(n.found) })

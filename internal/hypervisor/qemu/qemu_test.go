@@ -7,8 +7,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -162,7 +164,7 @@ func TestProbeCache(t *testing.T) {
 }
 
 func TestNeedle(t *testing.T) {
-	n := &needle{want: []byte("needle"), found: make(chan struct{})}
+	n := newNeedle("needle")
 	for _, b := range []byte("hay need\nhay needle hay") {
 		n.Write([]byte{b})
 	}
@@ -173,5 +175,51 @@ func TestNeedle(t *testing.T) {
 	}
 	if len(n.last) > len(n.want) {
 		t.Errorf("%d bytes are kept", len(n.last))
+	}
+}
+
+// TestProbeWaits: a guest that goes on is waited for, one that is silent is not, and neither is one that never comes up.
+func TestProbeWaits(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		every  time.Duration // between two lines of the console
+		up     int           // after which line the guest is up; 0 is never
+		ends   int           // after which line it ends
+		reason string
+	}{
+		{"slow", probeSilence - time.Second, 5, 0, ""},
+		{"silent", probeSilence + time.Second, 5, 0, "silent for 15s"},
+		{"crawling", time.Second, 0, 0, "not up after 1m40s"},
+		{"ended", time.Second, 0, 3, guestEnded},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n, ended := newNeedle(ProbeAnswer), make(chan struct{})
+				ctx, cancel := context.WithCancel(t.Context())
+				var guest sync.WaitGroup
+				defer guest.Wait()
+				guest.Go(func() {
+					for line := 1; ctx.Err() == nil; line++ {
+						time.Sleep(c.every)
+						text := "a line\n"
+						if line == c.up {
+							text = ProbeAnswer
+						}
+						n.Write([]byte(text))
+						if line == c.ends {
+							close(ended)
+						}
+					}
+				})
+				reason, err := n.wait(ctx, ended)
+				if err != nil || (reason == "") != (c.reason == "") || !strings.Contains(reason, c.reason) {
+					t.Errorf("%q, %v; want %q", reason, err, c.reason)
+				}
+				cancel()
+				if _, err := newNeedle("x").wait(ctx, nil); !errors.Is(err, context.Canceled) {
+					t.Errorf("after the caller's end: %v", err)
+				}
+			})
+		})
 	}
 }
