@@ -126,6 +126,12 @@ func machine(cfg hypervisor.Config) string {
 	return kind + ",accel=" + string(cfg.Accel)
 }
 
+// grows tells whether processors and memory can be added to a machine of that kind: to PCs, of which q35 is one.
+func grows(machine string) bool {
+	kind, _, _ := strings.Cut(machine, ",")
+	return kind == "" || kind == "q35" || kind == "pc" || strings.HasPrefix(kind, "pc-")
+}
+
 // cpu masks cmpxchg16b under TCG: QEMU 7.2 computes its flags wrongly, and kernels that use it for their
 // allocator die within seconds. svm is masked because QEMU warns of what TCG cannot do in it.
 func cpu(accel hypervisor.Acceleration) string {

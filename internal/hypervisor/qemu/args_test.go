@@ -55,3 +55,11 @@ func TestCommandLine(t *testing.T) {
 		})
 	}
 }
+
+func TestGrows(t *testing.T) {
+	for machine, want := range map[string]bool{"": true, "q35": true, "q35,hpet=off": true, "pc": true, "pc-q35-7.2,smm=off": true, "microvm": false, "microvm,acpi=on": false} {
+		if got := grows(machine); got != want {
+			t.Errorf("machine %q: %v", machine, got)
+		}
+	}
+}
