@@ -51,10 +51,11 @@ fuzz: setup
 	@hack/fuzz.sh
 
 # PEERS=1 make bench compares pods on the host's kernel with those of other runtimes, VOLUMES=1 make bench volumes of VM
-# pods with the host and with virtio-fs, MEMORY=1 make bench the host's memory for each hypervisor, under KVM in the lab.
+# pods with the host and with virtio-fs, ROOTFS=1 make bench root file systems with all of these, MEMORY=1 make bench the host's
+# memory for each hypervisor, under KVM in the lab.
 bench: tools
 	@$(if $(MEMORY),go build -o $(BIN)/ ./test/lab)
-	@BIN=$(BIN) GUEST=$(GUEST) hack/$(if $(PEERS),peers,$(if $(VOLUMES),volumes,$(if $(MEMORY),memory,bench))).sh
+	@BIN=$(BIN) GUEST=$(GUEST) hack/$(or $(if $(PEERS),peers),$(if $(VOLUMES),volumes),$(if $(ROOTFS),rootfs),$(if $(MEMORY),memory),bench).sh
 
 # 1,000 pods come and go while the daemon is killed: make soak CYCLES=1000, or CROWD=200 for as many at once.
 soak: tools

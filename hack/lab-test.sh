@@ -119,7 +119,7 @@ for handler in $handlers; do
 	logs+=("$handler=$out/$handler.log")
 	if grep -aq '^== report' "$out/$handler.log"; then
 		sed '1,/^== report/d; /^== /,$d' "$out/$handler.log" | base64 -d | gunzip >"$out/$handler-critest.json"
-		"$BIN/critest-report" -handler "$handler" -commit "$(git describe --always --dirty)" \
+		"$BIN/critest-report" -section "Handler \`$handler\`" -commit "$(git describe --always --dirty)" \
 			-reasons "test/conformance/reasons-$handler.txt" -doc docs/conformance.md "$out/$handler-critest.json" || failed=1
 	fi
 done

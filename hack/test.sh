@@ -24,7 +24,9 @@ export PISTIS_DOCKER=${PISTIS_DOCKER:-$PWD/.cache/docker}
 go test -timeout 25m -v -count=1 ./test/integration/...
 
 echo "== pods that come and go while the daemon is killed"
-BIN=$PISTIS_BIN GUEST=$PISTIS_GUEST CYCLES=60 KILL=15 VMS=0 hack/soak.sh
+# The integration tests have built containerd's shim where it is not installed.
+shim=$(command -v containerd-shim-runc-v2 || echo "$PISTIS_BIN/containerd-shim-runc-v2")
+BIN=$PISTIS_BIN GUEST=$PISTIS_GUEST CYCLES=60 KILL=15 VMS=0 SHIM=$shim hack/soak.sh
 
 echo "== named specs of the Kubernetes project's critest"
 for handler in runc crun vm; do

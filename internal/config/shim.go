@@ -35,6 +35,9 @@ func (h Handler) shimProgram() string {
 	return "containerd-shim-" + parts[len(parts)-2] + "-" + parts[len(parts)-1]
 }
 
+// RuncShim tells whether the shim is containerd's for runc.
+func (h Handler) RuncShim() bool { return h.shimProgram() == runcShim }
+
 // FindContainerdShim returns the path of the shim of the handler that is called name: its path, or its program on PATH.
 // FailedPrecondition when there is none.
 func (h Handler) FindContainerdShim(name string) (string, error) {
@@ -61,7 +64,7 @@ func (h Handler) ShimOptions(root string, systemd bool) (*anypb.Any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h.shimProgram() == runcShim {
+	if h.RuncShim() {
 		return runcOptions(table, root, systemd)
 	}
 	if len(h.Options) == 0 {

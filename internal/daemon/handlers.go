@@ -40,6 +40,7 @@ type handlers struct {
 	userNamespaces func() bool
 	launchers      map[string]sandbox.Launcher
 	counts         *telemetry.Metrics
+	log            *slog.Logger
 }
 
 // guestFiles finds the guest's files: those of the configuration, else those that were built. They are
@@ -113,6 +114,14 @@ func (h *handlers) forCRI() cri.Handlers {
 			offered.UserNamespaces = h.userNamespaces
 			offered.RecursiveReadOnly = hostpod.CheckRecursiveReadOnly
 		}
+		if handler.Type == config.HandlerShim {
+			shim := shimAbilities{name: name, handler: handler, log: h.log}
+			offered.UserNamespaces = nil
+			if handler.RuncShim() { // others do not join the pod's user namespace, whatever they can beside that
+				offered.UserNamespaces = func() bool { return shim.get().IDMaps && h.userNamespaces() }
+			}
+			offered.RecursiveReadOnly = shim.recursiveReadOnly
+		}
 		out.ByName[name] = offered
 	}
 	return out
@@ -122,7 +131,7 @@ func (h *handlers) forCRI() cri.Handlers {
 // and becomes so when they are installed.
 func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *rootfs.Watched, counts *telemetry.Metrics, log *slog.Logger) (*handlers, error) {
 	h := &handlers{
-		cfg: cfg, counts: counts, launchers: map[string]sandbox.Launcher{},
+		cfg: cfg, counts: counts, log: log, launchers: map[string]sandbox.Launcher{},
 		guest: guestFiles{Guest: vmpod.Guest{Kernel: cfg.VM.Kernel, Initrd: cfg.VM.Initrd, Modules: cfg.VM.Modules}, built: p.guest()},
 	}
 	h.accel = newAccelerator(cfg.VM, h.guest, cfg.Root, log)

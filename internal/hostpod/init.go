@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	monitorclient "github.com/pistis-run/pistis/internal/monitor"
@@ -48,13 +49,42 @@ func (t *tasks) startInit(ctx context.Context, program string) error {
 	if err := t.monitor.Create(ctx, monitorclient.CreateRequest{ID: id, Bundle: bundle, CgroupsPath: spec.Linux.CgroupsPath}); err != nil {
 		return fmt.Errorf("first process: %w", err)
 	}
-	if _, err := t.monitor.Start(ctx, task.ID{Container: id}); err != nil {
+	pid, err := t.monitor.Start(ctx, task.ID{Container: id})
+	if err != nil {
 		return fmt.Errorf("first process: %w", err)
+	}
+	if t.p.shim {
+		if err := t.p.onHost(pid); err != nil {
+			return err
+		}
 	}
 	if !t.p.cfg.SharedPID {
 		return nil
 	}
 	return t.pinPIDOf(ctx, id, t.p.sharedPID())
+}
+
+// onHost refuses a shim whose containers are not in the namespaces of the host that the pod is to have: one that makes a machine
+// or a kernel of its own around them.
+func (p pod) onHost(pid uint32) error {
+	for kind, wanted := range map[string]bool{"net": p.cfg.HostNetwork, "ipc": p.cfg.HostIPC} {
+		if !wanted {
+			continue
+		}
+		theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
+		if err != nil {
+			return fmt.Errorf("first process: %w", err)
+		}
+		hosts, err := os.Readlink("/proc/self/ns/" + kind)
+		if err != nil {
+			return err
+		}
+		if theirs != hosts {
+			return fmt.Errorf("the shim keeps its containers apart from the host's %s namespace: leave out hostNetwork and hostIPC, or use another RuntimeClass: %w",
+				kind, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return nil
 }
 
 // initPath is where the program is in its root.

@@ -169,7 +169,14 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (_ san
 	if err := os.Mkdir(p.dir, 0o711); err != nil {
 		return nil, fmt.Errorf("pod directory: %w", err)
 	}
-	undo.Add("clean up pod", func(ctx context.Context) error { return l.Cleanup(ctx, req) })
+	var m monitor
+	undo.Add("clean up pod", func(ctx context.Context) error {
+		err := l.Cleanup(ctx, req)
+		if m != nil {
+			err = errors.Join(err, m.Close()) // after its end, of which it takes notice
+		}
+		return err
+	})
 	if err := p.writeFile(parentFile, []byte(p.cfg.CgroupParent)); err != nil {
 		return nil, err
 	}
@@ -183,14 +190,13 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (_ san
 		return nil, err
 	}
 	launching, launched := span.Start(ctx, "monitor process")
-	m, err := l.monitors.launch(launching, monitorclient.Config{
+	m, err = l.monitors.launch(launching, monitorclient.Config{
 		Binary: program, Dir: p.monitor(), Runtime: runtime, RuntimeArgs: []string{"--root", l.RuntimeRoot}, Cgroup: p.monitorGroup(), Adopt: l.adopt(ctx, p),
 	})
 	launched(err)
 	if err != nil {
 		return nil, err
 	}
-	undo.Add("close monitor", func(context.Context) error { return m.Close() })
 	network, err := req.Connected(ctx)
 	if err != nil {
 		return nil, err

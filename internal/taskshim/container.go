@@ -124,7 +124,7 @@ func (p *Pod) Start(ctx context.Context, id task.ID) (pid uint32, err error) {
 		_, told := p.Exited(ctx, c.id, exit)
 		err = errors.Join(err, c.purge(ctx), told)
 	}
-	return 0, fmt.Errorf("start container %s: %w", c.id, err)
+	return 0, err
 }
 
 var errStarted = fmt.Errorf("it was started before: %w", errdefs.ErrFailedPrecondition)

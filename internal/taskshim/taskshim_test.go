@@ -12,6 +12,7 @@ import (
 	cgroup1 "github.com/containerd/cgroups/v3/cgroup1/stats"
 	cgroup2 "github.com/containerd/cgroups/v3/cgroup2/stats"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -191,5 +192,31 @@ func TestFIFOsOf(t *testing.T) {
 		if got := fifosOf("/d", c.stdin, c.output, c.terminal); got != c.want {
 			t.Errorf("%+v: %+v", c, got)
 		}
+	}
+}
+
+func TestParseInfo(t *testing.T) {
+	info := func(features string) []byte {
+		out, err := proto.Marshal(&types.RuntimeInfo{Name: "r", Features: &anypb.Any{Value: []byte(features)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	for text, want := range map[string]Abilities{
+		"":   {},
+		"{}": {},
+		`{"mountOptions":["ro","rro"],"linux":{"mountExtensions":{"idmap":{"enabled":true}}}}`: {RecursiveReadOnly: true, IDMaps: true},
+		`{"mountOptions":["ro"],"linux":{"mountExtensions":{"idmap":{"enabled":false}}}}`:      {},
+	} {
+		if got, err := parseInfo(info(text)); err != nil || got != want {
+			t.Errorf("%s: %+v, %v", text, got, err)
+		}
+	}
+	if _, err := parseInfo(info("no JSON")); !errdefs.IsInternal(err) {
+		t.Errorf("words: %v", err)
+	}
+	if _, err := Ask(t.Context(), "/no/such/shim", nil); !errdefs.IsNotImplemented(err) {
+		t.Errorf("a missing shim: %v", err)
 	}
 }

@@ -122,7 +122,11 @@ func pistisd(e *Endpoint, o Options, conf string) ([]string, error) {
 	for _, name := range slices.Sorted(maps.Keys(o.Runtimes)) {
 		fmt.Fprintf(&handlers, "[handlers.%s]\ntype = \"oci\"\npath = %q\n", name, o.Runtimes[name])
 	}
-	path, err := e.write(fmt.Sprintf(`root = %q
+	first := ""
+	if o.Default != "" {
+		first = fmt.Sprintf("default_handler = %q\n", o.Default)
+	}
+	path, err := e.write(first + fmt.Sprintf(`root = %q
 state = %q
 socket = %q
 cgroup_parent = %q

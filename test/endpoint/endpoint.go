@@ -36,6 +36,8 @@ type Options struct {
 	Runtimes map[string]string
 	// Pause is the image of the pause container, for daemons that want one.
 	Pause string
+	// Default is pistisd's handler for pods that name none, where it is not its own choice.
+	Default string
 	// Extra is appended to pistisd's configuration.
 	Extra string
 }

@@ -109,6 +109,8 @@ func TestPodOnFullDisk(t *testing.T) {
 	}
 	d.nothing("after a pod that had no room")
 
+	neighbour, neighbours := d.runPod("neighbour", nil)
+	other := d.launch(neighbour, neighbours, shell("main", forever))
 	pod, config := d.runPod("full", func(c *runtime.PodSandboxConfig) { c.LogDirectory = filepath.Join(d.scope.State, "logs") })
 	main := d.launch(pod, config, shell("main", forever))
 	writer := d.launch(pod, config, shell("writer", "dd if=/dev/urandom of=/big bs=1M count=96 conv=fsync; exit $?"))
@@ -116,8 +118,10 @@ func TestPodOnFullDisk(t *testing.T) {
 	if said := d.logOf(s, "stderr"); s.ExitCode == 0 || !strings.Contains(said, "I/O error") && !strings.Contains(said, "nput/output error") {
 		t.Errorf("the writer ended with %d and said %q", s.ExitCode, said)
 	}
-	expect(t, "pod", d.sandboxState(pod), runtime.PodSandboxState_SANDBOX_READY)
-	expect(t, "exec on a full disk", d.execSync(main, "echo", "alive"), "alive\n")
+	for pod, main := range map[string]string{pod: main, neighbour: other} {
+		expect(t, "pod", d.sandboxState(pod), runtime.PodSandboxState_SANDBOX_READY)
+		expect(t, "exec on a full disk", d.execSync(main, "echo", "alive"), "alive\n")
+	}
 	_, err = d.tryPod("no-room")
 	if code := status.Code(err); code != codes.ResourceExhausted {
 		t.Errorf("a second pod on a full disk: code %v: %v", code, err)
@@ -128,6 +132,8 @@ func TestPodOnFullDisk(t *testing.T) {
 	}
 	expect(t, "state", d.status(main).State, runtime.ContainerState_CONTAINER_EXITED)
 	d.stopAndRemove(pod)
+	expect(t, "exec in the other pod", d.execSync(other, "sh", "-c", "echo more >/file && sync && cat /file"), "more\n")
+	d.stopAndRemove(neighbour)
 	d.nothing("after a full disk")
 	again, _ := d.runPod("no-room", nil)
 	d.stopAndRemove(again)

@@ -155,6 +155,43 @@ func TestContainerdShimPod(t *testing.T) {
 	})
 }
 
+// TestContainerdShimPromises: a shim is offered for what it can, and refused for what it cannot.
+func TestContainerdShimPromises(t *testing.T) {
+	onShims(t, func(t *testing.T, d *daemon, shim foreign) {
+		resp, err := d.Status(d.call(), &runtime.StatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range resp.RuntimeHandlers {
+			if h.Name == shim.handler && (h.Features.RecursiveReadOnlyMounts == shim.gvisor || shim.gvisor && h.Features.UserNamespaces) {
+				t.Errorf("it is offered with %v", h.Features)
+			}
+		}
+		config := d.podConfig("host")
+		config.Hostname = ""
+		config.Linux.SecurityContext.NamespaceOptions = &runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE, Pid: runtime.NamespaceMode_CONTAINER}
+		pod, err := d.RunPodSandbox(d.call(), &runtime.RunPodSandboxRequest{Config: config, RuntimeHandler: shim.handler})
+		if shim.gvisor {
+			if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "hostNetwork") {
+				t.Errorf("a pod on the host's network: %v", err)
+			}
+			d.nothing("after a refused pod")
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		ns, err := os.Readlink("/proc/self/ns/net")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := shell("c", "readlink /proc/self/ns/net")
+		c.Linux.SecurityContext.NamespaceOptions = config.Linux.SecurityContext.NamespaceOptions
+		expect(t, "the network", d.run(pod.PodSandboxId, config, c), ns+"\n")
+		d.stopAndRemove(pod.PodSandboxId)
+	})
+}
+
 // TestContainerdShimCrash: pods outlive the daemon with all that they say, and the end of a shim is noticed.
 func TestContainerdShimCrash(t *testing.T) {
 	onShims(t, func(t *testing.T, d *daemon, _ foreign) {

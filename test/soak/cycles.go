@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -31,9 +29,8 @@ const (
 // soak lets pods come and go.
 type soak struct {
 	amounts
-	daemon   *endpoint.Endpoint
-	image    string
-	handlers []string
+	daemon *endpoint.Endpoint
+	image  string
 
 	mu    sync.Mutex
 	done  int
@@ -48,8 +45,8 @@ type life struct {
 	memory float64 // PSS at its end, in MB
 }
 
-func newSoak(daemon *endpoint.Endpoint, image string, n amounts, runtimes map[string]string) *soak {
-	return &soak{amounts: n, daemon: daemon, image: image, handlers: slices.Sorted(maps.Keys(runtimes))}
+func newSoak(daemon *endpoint.Endpoint, image string, n amounts) *soak {
+	return &soak{amounts: n, daemon: daemon, image: image}
 }
 
 func (s *soak) run(ctx context.Context) error {

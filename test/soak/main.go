@@ -5,8 +5,10 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -21,6 +23,7 @@ type amounts struct {
 	kill     int // cycles in a life of the daemon; 0: it is not killed
 	vms      int // every so many cycles the pod is a VM; 0: none
 	crowd    int // pods that live at once, instead of all this
+	handlers []string
 }
 
 func main() {
@@ -30,6 +33,7 @@ func main() {
 	flag.StringVar(&o.Bin, "bin", "", "where Pistis' commands are")
 	runc := flag.String("runc", "", "path of runc")
 	crun := flag.String("crun", "", "path of crun; empty leaves it out")
+	shim := flag.String("shim", "", "path of containerd-shim-runc-v2; empty leaves it out")
 	guest := flag.String("guest", "", "the guest's directory; empty leaves VMs out")
 	cache := flag.String("images", "", "the cache of test images")
 	flag.IntVar(&n.cycles, "cycles", 1000, "how many pods come and go")
@@ -46,6 +50,10 @@ func main() {
 		n.vms = 0
 	} else {
 		o.Extra = fmt.Sprintf("[handlers.vm]\ntype = \"vm\"\n[vm]\nkernel = %q\ninitrd = %q\nmodules = %q\nmemory_mib = 160\nboot_timeout = \"5m\"\n", *guest+"/vmlinuz", *guest+"/initrd", *guest+"/modules.img")
+	}
+	if n.handlers = slices.Sorted(maps.Keys(o.Runtimes)); *shim != "" {
+		o.Extra = fmt.Sprintf("[handlers.shim]\ntype = \"shim\"\nshim = %q\n[handlers.shim.options]\nBinaryName = %q\n", *shim, *runc) + o.Extra
+		n.handlers = append(n.handlers, "shim")
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -76,7 +84,7 @@ func run(ctx context.Context, o endpoint.Options, n amounts, cache string) (err 
 	if n.crowd > 0 {
 		err = (&crowd{daemon: daemon, image: image, pods: make([]endpoint.Pod, n.crowd), parallel: n.parallel}).run(ctx)
 	} else {
-		err = newSoak(daemon, image, n, o.Runtimes).run(ctx)
+		err = newSoak(daemon, image, n).run(ctx)
 	}
 	fmt.Printf("%v in all\n", time.Since(begin).Round(time.Second))
 	return err

@@ -1,5 +1,5 @@
 // Command fsload loads a directory's file system and prints what it gave: fio's throughput, a metadata loop, and whether
-// fio reads what it wrote. As the first process of a guest it mounts a virtio-fs share first and works in there.
+// fio reads what it wrote; or what is done to the files of an image in a root file system (test/bench/rootfs). As the first process of a guest it mounts a virtio-fs share first and works in there.
 package main
 
 import (
@@ -24,14 +24,31 @@ func main() {
 	fio := flag.String("fio", "fio", "the program fio")
 	mib := flag.Int("mib", 64, "size of the file that fio works on")
 	files := flag.Int("files", 500, "how many files the metadata loop has")
+	root := flag.String("root", "", "load the root file system here instead, which is of the image of test/bench/rootfs")
+	read := flag.String("read", "", "read all files of this directory and do nothing then")
+	stay := flag.Bool("stay", false, "do nothing, for ever")
 	flag.Parse()
-	if os.Getpid() == 1 {
+	if os.Getpid() == 1 && flag.NArg() > 0 { // of a guest, and not of a container
 		err := first()
 		fmt.Println("fsload: ended:", err)
 		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 		select {}
 	}
-	if err := run(*dir, *fio, *mib, *files); err != nil {
+	if *read != "" {
+		if err := readTree(*read); err != nil {
+			fmt.Fprintln(os.Stderr, "fsload:", err)
+			os.Exit(1)
+		}
+		fmt.Println("has read")
+	}
+	for *stay || *read != "" {
+		time.Sleep(time.Hour)
+	}
+	load := func() error { return run(*dir, *fio, *mib, *files) }
+	if *root != "" {
+		load = func() error { return loadRoot(*root) }
+	}
+	if err := load(); err != nil {
 		fmt.Fprintln(os.Stderr, "fsload:", err)
 		os.Exit(1)
 	}
@@ -61,6 +78,10 @@ func run(dir, fio string, mib, files int) error {
 	if err := metadata(dir, files, results); err != nil {
 		return fmt.Errorf("metadata: %w", err)
 	}
+	return report(results)
+}
+
+func report(results map[string]float64) error {
 	line, err := json.Marshal(results)
 	if err != nil {
 		return err

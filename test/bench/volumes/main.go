@@ -3,14 +3,11 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"os/exec"
@@ -24,18 +21,18 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/pistis-run/pistis/test/bench/virtiofs"
 )
 
 // marker is fsload's.
 const marker = "fsload-results "
 
 type options struct {
-	socket, image, load, dir            string
-	kernel, initrd, virtiofs, virtiofsd string
-	fio                                 string
-	loadArgs                            []string
-	machine, cpu, params                string
-	rounds                              int
+	socket, image, load, dir, fio string
+	peer                          virtiofs.Guest
+	loadArgs                      []string
+	rounds                        int
 }
 
 func main() {
@@ -44,14 +41,8 @@ func main() {
 	flag.StringVar(&o.image, "image", "", "an image with fio")
 	flag.StringVar(&o.load, "load", "", "the program fsload")
 	flag.StringVar(&o.dir, "dir", "", "a directory of the file system to measure")
-	flag.StringVar(&o.kernel, "kernel", "", "the guest's kernel")
-	flag.StringVar(&o.initrd, "initrd", "", "the guest's initrd")
-	flag.StringVar(&o.virtiofs, "virtiofs", "", "the kernel's module virtiofs")
-	flag.StringVar(&o.virtiofsd, "virtiofsd", "/usr/lib/qemu/virtiofsd", "virtio-fs's server")
+	o.peer.Flags()
 	flag.StringVar(&o.fio, "fio", "fio", "the host's fio")
-	flag.StringVar(&o.machine, "machine", "q35,accel=tcg", "QEMU's machine for virtio-fs")
-	flag.StringVar(&o.cpu, "cpu", "EPYC,-cx16,-svm", "QEMU's processor for virtio-fs")
-	flag.StringVar(&o.params, "params", "no_timer_check tsc=reliable mitigations=off noreplace-smp", "kernel parameters")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each is measured, by turns")
 	flag.Parse()
 	o.loadArgs = flag.Args()
@@ -87,7 +78,7 @@ func run(ctx context.Context, o options) (err error) {
 			line, _, _ = strings.Cut(line, "\n")
 			var values map[string]float64
 			if err := json.Unmarshal([]byte(line), &values); !found || err != nil {
-				return fmt.Errorf("%s: no results: %w: %.2000s", subject.name, err, out)
+				return fmt.Errorf("%s: no results: %w: …%s", subject.name, err, out[max(0, len(out)-2000):])
 			}
 			for name, v := range values {
 				results[subject.name][name] = append(results[subject.name][name], v)
@@ -182,66 +173,5 @@ func onPistis(ctx context.Context, o options, dir string) (_ string, err error) 
 
 // onVirtioFS runs it in a guest of the same kernel whose root is this host's, over virtio-fs.
 func onVirtioFS(ctx context.Context, o options, dir string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Minute)
-	defer cancel()
-	initrd := filepath.Join(filepath.Dir(dir), "initrd")
-	if err := peerInitrd(initrd, o); err != nil {
-		return "", err
-	}
-	socket := filepath.Join(filepath.Dir(dir), "virtiofs.sock")
-	server := exec.CommandContext(ctx, o.virtiofsd, "--socket-path="+socket, "-o", "source=/", "-o", "sandbox=chroot")
-	var said bytes.Buffer
-	server.Stderr = &said
-	if err := server.Start(); err != nil {
-		return "", err
-	}
-	defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
-	for _, err := os.Stat(socket); err != nil; _, err = os.Stat(socket) {
-		if ctx.Err() != nil {
-			return "", ctx.Err()
-		}
-		time.Sleep(20 * time.Millisecond) // it makes the socket when it is ready
-	}
-	command := strings.Join(append([]string{o.load, "-dir", dir, "-fio", "/usr/bin/fio"}, o.loadArgs...), " ")
-	qemu := exec.CommandContext(ctx, "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", o.machine, "-cpu", o.cpu,
-		"-smp", "1", "-m", "512M", "-object", "memory-backend-memfd,id=memory,share=on,size=512M", "-numa", "node,memdev=memory",
-		"-kernel", o.kernel, "-initrd", initrd, "-append", "rdinit=/fsload console=ttyS0 quiet panic=-1 reboot=t "+o.params+" -- "+command, "-serial", "stdio",
-		"-chardev", "socket,id=root,path="+socket, "-device", "vhost-user-fs-pci,chardev=root,tag=root,queue-size=1024", "-device", "virtio-rng-pci")
-	out, err := qemu.CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("QEMU: %w: %s; virtiofsd: %s", err, out, said.Bytes())
-	}
-	return strings.ReplaceAll(string(out), "\r", ""), nil
-}
-
-// peerInitrd is the guest's initrd with another first process and one module more, in an archive before it: the kernel
-// unpacks one after the other.
-func peerInitrd(path string, o options) (err error) {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	w := bufio.NewWriter(f)
-	for _, file := range []struct{ name, from string }{{"fsload", o.load}, {"virtiofs.ko", o.virtiofs}, {"TRAILER!!!", ""}} {
-		var data []byte
-		if file.from != "" {
-			if data, err = os.ReadFile(file.from); err != nil {
-				return err
-			}
-		}
-		const mode = 0o100755
-		// cpio's "newc" format, as the kernel's initramfs takes it.
-		fmt.Fprintf(w, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x", 0, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(file.name)+1, 0)
-		io.WriteString(w, file.name+"\x00")
-		w.Write(make([]byte, -(110+len(file.name)+1)&3))
-		w.Write(data)
-		w.Write(make([]byte, -len(data)&3))
-	}
-	base, err := os.ReadFile(o.initrd)
-	if err != nil {
-		return err
-	}
-	w.Write(base)
-	return w.Flush()
+	return o.peer.Run(ctx, filepath.Dir(dir), o.load, append([]string{"-dir", dir, "-fio", "/usr/bin/fio"}, o.loadArgs...)...)
 }
