@@ -60,6 +60,17 @@ func (s *suite) resizeMemory(t *testing.T) {
 			t.Errorf("with %d MiB added the guest has %d MiB more than at first", added, got)
 		}
 	}
+	short, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	<-short.Done()
+	if _, err := r.ResizeMemory(short, c.MaxMemory); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("without time: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if now, err := r.ResizeMemory(ctx, c.Memory); err != nil || now != c.Memory {
+		t.Errorf("after a call that had no time: %d MiB, %v", now/mib, err)
+	}
 	now, err := r.ResizeMemory(t.Context(), c.MaxMemory+1)
 	if !errdefs.IsResourceExhausted(err) || now != c.Memory {
 		t.Errorf("beyond the most: %d MiB, %v, want ResourceExhausted", now/mib, err)
