@@ -44,8 +44,11 @@ func (v *vm) resizeMemory(ctx context.Context, bytes uint64) (uint64, error) {
 	if ctx.Err() != nil {
 		return now, context.Cause(ctx)
 	}
-	if err := v.do(request, "vm.resize", resize{RAM: v.cfg.Memory + added}); err != nil {
-		return now, err
+	if added != v.asked { // it refuses to be asked again for the same
+		if err := v.do(request, "vm.resize", resize{RAM: v.cfg.Memory + added}); err != nil {
+			return now, err
+		}
+		v.asked = added
 	}
 	return v.AwaitAdded(ctx, added, v.addedMemory)
 }

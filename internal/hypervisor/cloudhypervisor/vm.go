@@ -21,8 +21,9 @@ type vm struct {
 	api      *vmm.API
 	cfg      hypervisor.Config
 	slots    *vmm.Slots
-	resizing sync.Mutex // one change of the size at a time; it guards vcpus
+	resizing sync.Mutex // one change of the size at a time; it guards vcpus and asked
 	vcpus    int
+	asked    uint64 // memory to be added, as it was told last
 
 	mu      sync.Mutex
 	reset   bool                     // the guest reset itself
