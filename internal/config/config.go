@@ -164,6 +164,7 @@ type VM struct {
 	// Acceleration is auto, kvm or tcg.
 	Acceleration string `toml:"acceleration" json:"acceleration"`
 	VMSize
+	Reclaim     bool     `toml:"reclaim" json:"reclaim"`         // give memory that guests have freed back to the host
 	ScratchMiB  uint64   `toml:"scratch_mib" json:"scratch_mib"` // size of a pod's writable disk (sparse)
 	BootTimeout Duration `toml:"boot_timeout" json:"boot_timeout"`
 	// UIDs is the range, as 2000000-2065535, that VMMs run as, one each; empty: as the shim.

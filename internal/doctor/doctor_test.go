@@ -87,11 +87,11 @@ func TestNeedsKVM(t *testing.T) {
 		}
 	}
 	want("missing", LevelWarn, "vm.firecracker")
-	write(t, program, "#!/bin/sh\necho Firecracker v1.15.0\n")
+	write(t, program, "#!/bin/sh\necho Firecracker v1.7.0\n")
 	if err := os.Chmod(program, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	want("too old", LevelWarn, "1.16 or later")
+	want("too old", LevelWarn, "1.8 or later")
 	write(t, program, "#!/bin/sh\necho Firecracker v1.16.1\n")
 	h.probe = func(context.Context) (bool, string, error) { return false, "the guest hung", nil }
 	want("no KVM", LevelWarn, "the guest hung")

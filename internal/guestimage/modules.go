@@ -42,6 +42,7 @@ var guestModules = []struct {
 	{"fuse", false},
 	{"virtio_rng", false},
 	{"virtio_mem", false},
+	{"virtio_balloon", false},
 	{"af_packet", false},
 	{"ipv6", false},
 }

@@ -78,8 +78,8 @@ type Capabilities struct {
 	HotplugDisk bool
 	// ResizeMemory: the VMs implement MemoryResizer, ResizeVCPUs: VCPUResizer.
 	ResizeMemory, ResizeVCPUs bool
-	// Tunable: Config.Tuning works.
-	Tunable bool
+	// Tunable: rates and CPU templates of Config.Tuning work, Reclaims: so does the rest of it.
+	Tunable, Reclaims bool
 	// MaxDisks is how many disks a VM can have in all.
 	MaxDisks int
 	// MinMemory is the least guest memory in bytes with which a guest boots.
@@ -147,6 +147,8 @@ type Tuning struct {
 	DiskRate, NetRate Rate
 	// CPUTemplate is the VMM's own description of the guest's processors; nil are the host's.
 	CPUTemplate []byte
+	// Reclaim: memory that the guest does not use any more is given back to the host, by and by.
+	Reclaim bool
 }
 
 // Rate is per second; 0 is no bound.
@@ -264,6 +266,8 @@ func (c Config) Validate(caps Capabilities) error {
 		return fmt.Errorf("vm config: %d MiB of memory later, and this hypervisor cannot add any: %w", c.MaxMemory>>20, ErrInvalidConfig)
 	case !caps.Tunable && (c.DiskRate != Rate{} || c.NetRate != Rate{} || c.CPUTemplate != nil):
 		return fmt.Errorf("vm config: rates of disks and networks, or a CPU template, and this hypervisor has none: %w", ErrInvalidConfig)
+	case c.Reclaim && !caps.Reclaims:
+		return fmt.Errorf("vm config: memory to be given back, and this hypervisor cannot do that: %w", ErrInvalidConfig)
 	case caps.MaxDisks > 0 && len(c.Disks) > caps.MaxDisks:
 		return fmt.Errorf("vm config: %d disks, at most %d can be attached: %w", len(c.Disks), caps.MaxDisks, ErrInvalidConfig)
 	}

@@ -63,7 +63,7 @@ func Config(id string, o *shimv1.VMOptions, nics []tap.NIC) hypervisor.Config {
 	if t := o.GetTuning(); t != nil {
 		c.Tuning = hypervisor.Tuning{
 			DiskRate: hypervisor.Rate{Bytes: t.DiskBytes, Ops: t.DiskOps}, NetRate: hypervisor.Rate{Bytes: t.NetBytes, Ops: t.NetOps},
-			CPUTemplate: t.CpuTemplate,
+			CPUTemplate: t.CpuTemplate, Reclaim: t.Reclaim,
 		}
 	}
 	for i, nic := range nics {

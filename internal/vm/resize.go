@@ -13,7 +13,7 @@ import (
 )
 
 // resizeTimeout bounds one change of a size: the guest takes and gives back memory in its own time.
-const resizeTimeout = 30 * time.Second
+const resizeTimeout = time.Minute
 
 // Size is what a guest has.
 type Size struct {

@@ -194,7 +194,7 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 	if _, memory := size(req.Config, l.Config, bounds.vcpus); l.Config.MaxMemoryMiB > 0 && memory > bounds.memory {
 		return machine{}, fmt.Errorf("the pod's microVM would need %d MiB of memory, and vm.max_memory_mib is %d: %w", memory>>20, l.Config.MaxMemoryMiB, errdefs.ErrResourceExhausted)
 	}
-	tuning, err := tuningOf(l.Firecracker, host)
+	tuning, err := tuningOf(l.Firecracker, l.Config, host)
 	if err != nil {
 		return machine{}, err
 	}

@@ -41,11 +41,12 @@ type machine struct {
 const maxTemplate = 32 << 10
 
 // tuningOf reads what the configuration names.
-func tuningOf(t config.Firecracker, m Machine) (*shimv1.Tuning, error) {
+func tuningOf(t config.Firecracker, vm config.VM, m Machine) (*shimv1.Tuning, error) {
+	out := &shimv1.Tuning{Reclaim: vm.Reclaim}
 	if m.Hypervisor != config.DriverFirecracker {
-		return nil, nil
+		return out, nil
 	}
-	out := &shimv1.Tuning{DiskBytes: t.DiskBandwidth, DiskOps: t.DiskOps, NetBytes: t.NetBandwidth, NetOps: t.NetOps}
+	out.DiskBytes, out.DiskOps, out.NetBytes, out.NetOps = t.DiskBandwidth, t.DiskOps, t.NetBandwidth, t.NetOps
 	if t.CPUTemplate == "" {
 		return out, nil
 	}

@@ -270,18 +270,19 @@ func TestMaxMemory(t *testing.T) {
 func TestTuning(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "template.json")
 	c := config.Firecracker{DiskBandwidth: 5, NetOps: 6, CPUTemplate: file}
-	if got, err := tuningOf(c, Machine{Hypervisor: config.DriverQEMU}); got != nil || err != nil {
+	vm := config.VM{Reclaim: true}
+	if got, err := tuningOf(c, vm, Machine{Hypervisor: config.DriverQEMU}); err != nil || !got.Reclaim || got.DiskBytes != 0 || got.NetOps != 0 {
 		t.Errorf("for QEMU: %v, %v", got, err)
 	}
 	fc := Machine{Hypervisor: config.DriverFirecracker}
-	if _, err := tuningOf(c, fc); !errdefs.IsFailedPrecondition(err) {
+	if _, err := tuningOf(c, vm, fc); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a template that is not there: %v", err)
 	}
 	for text, ok := range map[string]bool{"{}": true, "nonsense": false} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		got, err := tuningOf(c, fc)
+		got, err := tuningOf(c, vm, fc)
 		if ok != (err == nil) || ok && (got.DiskBytes != 5 || got.NetOps != 6 || string(got.CpuTemplate) != text) {
 			t.Errorf("template %q: %v, %v", text, got, err)
 		}

@@ -2068,7 +2068,9 @@ type Tuning struct {
 	NetBytes  uint64 `protobuf:"varint,3,opt,name=net_bytes,json=netBytes,proto3" json:"net_bytes,omitempty"`
 	NetOps    uint64 `protobuf:"varint,4,opt,name=net_ops,json=netOps,proto3" json:"net_ops,omitempty"`
 	// cpu_template is the hypervisor's description of the guest's processors; empty are the host's.
-	CpuTemplate   []byte `protobuf:"bytes,5,opt,name=cpu_template,json=cpuTemplate,proto3" json:"cpu_template,omitempty"`
+	CpuTemplate []byte `protobuf:"bytes,5,opt,name=cpu_template,json=cpuTemplate,proto3" json:"cpu_template,omitempty"`
+	// reclaim gives memory that the guest does not use any more back to the host.
+	Reclaim       bool `protobuf:"varint,6,opt,name=reclaim,proto3" json:"reclaim,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2136,6 +2138,13 @@ func (x *Tuning) GetCpuTemplate() []byte {
 		return x.CpuTemplate
 	}
 	return nil
+}
+
+func (x *Tuning) GetReclaim() bool {
+	if x != nil {
+		return x.Reclaim
+	}
+	return false
 }
 
 // CreateOptions is the Any in task/v3 CreateTaskRequest.options, from pistisd only. Without it the spec's
@@ -2845,14 +2854,15 @@ const file_shim_proto_rawDesc = "" +
 	"\tmax_vcpus\x18\x0e \x01(\rR\bmaxVcpus\x12(\n" +
 	"\x10max_memory_bytes\x18\x0f \x01(\x04R\x0emaxMemoryBytes\x12*\n" +
 	"\x11base_memory_bytes\x18\x10 \x01(\x04R\x0fbaseMemoryBytes\x12.\n" +
-	"\x06tuning\x18\x11 \x01(\v2\x16.pistis.shim.v1.TuningR\x06tuning\"\x9b\x01\n" +
+	"\x06tuning\x18\x11 \x01(\v2\x16.pistis.shim.v1.TuningR\x06tuning\"\xb5\x01\n" +
 	"\x06Tuning\x12\x1d\n" +
 	"\n" +
 	"disk_bytes\x18\x01 \x01(\x04R\tdiskBytes\x12\x19\n" +
 	"\bdisk_ops\x18\x02 \x01(\x04R\adiskOps\x12\x1b\n" +
 	"\tnet_bytes\x18\x03 \x01(\x04R\bnetBytes\x12\x17\n" +
 	"\anet_ops\x18\x04 \x01(\x04R\x06netOps\x12!\n" +
-	"\fcpu_template\x18\x05 \x01(\fR\vcpuTemplate\"\xd3\x01\n" +
+	"\fcpu_template\x18\x05 \x01(\fR\vcpuTemplate\x12\x18\n" +
+	"\areclaim\x18\x06 \x01(\bR\areclaim\"\xd3\x01\n" +
 	"\rCreateOptions\x12/\n" +
 	"\x04user\x18\x01 \x01(\v2\x1b.pistis.shim.v1.UserRequestR\x04user\x12\x19\n" +
 	"\blog_path\x18\x02 \x01(\tR\alogPath\x12\x14\n" +

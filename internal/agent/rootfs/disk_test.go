@@ -85,6 +85,19 @@ func TestFindDisk(t *testing.T) {
 	}
 }
 
+// TestDiskOfAnotherSize: a device that has another size than the disk has the image of an earlier one.
+func TestDiskOfAnotherSize(t *testing.T) {
+	d := fakeSys(t, map[string]string{"block/vda/size": "8\n"})
+	for bytes, want := range map[uint64]bool{0: true, 4096: true, 512: false, 8192: false} {
+		if got := d.sized("vda", bytes); got != want {
+			t.Errorf("8 sectors for %d bytes: %v", bytes, got)
+		}
+	}
+	if d.sized("vdb", 512) {
+		t.Error("a device that is not there has a size")
+	}
+}
+
 func TestBadAddresses(t *testing.T) {
 	for _, addr := range []*agentv1.DiskAddress{
 		nil, {}, lun(flatLUN), serial(""), serial("123456789012345678901"), device(""), device("../sda"), device(".."), device("a\x00"),

@@ -22,7 +22,7 @@ var update = flag.Bool("update", false, "write the golden files")
 // TestDescription: what is said to Cloud Hypervisor.
 func TestDescription(t *testing.T) {
 	cfg := hypervisor.Config{
-		ID: "pod-1", Accel: hypervisor.KVM, Size: hypervisor.Size{VCPUs: 2, MaxVCPUs: 4, Memory: 256 << 20, MaxMemory: 1000 << 20}, Initrd: "/i", Params: []string{"audit=0"},
+		ID: "pod-1", Accel: hypervisor.KVM, Size: hypervisor.Size{VCPUs: 2, MaxVCPUs: 4, Memory: 256 << 20, MaxMemory: 1000 << 20}, Tuning: hypervisor.Tuning{Reclaim: true}, Initrd: "/i", Params: []string{"audit=0"},
 	}
 	var got strings.Builder
 	for _, body := range []any{

@@ -31,12 +31,20 @@ type Driver struct{}
 // Name is cloud-hypervisor.
 func (Driver) Name() string { return "cloud-hypervisor" }
 
-// Capabilities of VMs that Cloud Hypervisor runs. The number of disks is that of a VM with one network card.
+// Capabilities of VMs that Cloud Hypervisor runs. The number of disks is that of a VM with one network card that keeps its
+// memory.
 func (Driver) Capabilities() hypervisor.Capabilities {
-	return hypervisor.Capabilities{HotplugDisk: true, ResizeMemory: true, ResizeVCPUs: true, MaxDisks: maxDisks(1), MinMemory: minMemory, NeedsKVM: true}
+	return hypervisor.Capabilities{HotplugDisk: true, Reclaims: true, ResizeMemory: true, ResizeVCPUs: true, MaxDisks: maxDisks(1, false), MinMemory: minMemory, NeedsKVM: true}
 }
 
-func maxDisks(nics int) int { return pciSlots - ownSlots - nics }
+// maxDisks is what a VM has slots for; the device that gives memory back has one as well.
+func maxDisks(nics int, reclaim bool) int {
+	n := pciSlots - ownSlots - nics
+	if reclaim {
+		n--
+	}
+	return n
+}
 
 // Version is Cloud Hypervisor's, as 53.0. An empty binary looks on PATH.
 func (Driver) Version(ctx context.Context, binary string) (string, error) {
@@ -54,8 +62,8 @@ func check(cfg hypervisor.Config) error {
 		return fmt.Errorf("vm config: no run directory: %w", errdefs.ErrInvalidArgument)
 	case cfg.Machine != "":
 		return fmt.Errorf("vm config: Cloud Hypervisor has no machine types, and %q is asked for: %w", cfg.Machine, errdefs.ErrInvalidArgument)
-	case len(cfg.Disks) > maxDisks(len(cfg.NICs)):
-		return fmt.Errorf("vm config: %d disks, at most %d can be attached: %w", len(cfg.Disks), maxDisks(len(cfg.NICs)), errdefs.ErrInvalidArgument)
+	case len(cfg.Disks) > maxDisks(len(cfg.NICs), cfg.Reclaim):
+		return fmt.Errorf("vm config: %d disks, at most %d can be attached: %w", len(cfg.Disks), maxDisks(len(cfg.NICs), cfg.Reclaim), errdefs.ErrInvalidArgument)
 	}
 	if err := vmm.CheckDisks(cfg.Disks); err != nil {
 		return err

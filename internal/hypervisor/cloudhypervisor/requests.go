@@ -31,13 +31,14 @@ const (
 )
 
 type vmConfig struct {
-	CPUs    cpus    `json:"cpus"`
-	Memory  memory  `json:"memory"`
-	Payload payload `json:"payload"`
-	RNG     rng     `json:"rng"`
-	Serial  port    `json:"serial"`
-	Console port    `json:"console"`
-	VSOCK   vsock   `json:"vsock"`
+	CPUs    cpus     `json:"cpus"`
+	Memory  memory   `json:"memory"`
+	Payload payload  `json:"payload"`
+	RNG     rng      `json:"rng"`
+	Serial  port     `json:"serial"`
+	Console port     `json:"console"`
+	VSOCK   vsock    `json:"vsock"`
+	Balloon *balloon `json:"balloon,omitempty"`
 	// Landlock confines it to the rules and to what is named above.
 	Landlock bool   `json:"landlock_enable"`
 	Rules    []rule `json:"landlock_rules,omitempty"`
@@ -84,6 +85,13 @@ type vsock struct {
 	Socket string `json:"socket"`
 }
 
+// balloon is never inflated: the guest reports what is free.
+type balloon struct {
+	Size         uint64 `json:"size"`
+	DeflateOnOOM bool   `json:"deflate_on_oom"`
+	Reporting    bool   `json:"free_page_reporting"`
+}
+
 type rule struct {
 	Path   string `json:"path"`
 	Access string `json:"access"`
@@ -118,6 +126,9 @@ func description(cfg hypervisor.Config, landlock bool) vmConfig {
 	}
 	if growth := cfg.Growth(); growth > 0 {
 		c.Memory.Hotplug, c.Memory.Method = growth, "VirtioMem"
+	}
+	if cfg.Reclaim {
+		c.Balloon = &balloon{DeflateOnOOM: true, Reporting: true}
 	}
 	if landlock {
 		c.Landlock, c.Rules = true, []rule{{Path: vmm.DiskDir, Access: "rw"}, {Path: vmm.JailDir, Access: "rw"}}

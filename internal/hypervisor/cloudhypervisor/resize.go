@@ -35,12 +35,20 @@ func (v *vm) resizeMemory(ctx context.Context, bytes uint64) (uint64, error) {
 	if v.cfg.Growth() == 0 {
 		return 0, err
 	}
-	now, askErr := v.addedMemory(ctx)
+	request, done := vmm.Unbroken(ctx)
+	defer done()
+	now, askErr := v.addedMemory(request)
 	if err != nil || askErr != nil {
 		return now, errors.Join(err, askErr)
 	}
-	if err := v.do(ctx, "vm.resize", resize{RAM: v.cfg.Memory + added}); err != nil {
-		return now, err
+	if ctx.Err() != nil {
+		return now, context.Cause(ctx)
+	}
+	if added != v.asked { // it refuses to be asked again for the same
+		if err := v.do(request, "vm.resize", resize{RAM: v.cfg.Memory + added}); err != nil {
+			return now, err
+		}
+		v.asked = added
 	}
 	return v.AwaitAdded(ctx, added, v.addedMemory)
 }
@@ -77,7 +85,12 @@ func (v *vm) resizeVCPUs(ctx context.Context, n int) error {
 	tick := time.NewTicker(ejectInterval)
 	defer tick.Stop()
 	for {
-		err := v.do(ctx, "vm.resize", resize{VCPUs: n})
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		request, done := vmm.Unbroken(ctx)
+		err := v.do(request, "vm.resize", resize{VCPUs: n})
+		done()
 		var refused *vmm.APIError
 		if !errors.As(err, &refused) || refused.Status != ejecting {
 			return err

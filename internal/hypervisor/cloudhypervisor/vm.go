@@ -21,8 +21,9 @@ type vm struct {
 	api      *vmm.API
 	cfg      hypervisor.Config
 	slots    *vmm.Slots
-	resizing sync.Mutex // one change of the size at a time; it guards vcpus
+	resizing sync.Mutex // one change of the size at a time; it guards vcpus and asked
 	vcpus    int
+	asked    uint64 // memory to be added, as it was told last
 
 	mu      sync.Mutex
 	reset   bool                     // the guest reset itself
@@ -40,7 +41,7 @@ var (
 // newVM watches over a Cloud Hypervisor that was just started, and owns it and the starter's ends.
 func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 	v := &vm{
-		api: vmm.NewAPI("Cloud Hypervisor", s.api), cfg: cfg, vcpus: cfg.VCPUs, slots: vmm.NewSlots(maxDisks(len(cfg.NICs))),
+		api: vmm.NewAPI("Cloud Hypervisor", s.api), cfg: cfg, vcpus: cfg.VCPUs, slots: vmm.NewSlots(maxDisks(len(cfg.NICs), cfg.Reclaim)),
 		removed: map[string]chan struct{}{},
 	}
 	var events sync.WaitGroup

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -36,6 +37,24 @@ type device struct {
 
 func newDrives(most int) *drives {
 	return &drives{max: most, of: map[string]device{}, spare: map[bool][]device{}}
+}
+
+// newPlaceholders are all devices that the VM will ever have.
+func newPlaceholders(n int) *drives {
+	d := newDrives(n)
+	for ; d.there < n; d.there++ {
+		d.named++
+		v := device{fmt.Sprintf("drive%d", d.named), d.there >= writablePlaceholders}
+		d.spare[v.readOnly] = append(d.spare[v.readOnly], v)
+	}
+	return d
+}
+
+// placeholders are those that the VM is started with.
+func (d *drives) placeholders() []device {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Concat(d.spare[false], d.spare[true])
 }
 
 // take finds a device for a disk: a spare one, or a name for a new one.

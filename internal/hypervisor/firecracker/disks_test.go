@@ -1,6 +1,7 @@
 package firecracker
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -32,4 +33,32 @@ func TestDrives(t *testing.T) {
 	take("c", true, "drive2", true)
 	d.giveBack("b")
 	take("d", false, "drive3", true)
+}
+
+// TestVersions: what an older one cannot is done otherwise, or said.
+func TestVersions(t *testing.T) {
+	for version, want := range map[string]abilities{
+		"1.8.0": {}, "1.13.1": {}, "1.14.0": {memory: true}, "1.15": {memory: true}, "1.16.1": {plug: true, memory: true}, "2.0.0": {plug: true, memory: true},
+	} {
+		if got := abilitiesOf(version); got != want {
+			t.Errorf("%s: %+v, want %+v", version, got, want)
+		}
+	}
+	cfg := hypervisor.Config{NICs: make([]hypervisor.NIC, 1)}
+	if n := abilitiesOf("1.16.0").placeholders(cfg); n != 0 {
+		t.Errorf("%d placeholders where disks can be plugged", n)
+	}
+	n := abilitiesOf("1.15.0").placeholders(cfg)
+	d := newPlaceholders(n)
+	if n != 13 || len(d.placeholders()) != n {
+		t.Errorf("%d placeholders, %d drives", n, len(d.placeholders()))
+	}
+	for i := range n - writablePlaceholders {
+		if _, spare, err := d.take(hypervisor.Disk{ID: fmt.Sprint(i), ReadOnly: true}); !spare || err != nil {
+			t.Errorf("layer %d: %v, %v", i, spare, err)
+		}
+	}
+	if _, _, err := d.take(hypervisor.Disk{ID: "more", ReadOnly: true}); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("one layer more: %v", err)
+	}
 }

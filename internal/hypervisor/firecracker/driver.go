@@ -25,24 +25,62 @@ const (
 // built without one.
 const filterFile = "../share/firecracker/seccomp-filter.bpf"
 
-// program is Firecracker. Before 1.16 it cannot plug disks.
+// program is Firecracker. Before 1.8 it does not tell the guest of its devices by ACPI, which distributions' kernels need.
 var program = vmm.Program{
 	Driver: "firecracker", Name: "firecracker",
-	Install: "a release of the Firecracker project has it", Major: 1, Minor: 16,
+	Install: "a release of the Firecracker project has it", Major: 1, Minor: 8,
+}
+
+const (
+	// mmioDevices are what a VM without PCI has interrupts for, beside its clock and its generation number.
+	mmioDevices = 17
+	// writablePlaceholders are as many of its drives: the pod's disk and volumes. All others are for layers.
+	writablePlaceholders = 4
+)
+
+// abilities are what versions differ in.
+type abilities struct {
+	// plug: disks can be plugged while the VM runs, as PCI devices. Without it the VM has placeholders from its start on.
+	plug bool
+	// memory can be added, and given back.
+	memory bool
+}
+
+func abilitiesOf(version string) abilities {
+	return abilities{plug: vmm.AtLeast(version, 1, 16), memory: vmm.AtLeast(version, 1, 14)}
+}
+
+// placeholders are how many drives a VM gets that cannot be plugged any.
+func (a abilities) placeholders(cfg hypervisor.Config) int {
+	if a.plug {
+		return 0
+	}
+	return maxDisks(len(cfg.NICs), cfg.Reclaim) - (pciSlots - mmioDevices) + 1 // there is no PCI bridge
 }
 
 // Driver starts VMs with Firecracker.
-type Driver struct{}
+type Driver struct {
+	// mmio is for tests: VMs are as those of versions that cannot plug.
+	mmio bool
+}
 
 // Name is firecracker.
 func (Driver) Name() string { return "firecracker" }
 
-// Capabilities of VMs that Firecracker runs. The number of disks is that of a VM with one network card.
+// Capabilities of VMs that Firecracker runs. The number of disks is that of a VM with one network card that keeps its
+// memory.
 func (Driver) Capabilities() hypervisor.Capabilities {
-	return hypervisor.Capabilities{HotplugDisk: true, ResizeMemory: true, Tunable: true, MaxDisks: maxDisks(1), MinMemory: minMemory, ELFKernel: true, NeedsKVM: true}
+	return hypervisor.Capabilities{HotplugDisk: true, Reclaims: true, ResizeMemory: true, Tunable: true, MaxDisks: maxDisks(1, false), MinMemory: minMemory, ELFKernel: true, NeedsKVM: true}
 }
 
-func maxDisks(nics int) int { return pciSlots - ownSlots - nics }
+// maxDisks is what a VM has slots for; the device that gives memory back has one as well.
+func maxDisks(nics int, reclaim bool) int {
+	n := pciSlots - ownSlots - nics
+	if reclaim {
+		n--
+	}
+	return n
+}
 
 // Version is Firecracker's, as 1.16.1. An empty binary looks on PATH.
 func (Driver) Version(ctx context.Context, binary string) (string, error) {
@@ -77,8 +115,8 @@ func check(cfg hypervisor.Config) error {
 		return fmt.Errorf("vm config: no run directory: %w", errdefs.ErrInvalidArgument)
 	case cfg.Machine != "":
 		return fmt.Errorf("vm config: Firecracker has no machine types, and %q is asked for: %w", cfg.Machine, errdefs.ErrInvalidArgument)
-	case len(cfg.Disks) > maxDisks(len(cfg.NICs)):
-		return fmt.Errorf("vm config: %d disks, at most %d can be attached: %w", len(cfg.Disks), maxDisks(len(cfg.NICs)), errdefs.ErrInvalidArgument)
+	case len(cfg.Disks) > maxDisks(len(cfg.NICs), cfg.Reclaim):
+		return fmt.Errorf("vm config: %d disks, at most %d can be attached: %w", len(cfg.Disks), maxDisks(len(cfg.NICs), cfg.Reclaim), errdefs.ErrInvalidArgument)
 	}
 	if err := vmm.CheckDisks(cfg.Disks); err != nil {
 		return err

@@ -25,11 +25,11 @@ var update = flag.Bool("update", false, "write the golden files")
 func TestDescription(t *testing.T) {
 	cfg := hypervisor.Config{
 		ID: "pod-1", Accel: hypervisor.KVM, Size: hypervisor.Size{VCPUs: 2, Memory: 256 << 20, MaxMemory: 1000 << 20}, Initrd: "/i", Params: []string{"audit=0"},
-		Tuning: hypervisor.Tuning{DiskRate: hypervisor.Rate{Bytes: 1 << 20}, NetRate: hypervisor.Rate{Bytes: 1 << 20, Ops: 100}, CPUTemplate: []byte(`{"msr_modifiers":[]}`)},
+		Tuning: hypervisor.Tuning{DiskRate: hypervisor.Rate{Bytes: 1 << 20}, NetRate: hypervisor.Rate{Bytes: 1 << 20, Ops: 100}, CPUTemplate: []byte(`{"msr_modifiers":[]}`), Reclaim: true},
 		NICs:   []hypervisor.NIC{{ID: "nic-0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1450}},
 	}
 	var got strings.Builder
-	got.WriteString(strings.Join(arguments(cfg, true), " ") + "\n")
+	got.WriteString(strings.Join(arguments(cfg, abilitiesOf("1.16.1"), true), " ") + "\n")
 	for _, r := range append(description(cfg, []string{"pistap2"}), driveRequest(hypervisor.Disk{ID: "layer-1", ReadOnly: true}, "drive3", cfg.DiskRate), imageRequest("drive3", emptyPath)) {
 		body, err := json.Marshal(r.body)
 		if err != nil {
@@ -108,8 +108,13 @@ func realGuest(t *testing.T) hypervisor.Config {
 }
 
 // TestContract boots real guests.
-func TestContract(t *testing.T) {
-	hypervisortest.Run(t, Driver{}, hypervisortest.Options{
+func TestContract(t *testing.T) { contract(t, Driver{}) }
+
+// TestContractWithoutPlugging is TestContract as with a Firecracker that cannot plug disks.
+func TestContractWithoutPlugging(t *testing.T) { contract(t, Driver{mmio: true}) }
+
+func contract(t *testing.T, driver Driver) {
+	hypervisortest.Run(t, driver, hypervisortest.Options{
 		Config: realGuest(t), Work: 3 * time.Second,
 		Address: func(_ int, d hypervisor.Disk) hypervisor.DiskAddress {
 			info, err := d.File.Stat()

@@ -7,6 +7,8 @@ import (
 	"fmt"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
 )
 
 // ResizeMemory has the guest take or give back memory, and waits until it has done so.
@@ -21,15 +23,23 @@ func (v *vm) ResizeMemory(ctx context.Context, bytes uint64) (uint64, error) {
 }
 
 func (v *vm) resizeMemory(ctx context.Context, bytes uint64) (uint64, error) {
+	if !v.can.memory && bytes > v.cfg.Memory {
+		return 0, fmt.Errorf("Firecracker adds memory from 1.14 on, and this one is older: %w", errdefs.ErrFailedPrecondition)
+	}
 	added, err := v.cfg.Added(bytes)
 	if v.cfg.Growth() == 0 {
 		return 0, err
 	}
-	now, askErr := v.addedMemory(ctx)
+	request, done := vmm.Unbroken(ctx)
+	defer done()
+	now, askErr := v.addedMemory(request)
 	if err != nil || askErr != nil {
 		return now, errors.Join(err, askErr)
 	}
-	if _, err := v.do(ctx, "PATCH", memoryPath, memoryRequest{MiB: added >> 20}); err != nil {
+	if ctx.Err() != nil {
+		return now, context.Cause(ctx)
+	}
+	if _, err := v.do(request, "PATCH", memoryPath, memoryRequest{MiB: added >> 20}); err != nil {
 		return now, err
 	}
 	return v.AwaitAdded(ctx, added, v.addedMemory)

@@ -98,6 +98,13 @@ type memoryHotplug struct {
 	TotalMiB uint64 `json:"total_size_mib"`
 }
 
+// balloon is never inflated: the guest reports what is free.
+type balloon struct {
+	MiB          uint64 `json:"amount_mib"`
+	DeflateOnOOM bool   `json:"deflate_on_oom"`
+	Reporting    bool   `json:"free_page_reporting"`
+}
+
 type memoryRequest struct {
 	MiB uint64 `json:"requested_size_mib"`
 }
@@ -114,8 +121,12 @@ type vsock struct {
 }
 
 // arguments are Firecracker's, without the program.
-func arguments(cfg hypervisor.Config, filtered bool) []string {
-	args := []string{"--enable-pci", "--api-sock", vmm.JailDir + "/" + apiSocket, "--log-path", vmm.JailDir + "/" + logPipe, "--level", "Warn"}
+func arguments(cfg hypervisor.Config, can abilities, filtered bool) []string {
+	var args []string
+	if can.plug {
+		args = append(args, "--enable-pci")
+	}
+	args = append(args, "--api-sock", vmm.JailDir+"/"+apiSocket, "--log-path", vmm.JailDir+"/"+logPipe, "--level", "Warn")
 	if validID(cfg.ID) {
 		args = append(args, "--id", cfg.ID)
 	}
@@ -149,6 +160,9 @@ func description(cfg hypervisor.Config, taps []string) []request {
 	if growth := cfg.Growth(); growth > 0 {
 		requests = append(requests, request{memoryPath, memoryHotplug{TotalMiB: growth >> 20}})
 	}
+	if cfg.Reclaim {
+		requests = append(requests, request{"/balloon", balloon{DeflateOnOOM: true, Reporting: true}})
+	}
 	for i, nic := range cfg.NICs {
 		id := apiID(nic.ID)
 		requests = append(requests, request{"/network-interfaces/" + id, networkInterface{
@@ -162,6 +176,11 @@ func description(cfg hypervisor.Config, taps []string) []request {
 // driveRequest plugs a disk as a drive.
 func driveRequest(d hypervisor.Disk, name string, rate hypervisor.Rate) request {
 	return request{drivePath + name, drive{ID: name, Path: diskPrefix + d.ID, ReadOnly: d.ReadOnly, Cache: "Writeback", Rate: limiter(rate)}}
+}
+
+// placeholderRequest is a drive without a disk.
+func placeholderRequest(d device, rate hypervisor.Rate) request {
+	return request{drivePath + d.name, drive{ID: d.name, Path: emptyPath, ReadOnly: d.readOnly, Cache: "Writeback", Rate: limiter(rate)}}
 }
 
 // imageRequest gives a drive another image.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -28,14 +29,14 @@ const (
 
 // Start starts Firecracker, describes the machine to it, calls cfg.Started and starts the guest.
 func (d Driver) Start(ctx context.Context, cfg hypervisor.Config) (hypervisor.VM, error) {
-	v, err := start(ctx, cfg)
+	v, err := d.start(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("start Firecracker: %w", err)
 	}
 	return v, nil
 }
 
-func start(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
+func (d Driver) start(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
 	if err := check(cfg); err != nil {
 		return nil, err
 	}
@@ -43,11 +44,25 @@ func start(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
 	if err != nil {
 		return nil, err
 	}
-	// An older one would fail at the first disk that is plugged.
-	if _, err := program.Version(ctx, path); err != nil {
+	version, err := program.Version(ctx, path)
+	if err != nil {
 		return nil, err
 	}
-	s := &starter{Kit: vmm.NewKit(cfg, "kvm", "net/tun"), cfg: cfg}
+	can := abilitiesOf(version)
+	can.plug = can.plug && !d.mmio
+	if !can.memory {
+		if cfg.Reclaim {
+			return nil, fmt.Errorf("version %s gives no memory back, 1.14 or later does: unset vm.reclaim: %w", version, errdefs.ErrFailedPrecondition)
+		}
+		cfg.MaxMemory = 0
+	}
+	if !vmm.AtLeast(version, 1, 16) { // it would not know the field; guests set their own
+		cfg.NICs = slices.Clone(cfg.NICs)
+		for i := range cfg.NICs {
+			cfg.NICs[i].MTU = 0
+		}
+	}
+	s := &starter{Kit: vmm.NewKit(cfg, "kvm", "net/tun"), cfg: cfg, can: can}
 	proc, err := s.process(path)
 	if err != nil {
 		s.Failed()
@@ -65,6 +80,7 @@ func start(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
 type starter struct {
 	*vmm.Kit
 	cfg  hypervisor.Config
+	can  abilities
 	taps []string
 	// log is this side's end. logKeeper keeps it from ending before it has begun.
 	log, logKeeper *os.File
@@ -107,7 +123,7 @@ func (s *starter) process(path string) (*vmm.Process, error) {
 		return nil, err
 	}
 	return vmm.Start(vmm.Command{
-		Name: "Firecracker", Path: path, Args: arguments(s.cfg, rules != ""), Stdout: console, User: s.cfg.User, Jail: s.Jail,
+		Name: "Firecracker", Path: path, Args: arguments(s.cfg, s.can, rules != ""), Stdout: console, User: s.cfg.User, Jail: s.Jail,
 	})
 }
 
@@ -213,6 +229,12 @@ func (v *vm) boot(ctx context.Context, cfg hypervisor.Config, taps []string) err
 			return err
 		}
 	}
+	for _, p := range v.drives.placeholders() {
+		r := placeholderRequest(p, v.cfg.DiskRate)
+		if _, err := v.do(ctx, "PUT", r.path, r.body); err != nil {
+			return err
+		}
+	}
 	if _, err := v.do(ctx, "PUT", "/actions", map[string]string{"action_type": "InstanceStart"}); err != nil {
 		return err
 	}
@@ -220,7 +242,7 @@ func (v *vm) boot(ctx context.Context, cfg hypervisor.Config, taps []string) err
 		return fmt.Errorf("%w; it was built without one (as builds for GNU's C library are): use a release of the project, or put a compiled filter where it is looked for, at %s from the program",
 			err, filterFile)
 	}
-	// Plugged, as all others are: there is one way for a disk to come.
+	// As all others are: there is one way for a disk to come.
 	for _, d := range cfg.Disks {
 		if _, err := v.attach(ctx, d); err != nil {
 			return fmt.Errorf("disk %s: %w", d.ID, err)

@@ -17,6 +17,7 @@ import (
 type vm struct {
 	*vmm.Machine
 	cfg      hypervisor.Config
+	can      abilities
 	slots    *vmm.Slots
 	resizing sync.Mutex // one change of the memory at a time
 
@@ -35,11 +36,14 @@ var (
 
 // newVM watches over a Firecracker that was just started, and owns it and the starter's ends of its pipes.
 func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
-	v := &vm{cfg: cfg, slots: vmm.NewSlots(maxDisks(len(cfg.NICs))), drives: newDrives(maxDisks(len(cfg.NICs)))}
+	v := &vm{cfg: cfg, can: s.can, slots: vmm.NewSlots(maxDisks(len(cfg.NICs), cfg.Reclaim)), drives: newDrives(maxDisks(len(cfg.NICs), cfg.Reclaim))}
 	var log sync.WaitGroup
 	log.Go(func() {
 		io.Copy(proc.Stderr(), s.log) // ends when nobody can write any more
 	})
+	if n := s.can.placeholders(cfg); n > 0 {
+		v.drives = newPlaceholders(n)
+	}
 	pipe := transport.NewClient(transport.Hybrid{Path: filepath.Join(cfg.RunDir, vsockSocket)}.Pipe())
 	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, pipe.Dial, func(m *vmm.Machine) error {
 		pipe.Close()

@@ -3,8 +3,12 @@ package hypervisortest
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -56,6 +60,17 @@ func (s *suite) resizeMemory(t *testing.T) {
 			t.Errorf("with %d MiB added the guest has %d MiB more than at first", added, got)
 		}
 	}
+	short, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	<-short.Done()
+	if _, err := r.ResizeMemory(short, c.MaxMemory); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("without time: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if now, err := r.ResizeMemory(ctx, c.Memory); err != nil || now != c.Memory {
+		t.Errorf("after a call that had no time: %d MiB, %v", now/mib, err)
+	}
 	now, err := r.ResizeMemory(t.Context(), c.MaxMemory+1)
 	if !errdefs.IsResourceExhausted(err) || now != c.Memory {
 		t.Errorf("beyond the most: %d MiB, %v, want ResourceExhausted", now/mib, err)
@@ -99,4 +114,55 @@ func (s *suite) resizeVCPUs(t *testing.T) {
 	if _, err := r.ResizeVCPUs(ctx, c.VCPUs); !errors.Is(err, context.Canceled) {
 		t.Errorf("with a context that has ended: %v", err)
 	}
+}
+
+// reclaim: what a guest has used and freed is the host's again.
+func (s *suite) reclaim(t *testing.T) {
+	c := s.config(t)
+	c.Reclaim = true
+	if !s.driver.Capabilities().Reclaims {
+		if _, err := s.driver.Start(t.Context(), c); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("start with memory to be given back: %v, want InvalidArgument", err)
+		}
+		return
+	}
+	c.Memory = 256 * mib
+	v, stop := s.start(t, c)
+	defer stop()
+	const used = 96
+	ask(t, v, "version") // it is up
+	first := resident(t, v)
+	ask(t, v, "touch %d", used)
+	most := resident(t, v)
+	if most < first+used*8/10 {
+		t.Logf("the guest used %d MiB, and the host gave it %d: it may have begun to give back", used, most-first)
+	}
+	now := most
+	for deadline := time.Now().Add(patience); now > max(first, most-used)+used/3; now = resident(t, v) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the VMM has %d MiB, %d at most and %d at first", now, most, first)
+		}
+		time.Sleep(100 * time.Millisecond) // a guest reports what is free when it has nothing else to do, and tells nobody
+	}
+	t.Logf("%d MiB at first, %d at most, %d then", first, most, now)
+}
+
+// resident is how many MiB of the host's memory the VMM has.
+func resident(t *testing.T, v hypervisor.VM) int {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", v.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if kib, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			n, err := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(kib), " kB"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n >> 10
+		}
+	}
+	t.Fatal("the VMM has no memory")
+	return 0
 }

@@ -72,6 +72,7 @@ func Run(t *testing.T, driver hypervisor.Driver, o Options) {
 		{"SharedDisk", s.sharedDisk},
 		{"ResizeMemory", s.resizeMemory},
 		{"ResizeVCPUs", s.resizeVCPUs},
+		{"Reclaim", s.reclaim},
 		{"PowerOff", s.powerOff},
 		{"Panic", s.panics},
 		{"Killed", s.killed},

@@ -75,6 +75,9 @@ func commandLine(cfg hypervisor.Config, fds descriptors) []string {
 		args = append(args, nicArgs(nic, i, fds)...)
 	}
 	args = append(args, growth(cfg)...)
+	if cfg.Reclaim {
+		args = append(args, "-device", `{"driver":"virtio-balloon-pci","free-page-reporting":true,"disable-legacy":"on"}`)
+	}
 	for lun, disk := range cfg.Disks {
 		args = append(args,
 			"-add-fd", fmt.Sprintf("fd=%d,set=%d", fds.disks[lun], fdset(uint32(lun))),
@@ -121,6 +124,12 @@ func machine(cfg hypervisor.Config) string {
 		kind = "q35,usb=off,vmport=off,smm=off,sata=off,smbus=off,i8042=off,hpet=off,dump-guest-core=off"
 	}
 	return kind + ",accel=" + string(cfg.Accel)
+}
+
+// grows tells whether processors and memory can be added to a machine of that kind: to PCs, of which q35 is one.
+func grows(machine string) bool {
+	kind, _, _ := strings.Cut(machine, ",")
+	return kind == "" || kind == "q35" || kind == "pc" || strings.HasPrefix(kind, "pc-")
 }
 
 // cpu masks cmpxchg16b under TCG: QEMU 7.2 computes its flags wrongly, and kernels that use it for their

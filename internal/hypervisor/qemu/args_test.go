@@ -33,7 +33,7 @@ func TestCommandLine(t *testing.T) {
 			ID: "pod-3", Accel: hypervisor.KVM, Machine: "pc", Size: hypervisor.Size{VCPUs: 1, Memory: 128 << 20},
 		}, descriptors{monitor: 3, console: 4, kernel: 5, initrd: 6, pipe: 7}},
 		{"growth", hypervisor.Config{
-			ID: "pod-4", Accel: hypervisor.TCG, Size: hypervisor.Size{VCPUs: 1, MaxVCPUs: 4, Memory: 256 << 20, MaxMemory: 1000 << 20},
+			ID: "pod-4", Accel: hypervisor.TCG, Size: hypervisor.Size{VCPUs: 1, MaxVCPUs: 4, Memory: 256 << 20, MaxMemory: 1000 << 20}, Tuning: hypervisor.Tuning{Reclaim: true},
 		}, descriptors{monitor: 3, console: 4, kernel: 5, initrd: 6, pipe: 7}},
 	}
 	for _, tt := range tests {
@@ -53,5 +53,13 @@ func TestCommandLine(t *testing.T) {
 				t.Errorf("command line:\n%s\nwant (go test -update writes it):\n%s", got, want)
 			}
 		})
+	}
+}
+
+func TestGrows(t *testing.T) {
+	for machine, want := range map[string]bool{"": true, "q35": true, "q35,hpet=off": true, "pc": true, "pc-q35-7.2,smm=off": true, "microvm": false, "microvm,acpi=on": false} {
+		if got := grows(machine); got != want {
+			t.Errorf("machine %q: %v", machine, got)
+		}
 	}
 }

@@ -26,7 +26,7 @@ func (Driver) Name() string { return "qemu" }
 
 // Capabilities of VMs that QEMU runs.
 func (Driver) Capabilities() hypervisor.Capabilities {
-	return hypervisor.Capabilities{HotplugDisk: true, ResizeMemory: true, ResizeVCPUs: true, MaxDisks: maxLUNs, MinMemory: minMemory}
+	return hypervisor.Capabilities{HotplugDisk: true, ResizeMemory: true, ResizeVCPUs: true, Reclaims: true, MaxDisks: maxLUNs, MinMemory: minMemory}
 }
 
 // Version is QEMU's, as 7.2.22. An empty binary looks on PATH.

@@ -48,6 +48,9 @@ func (d Driver) start(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !grows(cfg.Machine) {
+		cfg.MaxVCPUs, cfg.MaxMemory = 0, 0
+	}
 	gift, err := prepare(cfg)
 	if err != nil {
 		return nil, err

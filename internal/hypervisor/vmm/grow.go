@@ -21,13 +21,21 @@ func GrowthParams(cfg hypervisor.Config) []string {
 	return []string{"memhp_default_state=online", "memory_hotplug.online_policy=auto-movable", "swiotlb=noforce"}
 }
 
+// Unbroken is for a request that must not be cut off when ctx ends, since the connection would end with it: it has a time of its
+// own.
+func Unbroken(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), hypervisor.ControlTimeout)
+}
+
 // AwaitAdded asks, until ctx or the VM ends, how much memory the guest has taken of what can be added, and returns the last
 // answer.
 func (m *Machine) AwaitAdded(ctx context.Context, want uint64, ask func(context.Context) (uint64, error)) (now uint64, err error) {
 	tick := time.NewTicker(growInterval)
 	defer tick.Stop()
 	for {
-		answer, err := ask(ctx)
+		request, done := Unbroken(ctx)
+		answer, err := ask(request)
+		done()
 		if err != nil {
 			return now, err
 		}

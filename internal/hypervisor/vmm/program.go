@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -81,4 +82,13 @@ func (p Program) parse(path, out string) (string, error) {
 		return "", fmt.Errorf("%s: %s is version %s, %d.%d or later is needed: %w", p.Driver, path, number, p.Major, p.Minor, errdefs.ErrFailedPrecondition)
 	}
 	return number, nil
+}
+
+// AtLeast tells whether a version, as Version returns it, is not older than another.
+func AtLeast(version string, major, minor int) bool {
+	var v [2]int
+	for i, part := range strings.SplitN(version, ".", 3)[:min(2, strings.Count(version, ".")+1)] {
+		v[i], _ = strconv.Atoi(part)
+	}
+	return v[0] > major || v[0] == major && v[1] >= minor
 }

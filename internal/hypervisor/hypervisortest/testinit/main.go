@@ -158,6 +158,8 @@ func obey(word, rest string, body io.Reader) (string, error) {
 			return "", err
 		}
 		return string(buf[max(0, n-4<<10):n]), nil
+	case "touch":
+		return "", touch(rest)
 	case "size":
 		return size(rest)
 	case "nics":

@@ -6,6 +6,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // size has the kernel use so many processors, and returns how many MiB of memory it has.
@@ -55,4 +57,20 @@ func use(want int) (n int, err error) {
 			return 0, err
 		}
 	}
+}
+
+// touch uses so many MiB of memory and lets them go.
+func touch(mib string) error {
+	n, err := strconv.Atoi(mib)
+	if err != nil {
+		return err
+	}
+	memory, err := unix.Mmap(-1, 0, n<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return err
+	}
+	for i := 0; i < len(memory); i += os.Getpagesize() {
+		memory[i] = 1
+	}
+	return unix.Munmap(memory)
 }
