@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/network/netns"
@@ -44,6 +45,19 @@ func TestShare(t *testing.T) {
 		var fs unix.Statfs_t
 		if err := unix.Statfs(path, &fs); err != nil || fs.Type != unix.NSFS_MAGIC && fs.Type != unix.TMPFS_MAGIC {
 			t.Errorf("%s: %v, type %x", path, err, fs.Type)
+		}
+	}
+	for _, c := range []struct {
+		cfg  sandbox.Config
+		want bool
+	}{
+		{sandbox.Config{}, true},
+		{sandbox.Config{Namespaces: sandbox.Namespaces{HostNetwork: true, HostIPC: true, HostPID: true}}, true},
+		{sandbox.Config{Namespaces: sandbox.Namespaces{HostPID: true}}, false}, // this process is not in the pod's
+	} {
+		err := pod{dir: p.dir, cfg: c.cfg}.onHost(uint32(os.Getpid()))
+		if c.want && err != nil || !c.want && !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%+v: %v", c.cfg.Namespaces, err)
 		}
 	}
 	if after, _ := os.ReadFile("/proc/sys/net/ipv4/ip_default_ttl"); string(after) != string(before) {
