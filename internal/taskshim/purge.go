@@ -38,7 +38,7 @@ func (c *container) purge(ctx context.Context) error {
 	}
 	err := errors.New("no shim")
 	if shim != nil {
-		err = c.deleteTask(ctx, shim)
+		err = deleteTask(ctx, shim, c.task())
 		if err != nil && !shimclient.Gone(err) {
 			return err
 		}
@@ -58,23 +58,23 @@ func (c *container) purge(ctx context.Context) error {
 	return c.note(func(r *record) { r.Stage, r.Answer = stageNone, shimclient.Answer{} })
 }
 
-// deleteTask deletes a container, which has ended or was not started, from a shim that lives.
-func (c *container) deleteTask(ctx context.Context, shim *connection) error {
-	err := shim.Delete(ctx, c.task())
+// deleteTask deletes a container, or an exec, from a shim that lives, whether it runs or not.
+func deleteTask(ctx context.Context, shim *connection, id task.ID) error {
+	err := shim.Delete(ctx, id)
 	if err == nil || errdefs.IsNotFound(err) {
 		return nil
 	}
 	if shimclient.Gone(err) {
 		return err
 	}
-	// It may have been made and not started, which not every shim deletes.
-	if err := shim.Signal(ctx, c.task(), uint32(unix.SIGKILL), true); err != nil && !errdefs.IsNotFound(err) {
+	// It may run, or have been made and not started, which not every shim deletes.
+	if err := shim.Signal(ctx, id, uint32(unix.SIGKILL), id.Exec == ""); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	if _, err := shim.Wait(ctx, c.task()); err != nil && !errdefs.IsNotFound(err) {
+	if _, err := shim.Wait(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	if err := shim.Delete(ctx, c.task()); err != nil && !errdefs.IsNotFound(err) {
+	if err := shim.Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
 	return nil

@@ -109,8 +109,10 @@ func (c *container) runExec(ctx context.Context, shim *connection, e *execution)
 		return 0, err
 	}
 	pid, err := shim.Tasks.Start(ctx, e.req.ID)
-	if err != nil {
-		return 0, errors.Join(err, ignoreEnded(shim.Delete(context.WithoutCancel(ctx), e.req.ID)))
+	if err != nil { // a call that was given up may have started it all the same
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+		defer cancel()
+		return 0, errors.Join(err, ignoreEnded(deleteTask(undo, shim, e.req.ID)))
 	}
 	e.ends.CloseChild() // the shim has its own
 	c.mu.Lock()
@@ -233,7 +235,7 @@ func (c *container) deleteExec(ctx context.Context, id task.ID) error {
 	e.ends.Close()
 	e.Finish(task.Exit{}, fmt.Errorf("exec %s in container %s was deleted: %w", id.Exec, c.id, errdefs.ErrNotFound))
 	if shim := c.connected(); shim != nil {
-		if err := ignoreEnded(shim.Delete(ctx, id)); err != nil {
+		if err := ignoreEnded(deleteTask(ctx, shim, id)); err != nil {
 			return err
 		}
 	}
@@ -280,13 +282,7 @@ func (c *container) killExecs() {
 
 func (c *container) killExec(ctx context.Context, id task.ID) error {
 	if shim := c.connected(); shim != nil {
-		if err := ignoreEnded(shim.Signal(ctx, id, uint32(unix.SIGKILL), false)); err != nil {
-			return err
-		}
-		if _, err := shim.Wait(ctx, id); ignoreEnded(err) != nil {
-			return err
-		}
-		if err := ignoreEnded(shim.Delete(ctx, id)); err != nil {
+		if err := ignoreEnded(deleteTask(ctx, shim, id)); err != nil {
 			return err
 		}
 	}
