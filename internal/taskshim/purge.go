@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
@@ -24,6 +25,9 @@ import (
 
 // maxWords bounds what is shown of what a binary has said, in bytes.
 const maxWords = 2 << 10
+
+// outputDelay is how long the output of a binary that has ended is waited for: what it has left behind may hold it open.
+const outputDelay = time.Second
 
 // logFile is where a shim writes its log: its bundle has it, as containerd's has a FIFO.
 func logFile(dir string) string { return filepath.Join(dir, "log") }
@@ -147,8 +151,8 @@ func (r record) cleanup(ctx context.Context, id string, opts Options) error {
 	cmd := exec.CommandContext(ctx, r.Binary, call.Args...)
 	cmd.Dir, cmd.Env = r.Bundle, append(call.Env, path)
 	var out, text bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &text
-	if err := cmd.Run(); err != nil && r.Stage == stageMade {
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &out, &text, outputDelay
+	if err := cmd.Run(); err != nil && !errors.Is(err, exec.ErrWaitDelay) && r.Stage == stageMade {
 		return fmt.Errorf("delete: %w: %s", err, words(text.Bytes(), out.Bytes()))
 	}
 	return nil

@@ -100,6 +100,18 @@ func TestCleanupWithoutBundle(t *testing.T) {
 	}
 }
 
+// TestCleanupEnds: what a binary leaves behind may hold its output open.
+func TestCleanupEnds(t *testing.T) {
+	dir, bundleDir, _ := deadPod(t, "mkfifo p; cat p &", stageMade)
+	err := Cleanup(t.Context(), dir, Options{})
+	if p, err := os.OpenFile(filepath.Join(bundleDir, "p"), os.O_RDWR, 0); err == nil {
+		p.Close() // which ends it
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // TestExecGivenUp: a start that its caller gives up may come to its end in the shim all the same.
 func TestExecGivenUp(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
