@@ -66,7 +66,9 @@ func Launch(ctx context.Context, cfg monitor.Config, opts Options) (_ *Pod, err 
 	if err != nil {
 		return nil, err
 	}
-	undo.Add("end monitor", func(ctx context.Context) error { return errors.Join(m.Shutdown(ctx, true), m.Close()) })
+	undo.Add("end monitor", func(ctx context.Context) error {
+		return errors.Join(m.Shutdown(ctx, true), m.Close(), monitor.Cleanup(ctx, cfg.Dir))
+	})
 	p := newPod(m, cfg.Dir, opts)
 	if err := os.Mkdir(p.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("records of shims: %w", err)
@@ -278,6 +280,8 @@ func (p *Pod) Close() error {
 	}
 	p.stop()
 	p.work.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var errs []error
 	for _, shim := range p.shims {
 		errs = append(errs, shim.Close())

@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -109,6 +110,15 @@ func TestCleanupEnds(t *testing.T) {
 	}
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSignalAfterShim: a container ends with its shim, also while that is being told.
+func TestSignalAfterShim(t *testing.T) {
+	p := newPod(nil, t.TempDir(), Options{})
+	p.add("c1", record{Stage: stageMade})
+	if err := p.Signal(t.Context(), task.ID{Container: "c1"}, uint32(unix.SIGKILL), true); !errdefs.IsNotFound(err) {
+		t.Errorf("signal = %v", err)
 	}
 }
 
