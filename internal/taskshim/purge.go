@@ -162,7 +162,7 @@ func (r record) cleanup(ctx context.Context, id string, opts Options) error {
 func words(texts ...[]byte) string {
 	for _, text := range texts {
 		if text = bytes.TrimSpace(text); len(text) > 0 {
-			return string(text[:min(len(text), maxWords)])
+			return strings.ToValidUTF8(string(text[:min(len(text), maxWords)]), "?") // gRPC takes nothing else
 		}
 	}
 	return "it gave no reason"

@@ -188,6 +188,15 @@ func TestExecGivenUp(t *testing.T) {
 	}
 }
 
+// TestWords: what a binary says becomes the reason that clients are told, and strings of gRPC are UTF-8.
+func TestWords(t *testing.T) {
+	for text, want := range map[string]string{"": "it gave no reason", " no\n": "no", "\xff no": "? no", "x" + strings.Repeat("é", maxWords): "x" + strings.Repeat("é", maxWords/2-1) + "?"} {
+		if got := words(nil, []byte(text)); got != want {
+			t.Errorf("%.20q: %q", text, got)
+		}
+	}
+}
+
 func TestClassified(t *testing.T) {
 	for _, c := range []struct {
 		err   error
