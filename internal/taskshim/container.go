@@ -29,6 +29,8 @@ const (
 	callTimeout = time.Minute
 	// endTimeout is how long a shim may take to end.
 	endTimeout = 5 * time.Second
+	// shutdownTimeout is how long the containers of a pod that is shut down may take to end.
+	shutdownTimeout = 30 * time.Second
 	// exitUnknown is the code of what ended with its shim.
 	exitUnknown = 255
 )

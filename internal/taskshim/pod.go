@@ -236,9 +236,12 @@ func (p *Pod) Create(ctx context.Context, req monitor.CreateRequest) (err error)
 	return nil
 }
 
-// Shutdown ends the pod: with force its containers first, the one that the others live in last.
+// Shutdown ends the pod: with force its containers first, the one that the others live in last. A shim that does not answer is
+// waited for no longer than shutdownTimeout: Cleanup ends it.
 func (p *Pod) Shutdown(ctx context.Context, force bool) error {
 	if force {
+		bounded, cancel := context.WithTimeout(ctx, shutdownTimeout)
+		defer cancel()
 		p.mu.Lock()
 		all := slices.Collect(maps.Values(p.containers))
 		p.mu.Unlock()
@@ -247,7 +250,7 @@ func (p *Pod) Shutdown(ctx context.Context, force bool) error {
 			var group sync.WaitGroup
 			for i, c := range all {
 				if c.record().First == first {
-					group.Go(func() { errs[i] = p.end(ctx, task.ID{Container: c.id}) })
+					group.Go(func() { errs[i] = p.end(bounded, task.ID{Container: c.id}) })
 				}
 			}
 			group.Wait()
