@@ -104,7 +104,7 @@ func Connect(ctx context.Context, monitorDir string, opts Options) (*Pod, error)
 			return nil, errors.Join(err, p.Close())
 		}
 		c.follow()
-		p.work.Go(c.killExecs)
+		c.killExecs()
 	}
 	return p, nil
 }

@@ -266,18 +266,20 @@ func (c *container) closeExecs() {
 	}
 }
 
-// killExecs ends the execs of an earlier client, whose streams are nobody's.
+// killExecs begins to end the execs of an earlier client, whose streams are nobody's. Those that come later are this client's.
 func (c *container) killExecs() {
 	ctx, log := c.pod.ctx, c.pod.opts.Log
 	left, err := monitor.StdioDirsOfExecs(c.pod.Dir(), c.id)
 	if err != nil {
 		log.WarnContext(ctx, "execs of an earlier daemon are not known", logfields.Container, c.id, logfields.Error, err)
 	}
-	for _, id := range left {
-		if err := c.killExec(ctx, id); err != nil && ctx.Err() == nil {
-			log.WarnContext(ctx, "exec of an earlier daemon could not be removed; it ends with its container", logfields.Container, c.id, logfields.Exec, id.Exec, logfields.Error, err)
+	c.pod.work.Go(func() {
+		for _, id := range left {
+			if err := c.killExec(ctx, id); err != nil && ctx.Err() == nil {
+				log.WarnContext(ctx, "exec of an earlier daemon could not be removed; it ends with its container", logfields.Container, c.id, logfields.Exec, id.Exec, logfields.Error, err)
+			}
 		}
-	}
+	})
 }
 
 func (c *container) killExec(ctx context.Context, id task.ID) error {
