@@ -67,13 +67,13 @@ func (t *tasks) startInit(ctx context.Context, program string) error {
 // onHost refuses a shim whose containers are not in the namespaces of the host that the pod is to have: one that makes a machine
 // or a kernel of its own around them.
 func (p pod) onHost(pid uint32) error {
-	wanted := map[string]string{}
+	wanted := map[string]string{} // by a thread, as the first one of the daemon may have been in a pod's and stayed there
 	if p.cfg.HostNetwork {
-		wanted["net"] = "/proc/self/ns/net"
+		wanted["net"] = "/proc/thread-self/ns/net"
 	}
 	switch {
 	case p.cfg.HostIPC:
-		wanted["ipc"] = "/proc/self/ns/ipc"
+		wanted["ipc"] = "/proc/thread-self/ns/ipc"
 	case p.cfg.HostPID: // the first process has processes of its own; where it is not in the pod's namespaces, no container is in the host's
 		wanted["ipc"] = p.ipc()
 	}

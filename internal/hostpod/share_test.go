@@ -3,6 +3,7 @@ package hostpod
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -47,15 +48,25 @@ func TestShare(t *testing.T) {
 			t.Errorf("%s: %v, type %x", path, err, fs.Type)
 		}
 	}
+	other := exec.Command("cat")
+	input, err := other.StdinPipe()
+	if err == nil {
+		err = other.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Wait()
+	defer input.Close()
 	for _, c := range []struct {
 		cfg  sandbox.Config
 		want bool
 	}{
 		{sandbox.Config{}, true},
 		{sandbox.Config{Namespaces: sandbox.Namespaces{HostNetwork: true, HostIPC: true, HostPID: true}}, true},
-		{sandbox.Config{Namespaces: sandbox.Namespaces{HostPID: true}}, false}, // this process is not in the pod's
+		{sandbox.Config{Namespaces: sandbox.Namespaces{HostPID: true}}, false}, // that process is not in the pod's
 	} {
-		err := pod{dir: p.dir, cfg: c.cfg}.onHost(uint32(os.Getpid()))
+		err := pod{dir: p.dir, cfg: c.cfg}.onHost(uint32(other.Process.Pid))
 		if c.want && err != nil || !c.want && !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("%+v: %v", c.cfg.Namespaces, err)
 		}
