@@ -410,8 +410,12 @@ func (p *Pod) Update(ctx context.Context, id string, resources *specs.LinuxResou
 		return err
 	}
 	defer release()
-	if shim := c.connected(); shim != nil {
+	shim, err := c.runs()
+	switch {
+	case err == nil:
 		return classified(shim.Update(ctx, id, resources))
+	case c.record().Stage == stageMade:
+		return err // its shim has ended
 	}
 	return p.Client.Update(ctx, id, resources)
 }

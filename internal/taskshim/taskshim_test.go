@@ -120,6 +120,9 @@ func TestSignalAfterShim(t *testing.T) {
 	if err := p.Signal(t.Context(), task.ID{Container: "c1"}, uint32(unix.SIGKILL), true); !errdefs.IsNotFound(err) {
 		t.Errorf("signal = %v", err)
 	}
+	if err := p.Update(t.Context(), "c1", nil); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("update = %v", err)
+	}
 }
 
 // TestExecGivenUp: a start that its caller gives up may come to its end in the shim all the same.
