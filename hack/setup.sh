@@ -18,9 +18,10 @@ packages=(
 	ca-certificates git                     # the Go modules' transport, version numbers
 	curl bsdextrautils                      # what hack/run.sh shows a pod with
 	crun                                    # an OCI runtime of pods on the host's kernel; runc is built
+	iproute2                                # ip, for namespaces that tests run in
 	iptables                                # the CNI plugins of the tests masquerade and map ports with it
 )
-commands=(gcc pkg-config qemu-system-x86_64 mkfs.ext4 depmod git curl column iptables crun)
+commands=(gcc pkg-config qemu-system-x86_64 mkfs.ext4 depmod git curl column ip iptables crun)
 
 say() { echo "setup: $*" >&2; }
 die() { say "$*"; exit 1; }

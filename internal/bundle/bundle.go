@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -141,7 +142,7 @@ func LastWords(path string) string {
 		f.Seek(-maxWords, io.SeekEnd)
 	}
 	text, _ := io.ReadAll(io.LimitReader(f, maxWords))
-	return string(bytes.TrimSpace(text))
+	return strings.ToValidUTF8(string(bytes.TrimSpace(text)), "?") // gRPC takes nothing else
 }
 
 // TakeLock takes the bundle's lock. The caller keeps the file open for as long as it owns the bundle; it may hand

@@ -147,3 +147,23 @@ func FuzzParseStat(f *testing.F) {
 	f.Add([]byte("1 (a"))
 	f.Fuzz(func(t *testing.T, data []byte) { parseStat(data) })
 }
+
+// TestLastWords: a log is cut anywhere, and what is shown of it is told in strings of gRPC.
+func TestLastWords(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	if LastWords(path) != "" {
+		t.Error("no log has words")
+	}
+	if err := os.WriteFile(path, []byte("x"+strings.Repeat("é", maxWords)+"!\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := LastWords(path), strings.Repeat("é", maxWords/2-1)+"!"; got != want {
+		t.Errorf("%q", got)
+	}
+	if err := os.WriteFile(path, []byte("é"+strings.Repeat("x", maxWords-1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := LastWords(path), "?"+strings.Repeat("x", maxWords-1); got != want {
+		t.Errorf("%q", got)
+	}
+}

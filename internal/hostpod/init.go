@@ -67,21 +67,28 @@ func (t *tasks) startInit(ctx context.Context, program string) error {
 // onHost refuses a shim whose containers are not in the namespaces of the host that the pod is to have: one that makes a machine
 // or a kernel of its own around them.
 func (p pod) onHost(pid uint32) error {
-	for kind, wanted := range map[string]bool{"net": p.cfg.HostNetwork, "ipc": p.cfg.HostIPC} {
-		if !wanted {
-			continue
-		}
-		theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
+	wanted := map[string]string{} // by a thread, as the first one of the daemon may have been in a pod's and stayed there
+	if p.cfg.HostNetwork {
+		wanted["net"] = "/proc/thread-self/ns/net"
+	}
+	switch {
+	case p.cfg.HostIPC:
+		wanted["ipc"] = "/proc/thread-self/ns/ipc"
+	case p.cfg.HostPID: // the first process has processes of its own; where it is not in the pod's namespaces, no container is in the host's
+		wanted["ipc"] = p.ipc()
+	}
+	for kind, path := range wanted {
+		theirs, err := os.Stat(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
 		if err != nil {
 			return fmt.Errorf("first process: %w", err)
 		}
-		hosts, err := os.Readlink("/proc/self/ns/" + kind)
+		want, err := os.Stat(path)
 		if err != nil {
-			return err
+			return fmt.Errorf("first process: %w", err)
 		}
-		if theirs != hosts {
-			return fmt.Errorf("the shim keeps its containers apart from the host's %s namespace: leave out hostNetwork and hostIPC, or use another RuntimeClass: %w",
-				kind, errdefs.ErrFailedPrecondition)
+		if !os.SameFile(theirs, want) {
+			return fmt.Errorf("the shim keeps its containers apart from the host's namespaces: leave out hostNetwork, hostIPC and hostPID, or use another RuntimeClass: %w",
+				errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil

@@ -296,10 +296,18 @@ func (l *Launcher) remove(ctx context.Context, p pod) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if err := errors.Join(l.removeOwn(ctx, p), l.releaseLabels(p)); err != nil {
+	if err := l.removeOwn(ctx, p); err != nil {
 		return err
 	}
-	return p.unshare()
+	own, err := p.labels()
+	if err != nil {
+		return err
+	}
+	if err := p.unshare(); err != nil {
+		return err
+	}
+	l.releaseLabels(own) // once: they may be another pod's when this is tried again
+	return nil
 }
 
 // removeContainer removes what the monitor and the runtime have left of a container, and its root.

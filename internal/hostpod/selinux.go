@@ -125,12 +125,10 @@ func (l *Launcher) reserveLabels(p pod) error {
 	return err
 }
 
-func (l *Launcher) releaseLabels(p pod) error {
-	own, err := p.labels()
-	if err == nil && l.labels != nil && own.process != "" {
+func (l *Launcher) releaseLabels(own labels) {
+	if l.labels != nil && own.process != "" {
 		l.labels.release(own.process)
 	}
-	return err
 }
 
 // labelShared labels what the pod gives to all of its containers.

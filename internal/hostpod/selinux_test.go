@@ -169,8 +169,12 @@ func TestLabelsOfPod(t *testing.T) {
 	if len(policy.reserved) != 1 {
 		t.Errorf("reserved: %q", policy.reserved)
 	}
-	if err := l.releaseLabels(p); err != nil || len(policy.reserved) != 0 {
-		t.Errorf("after the release: %q, %v", policy.reserved, err)
+	own, err := p.labels()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.releaseLabels(own); len(policy.reserved) != 0 {
+		t.Errorf("after the release: %q", policy.reserved)
 	}
 	none := &Launcher{Options: l.Options, labels: &fakeLabeller{none: true}}
 	if err := none.labelPod(none.pod(sandbox.LaunchRequest{ID: "p1", Config: sandbox.Config{SELinuxLabel: "::a:"}})); !errdefs.IsFailedPrecondition(err) {

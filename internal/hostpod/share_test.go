@@ -3,10 +3,12 @@ package hostpod
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/network/netns"
@@ -44,6 +46,29 @@ func TestShare(t *testing.T) {
 		var fs unix.Statfs_t
 		if err := unix.Statfs(path, &fs); err != nil || fs.Type != unix.NSFS_MAGIC && fs.Type != unix.TMPFS_MAGIC {
 			t.Errorf("%s: %v, type %x", path, err, fs.Type)
+		}
+	}
+	other := exec.Command("cat")
+	input, err := other.StdinPipe()
+	if err == nil {
+		err = other.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Wait()
+	defer input.Close()
+	for _, c := range []struct {
+		cfg  sandbox.Config
+		want bool
+	}{
+		{sandbox.Config{}, true},
+		{sandbox.Config{Namespaces: sandbox.Namespaces{HostNetwork: true, HostIPC: true, HostPID: true}}, true},
+		{sandbox.Config{Namespaces: sandbox.Namespaces{HostPID: true}}, false}, // that process is not in the pod's
+	} {
+		err := pod{dir: p.dir, cfg: c.cfg}.onHost(uint32(other.Process.Pid))
+		if c.want && err != nil || !c.want && !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%+v: %v", c.cfg.Namespaces, err)
 		}
 	}
 	if after, _ := os.ReadFile("/proc/sys/net/ipv4/ip_default_ttl"); string(after) != string(before) {

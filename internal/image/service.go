@@ -102,7 +102,7 @@ type stores struct {
 	content content.Store
 	images  images.Store
 	// signatures are those that images were pulled with.
-	signatures signatures.Store
+	signatures *signatures.Store
 	leases     leases.Manager
 }
 
@@ -192,7 +192,7 @@ func (s *Service) openDB(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	s.signatures = signatures.Store{Dir: filepath.Join(s.opts.Root, "signatures")}
+	s.signatures = &signatures.Store{Dir: filepath.Join(s.opts.Root, "signatures")}
 	s.db = metadata.NewDB(db, blobs, nil)
 	if err := s.db.Init(ctx); err != nil {
 		return err

@@ -97,8 +97,8 @@ func (m *meter) walk(dir *os.File, depth int) error {
 	}
 	for {
 		names, err := dir.Readdirnames(batch)
-		if errors.Is(err, io.EOF) {
-			return nil
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ENOENT) {
+			return nil // to its end, or it was removed in the meantime
 		} else if err != nil {
 			return err
 		}
@@ -160,7 +160,9 @@ func (m *meter) deep(top *os.File) error {
 			return err
 		}
 		n, err := unix.ReadDirent(int(dir.Fd()), buffer)
-		if err != nil {
+		if errors.Is(err, unix.ENOENT) {
+			n = 0 // it was removed in the meantime
+		} else if err != nil {
 			return err
 		}
 		if n == 0 && len(above) == 0 {

@@ -130,6 +130,27 @@ func TestDeepTree(t *testing.T) {
 	remove(t, r, "x")
 }
 
+// TestUsageOfRemoved: a container may remove a directory that is being looked at.
+func TestUsageOfRemoved(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "d")
+	for _, depth := range []int{0, maxDepth + 1} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(dir)
+		if err == nil {
+			err = os.Remove(dir)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := meter{ctx: t.Context(), linked: map[uint64]struct{}{}}
+		if err := errors.Join(m.walk(f, depth), f.Close()); err != nil {
+			t.Errorf("at depth %d: %v", depth, err)
+		}
+	}
+}
+
 // TestRemoveGoesOn: a removal that was cut short ends with the next one.
 func TestRemoveGoesOn(t *testing.T) {
 	r := roots(t)

@@ -43,7 +43,7 @@ func Ask(ctx context.Context, binary string, options *anypb.Any) (Abilities, err
 		cmd.Stdin = bytes.NewReader(input)
 	}
 	var text bytes.Buffer
-	cmd.Stderr = &text
+	cmd.Stderr, cmd.WaitDelay = &text, outputDelay
 	out, err := cmd.Output()
 	if err != nil {
 		return Abilities{}, fmt.Errorf("%s -info: %w: %s: %w", binary, err, words(text.Bytes()), errdefs.ErrNotImplemented)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/cgroup"
+	"github.com/pistis-run/pistis/internal/cleanup"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/monitor"
 	"github.com/pistis-run/pistis/internal/shimclient"
@@ -28,6 +29,8 @@ const (
 	callTimeout = time.Minute
 	// endTimeout is how long a shim may take to end.
 	endTimeout = 5 * time.Second
+	// shutdownTimeout is how long the containers of a pod that is shut down may take to end.
+	shutdownTimeout = 30 * time.Second
 	// exitUnknown is the code of what ended with its shim.
 	exitUnknown = 255
 )
@@ -120,6 +123,8 @@ func (p *Pod) Start(ctx context.Context, id task.ID) (pid uint32, err error) {
 	}
 	err = classified(err)
 	if !errors.Is(err, errStarted) {
+		ctx, cancel := cleanup.Detach(ctx) // the start may have taken all of its time
+		defer cancel()
 		exit := task.Exit{Code: exitUnknown, At: time.Now(), Reason: err.Error()}
 		_, told := p.Exited(ctx, c.id, exit)
 		err = errors.Join(err, c.purge(ctx), told)
@@ -158,11 +163,15 @@ func (c *container) start(ctx context.Context) (uint32, error) {
 	if _, err := c.pod.Client.Start(ctx, c.task()); err != nil && (!errdefs.IsFailedPrecondition(err) || !c.isFollowed()) {
 		return 0, err
 	}
-	pid, err := c.connected().Start(ctx, c.task())
+	shim, err := c.runs() // which may have died meanwhile
 	if err != nil {
 		return 0, err
 	}
-	return pid, c.catchUp(ctx)
+	pid, err := shim.Start(ctx, c.task())
+	if err != nil {
+		return 0, err
+	}
+	return pid, c.catchUp(ctx, shim)
 }
 
 func (c *container) isFollowed() bool {
@@ -269,17 +278,17 @@ func fifosOf(dir string, stdin, output, terminal bool) shimclient.FIFOs {
 }
 
 // catchUp tells the shim what was to be told before it was there.
-func (c *container) catchUp(ctx context.Context) error {
+func (c *container) catchUp(ctx context.Context, shim *connection) error {
 	c.mu.Lock()
 	size, ended := c.size, c.inputEnded
 	c.mu.Unlock()
 	if size != nil {
-		if err := c.connected().Resize(ctx, c.task(), size[0], size[1]); err != nil {
+		if err := shim.Resize(ctx, c.task(), size[0], size[1]); err != nil {
 			c.pod.opts.Log.DebugContext(ctx, "terminal not resized", logfields.Container, c.id, logfields.Error, err)
 		}
 	}
 	if ended {
-		return ignoreEnded(c.connected().CloseInput(ctx, c.task()))
+		return ignoreEnded(shim.CloseInput(ctx, c.task()))
 	}
 	return nil
 }
@@ -401,8 +410,12 @@ func (p *Pod) Update(ctx context.Context, id string, resources *specs.LinuxResou
 		return err
 	}
 	defer release()
-	if shim := c.connected(); shim != nil {
+	shim, err := c.runs()
+	switch {
+	case err == nil:
 		return classified(shim.Update(ctx, id, resources))
+	case c.record().Stage == stageMade:
+		return err // its shim has ended
 	}
 	return p.Client.Update(ctx, id, resources)
 }
@@ -428,6 +441,9 @@ func (p *Pod) Signal(ctx context.Context, id task.ID, signal uint32, all bool) e
 	release()
 	if shim := c.connected(); shim != nil {
 		return classified(shim.Signal(ctx, id, signal, all))
+	}
+	if c.record().Stage == stageMade {
+		return fmt.Errorf("signal: the shim of container %s has ended, and the container with it: %w", c.id, errdefs.ErrNotFound)
 	}
 	return p.Client.Signal(ctx, id, signal, all)
 }

@@ -66,7 +66,9 @@ func Launch(ctx context.Context, cfg monitor.Config, opts Options) (_ *Pod, err 
 	if err != nil {
 		return nil, err
 	}
-	undo.Add("end monitor", func(ctx context.Context) error { return errors.Join(m.Shutdown(ctx, true), m.Close()) })
+	undo.Add("end monitor", func(ctx context.Context) error {
+		return errors.Join(m.Shutdown(ctx, true), m.Close(), monitor.Cleanup(ctx, cfg.Dir))
+	})
 	p := newPod(m, cfg.Dir, opts)
 	if err := os.Mkdir(p.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("records of shims: %w", err)
@@ -102,7 +104,7 @@ func Connect(ctx context.Context, monitorDir string, opts Options) (*Pod, error)
 			return nil, errors.Join(err, p.Close())
 		}
 		c.follow()
-		p.work.Go(c.killExecs)
+		c.killExecs()
 	}
 	return p, nil
 }
@@ -234,9 +236,12 @@ func (p *Pod) Create(ctx context.Context, req monitor.CreateRequest) (err error)
 	return nil
 }
 
-// Shutdown ends the pod: with force its containers first, the one that the others live in last.
+// Shutdown ends the pod: with force its containers first, the one that the others live in last. A shim that does not answer is
+// waited for no longer than shutdownTimeout: Cleanup ends it.
 func (p *Pod) Shutdown(ctx context.Context, force bool) error {
 	if force {
+		bounded, cancel := context.WithTimeout(ctx, shutdownTimeout)
+		defer cancel()
 		p.mu.Lock()
 		all := slices.Collect(maps.Values(p.containers))
 		p.mu.Unlock()
@@ -245,7 +250,7 @@ func (p *Pod) Shutdown(ctx context.Context, force bool) error {
 			var group sync.WaitGroup
 			for i, c := range all {
 				if c.record().First == first {
-					group.Go(func() { errs[i] = p.end(ctx, task.ID{Container: c.id}) })
+					group.Go(func() { errs[i] = p.end(bounded, task.ID{Container: c.id}) })
 				}
 			}
 			group.Wait()
@@ -278,6 +283,8 @@ func (p *Pod) Close() error {
 	}
 	p.stop()
 	p.work.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var errs []error
 	for _, shim := range p.shims {
 		errs = append(errs, shim.Close())

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/errdefs"
@@ -25,6 +26,9 @@ import (
 // maxWords bounds what is shown of what a binary has said, in bytes.
 const maxWords = 2 << 10
 
+// outputDelay is how long the output of a binary that has ended is waited for: what it has left behind may hold it open.
+const outputDelay = time.Second
+
 // logFile is where a shim writes its log: its bundle has it, as containerd's has a FIFO.
 func logFile(dir string) string { return filepath.Join(dir, "log") }
 
@@ -38,7 +42,7 @@ func (c *container) purge(ctx context.Context) error {
 	}
 	err := errors.New("no shim")
 	if shim != nil {
-		err = c.deleteTask(ctx, shim)
+		err = deleteTask(ctx, shim, c.task())
 		if err != nil && !shimclient.Gone(err) {
 			return err
 		}
@@ -58,23 +62,23 @@ func (c *container) purge(ctx context.Context) error {
 	return c.note(func(r *record) { r.Stage, r.Answer = stageNone, shimclient.Answer{} })
 }
 
-// deleteTask deletes a container, which has ended or was not started, from a shim that lives.
-func (c *container) deleteTask(ctx context.Context, shim *connection) error {
-	err := shim.Delete(ctx, c.task())
+// deleteTask deletes a container, or an exec, from a shim that lives, whether it runs or not.
+func deleteTask(ctx context.Context, shim *connection, id task.ID) error {
+	err := shim.Delete(ctx, id)
 	if err == nil || errdefs.IsNotFound(err) {
 		return nil
 	}
 	if shimclient.Gone(err) {
 		return err
 	}
-	// It may have been made and not started, which not every shim deletes.
-	if err := shim.Signal(ctx, c.task(), uint32(unix.SIGKILL), true); err != nil && !errdefs.IsNotFound(err) {
+	// It may run, or have been made and not started, which not every shim deletes.
+	if err := shim.Signal(ctx, id, uint32(unix.SIGKILL), id.Exec == ""); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	if _, err := shim.Wait(ctx, c.task()); err != nil && !errdefs.IsNotFound(err) {
+	if _, err := shim.Wait(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	if err := shim.Delete(ctx, c.task()); err != nil && !errdefs.IsNotFound(err) {
+	if err := shim.Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
 	return nil
@@ -147,8 +151,8 @@ func (r record) cleanup(ctx context.Context, id string, opts Options) error {
 	cmd := exec.CommandContext(ctx, r.Binary, call.Args...)
 	cmd.Dir, cmd.Env = r.Bundle, append(call.Env, path)
 	var out, text bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &text
-	if err := cmd.Run(); err != nil && r.Stage == stageMade {
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &out, &text, outputDelay
+	if err := cmd.Run(); err != nil && !errors.Is(err, exec.ErrWaitDelay) && r.Stage == stageMade {
 		return fmt.Errorf("delete: %w: %s", err, words(text.Bytes(), out.Bytes()))
 	}
 	return nil
@@ -158,7 +162,7 @@ func (r record) cleanup(ctx context.Context, id string, opts Options) error {
 func words(texts ...[]byte) string {
 	for _, text := range texts {
 		if text = bytes.TrimSpace(text); len(text) > 0 {
-			return string(text[:min(len(text), maxWords)])
+			return strings.ToValidUTF8(string(text[:min(len(text), maxWords)]), "?") // gRPC takes nothing else
 		}
 	}
 	return "it gave no reason"

@@ -109,8 +109,10 @@ func (c *container) runExec(ctx context.Context, shim *connection, e *execution)
 		return 0, err
 	}
 	pid, err := shim.Tasks.Start(ctx, e.req.ID)
-	if err != nil {
-		return 0, errors.Join(err, ignoreEnded(shim.Delete(context.WithoutCancel(ctx), e.req.ID)))
+	if err != nil { // a call that was given up may have started it all the same
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+		defer cancel()
+		return 0, errors.Join(err, ignoreEnded(deleteTask(undo, shim, e.req.ID)))
 	}
 	e.ends.CloseChild() // the shim has its own
 	c.mu.Lock()
@@ -233,7 +235,7 @@ func (c *container) deleteExec(ctx context.Context, id task.ID) error {
 	e.ends.Close()
 	e.Finish(task.Exit{}, fmt.Errorf("exec %s in container %s was deleted: %w", id.Exec, c.id, errdefs.ErrNotFound))
 	if shim := c.connected(); shim != nil {
-		if err := ignoreEnded(shim.Delete(ctx, id)); err != nil {
+		if err := ignoreEnded(deleteTask(ctx, shim, id)); err != nil {
 			return err
 		}
 	}
@@ -264,29 +266,25 @@ func (c *container) closeExecs() {
 	}
 }
 
-// killExecs ends the execs of an earlier client, whose streams are nobody's.
+// killExecs begins to end the execs of an earlier client, whose streams are nobody's. Those that come later are this client's.
 func (c *container) killExecs() {
 	ctx, log := c.pod.ctx, c.pod.opts.Log
 	left, err := monitor.StdioDirsOfExecs(c.pod.Dir(), c.id)
 	if err != nil {
 		log.WarnContext(ctx, "execs of an earlier daemon are not known", logfields.Container, c.id, logfields.Error, err)
 	}
-	for _, id := range left {
-		if err := c.killExec(ctx, id); err != nil && ctx.Err() == nil {
-			log.WarnContext(ctx, "exec of an earlier daemon could not be removed; it ends with its container", logfields.Container, c.id, logfields.Exec, id.Exec, logfields.Error, err)
+	c.pod.work.Go(func() {
+		for _, id := range left {
+			if err := c.killExec(ctx, id); err != nil && ctx.Err() == nil {
+				log.WarnContext(ctx, "exec of an earlier daemon could not be removed; it ends with its container", logfields.Container, c.id, logfields.Exec, id.Exec, logfields.Error, err)
+			}
 		}
-	}
+	})
 }
 
 func (c *container) killExec(ctx context.Context, id task.ID) error {
 	if shim := c.connected(); shim != nil {
-		if err := ignoreEnded(shim.Signal(ctx, id, uint32(unix.SIGKILL), false)); err != nil {
-			return err
-		}
-		if _, err := shim.Wait(ctx, id); ignoreEnded(err) != nil {
-			return err
-		}
-		if err := ignoreEnded(shim.Delete(ctx, id)); err != nil {
+		if err := ignoreEnded(deleteTask(ctx, shim, id)); err != nil {
 			return err
 		}
 	}

@@ -1,11 +1,14 @@
 package taskshim
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,12 +17,18 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/shimclient"
+	"github.com/pistis-run/pistis/internal/stdio"
+	"github.com/pistis-run/pistis/internal/task"
 )
 
 // deadPod makes what is left of a pod whose monitor and shims have gone: one container whose shim's binary is a script.
@@ -89,6 +98,105 @@ func TestCleanupWithoutBundle(t *testing.T) {
 	}
 	if err := Cleanup(t.Context(), dir, Options{}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCleanupEnds: what a binary leaves behind may hold its output open.
+func TestCleanupEnds(t *testing.T) {
+	dir, bundleDir, _ := deadPod(t, "mkfifo p; cat p &", stageMade)
+	err := Cleanup(t.Context(), dir, Options{})
+	if p, err := os.OpenFile(filepath.Join(bundleDir, "p"), os.O_RDWR, 0); err == nil {
+		p.Close() // which ends it
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSignalAfterShim: a container ends with its shim, also while that is being told.
+func TestSignalAfterShim(t *testing.T) {
+	p := newPod(nil, t.TempDir(), Options{})
+	p.add("c1", record{Stage: stageMade})
+	if err := p.Signal(t.Context(), task.ID{Container: "c1"}, uint32(unix.SIGKILL), true); !errdefs.IsNotFound(err) {
+		t.Errorf("signal = %v", err)
+	}
+	if err := p.Update(t.Context(), "c1", nil); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("update = %v", err)
+	}
+}
+
+// TestExecGivenUp: a start that its caller gives up may come to its end in the shim all the same.
+func TestExecGivenUp(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	ctx, giveUp := context.WithCancel(t.Context())
+	defer giveUp()
+	killed, deleted := make(chan struct{}), make(chan struct{})
+	server, err := ttrpc.NewServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Register("containerd.task.v2.Task", map[string]ttrpc.Method{
+		"Exec": func(context.Context, func(any) error) (any, error) { return &emptypb.Empty{}, nil },
+		"Start": func(ctx context.Context, _ func(any) error) (any, error) {
+			giveUp()
+			select {
+			case <-killed:
+			case <-ctx.Done():
+			}
+			return &taskapi.StartResponse{Pid: 7}, nil
+		},
+		"Kill": func(context.Context, func(any) error) (any, error) {
+			close(killed)
+			return &emptypb.Empty{}, nil
+		},
+		"Wait": func(context.Context, func(any) error) (any, error) {
+			return &taskapi.WaitResponse{ExitedAt: timestamppb.Now()}, nil
+		},
+		"Delete": func(context.Context, func(any) error) (any, error) {
+			select {
+			case <-killed:
+				close(deleted)
+				return &taskapi.DeleteResponse{}, nil
+			default:
+				return nil, errgrpc.ToGRPC(fmt.Errorf("it runs: %w", errdefs.ErrFailedPrecondition))
+			}
+		},
+	})
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = server.Serve(context.Background(), l) })
+	defer serving.Wait()
+	defer server.Close()
+	shim, err := shimclient.Dial(t.Context(), shimclient.Answer{Version: 2, Address: "unix://" + socket, Protocol: "ttrpc"}, "container c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shim.Close()
+	c := newPod(nil, t.TempDir(), Options{}).add("c1", record{Stage: stageMade})
+	ends, err := stdio.NewPipes([3]bool{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &execution{req: task.ExecRequest{ID: task.ID{Container: "c1", Exec: "e1"}, Process: []byte("{}")}, ends: ends}
+	if _, err := c.runExec(ctx, &connection{Shim: shim}, e); !errors.Is(err, context.Canceled) {
+		t.Errorf("start = %v", err)
+	}
+	select {
+	case <-deleted:
+	default:
+		t.Error("the process was left in the shim")
+	}
+}
+
+// TestWords: what a binary says becomes the reason that clients are told, and strings of gRPC are UTF-8.
+func TestWords(t *testing.T) {
+	for text, want := range map[string]string{"": "it gave no reason", " no\n": "no", "\xff no": "? no", "x" + strings.Repeat("é", maxWords): "x" + strings.Repeat("é", maxWords/2-1) + "?"} {
+		if got := words(nil, []byte(text)); got != want {
+			t.Errorf("%.20q: %q", text, got)
+		}
 	}
 }
 

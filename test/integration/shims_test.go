@@ -167,28 +167,35 @@ func TestContainerdShimPromises(t *testing.T) {
 				t.Errorf("it is offered with %v", h.Features)
 			}
 		}
-		config := d.podConfig("host")
-		config.Hostname = ""
-		config.Linux.SecurityContext.NamespaceOptions = &runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE, Pid: runtime.NamespaceMode_CONTAINER}
-		pod, err := d.RunPodSandbox(d.call(), &runtime.RunPodSandboxRequest{Config: config, RuntimeHandler: shim.handler})
-		if shim.gvisor {
-			if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "hostNetwork") {
-				t.Errorf("a pod on the host's network: %v", err)
+		for kind, options := range map[string]*runtime.NamespaceOption{
+			"net": {Network: runtime.NamespaceMode_NODE, Pid: runtime.NamespaceMode_CONTAINER},
+			"pid": {Pid: runtime.NamespaceMode_NODE},
+		} {
+			config := d.podConfig("host-" + kind)
+			if kind == "net" {
+				config.Hostname = ""
 			}
-			d.nothing("after a refused pod")
-			return
+			config.Linux.SecurityContext.NamespaceOptions = options
+			pod, err := d.RunPodSandbox(d.call(), &runtime.RunPodSandboxRequest{Config: config, RuntimeHandler: shim.handler})
+			if shim.gvisor {
+				if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "hostNetwork") {
+					t.Errorf("a pod in the host's %s namespace: %v", kind, err)
+				}
+				d.nothing("after a refused pod")
+				continue
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			ns, err := os.Readlink("/proc/self/ns/" + kind)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := shell("c", "readlink /proc/self/ns/"+kind)
+			c.Linux.SecurityContext.NamespaceOptions = options
+			expect(t, "the namespace "+kind, d.run(pod.PodSandboxId, config, c), ns+"\n")
+			d.stopAndRemove(pod.PodSandboxId)
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		ns, err := os.Readlink("/proc/self/ns/net")
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := shell("c", "readlink /proc/self/ns/net")
-		c.Linux.SecurityContext.NamespaceOptions = config.Linux.SecurityContext.NamespaceOptions
-		expect(t, "the network", d.run(pod.PodSandboxId, config, c), ns+"\n")
-		d.stopAndRemove(pod.PodSandboxId)
 	})
 }
 

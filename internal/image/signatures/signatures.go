@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -35,15 +36,19 @@ const (
 // Set are signatures by the manifest or the index that was signed.
 type Set map[digest.Digest][]signature.Signed
 
-// Store keeps sets. Calls for one image must be ordered by the caller.
-type Store struct{ Dir string }
+// Store keeps sets. It may be used from any goroutine.
+type Store struct {
+	Dir string
 
-func (s Store) file(manifest digest.Digest) string {
+	adding sync.Mutex // what one adds to, another has not seen
+}
+
+func (s *Store) file(manifest digest.Digest) string {
 	return filepath.Join(s.Dir, manifest.Algorithm().String()+"-"+manifest.Encoded()+suffix)
 }
 
 // Get returns the signatures of an image; there may be none.
-func (s Store) Get(manifest digest.Digest) (Set, error) {
+func (s *Store) Get(manifest digest.Digest) (Set, error) {
 	data, err := os.ReadFile(s.file(manifest))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -58,11 +63,13 @@ func (s Store) Get(manifest digest.Digest) (Set, error) {
 }
 
 // Add keeps signatures of an image, beside those that are kept of other indexes that it is in.
-func (s Store) Add(manifest digest.Digest, found Set) error {
+func (s *Store) Add(manifest digest.Digest, found Set) error {
 	maps.DeleteFunc(found, func(_ digest.Digest, list []signature.Signed) bool { return len(list) == 0 })
 	if len(found) == 0 {
 		return nil
 	}
+	s.adding.Lock()
+	defer s.adding.Unlock()
 	kept, err := s.Get(manifest)
 	if err != nil {
 		return err
@@ -88,7 +95,7 @@ func (s Store) Add(manifest digest.Digest, found Set) error {
 }
 
 // Collect removes what belongs to no image.
-func (s Store) Collect(there func(manifest digest.Digest) bool) error {
+func (s *Store) Collect(there func(manifest digest.Digest) bool) error {
 	entries, err := os.ReadDir(s.Dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("collect signatures: %w", err)

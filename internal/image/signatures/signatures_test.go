@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -18,7 +19,7 @@ func set(name string) Set {
 }
 
 func TestStore(t *testing.T) {
-	s := Store{Dir: filepath.Join(t.TempDir(), "signatures")}
+	s := &Store{Dir: filepath.Join(t.TempDir(), "signatures")}
 	image := digest.FromString("image")
 	if got, err := s.Get(image); err != nil || len(got) != 0 {
 		t.Errorf("nothing: %v, %v", got, err)
@@ -50,8 +51,25 @@ func TestStore(t *testing.T) {
 	}
 }
 
+// TestAddAtOnce: pulls by several names at once lead to one image.
+func TestAddAtOnce(t *testing.T) {
+	s, image := &Store{Dir: t.TempDir()}, digest.FromString("image")
+	var pulls sync.WaitGroup
+	for i := range maxManifests {
+		pulls.Go(func() {
+			if err := s.Add(image, set(fmt.Sprint(i))); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	pulls.Wait()
+	if got, err := s.Get(image); err != nil || len(got) != maxManifests {
+		t.Errorf("%d kept of %d, %v", len(got), maxManifests, err)
+	}
+}
+
 func TestCollect(t *testing.T) {
-	s := Store{Dir: t.TempDir()}
+	s := &Store{Dir: t.TempDir()}
 	here, gone := digest.FromString("here"), digest.FromString("gone")
 	if err := errors.Join(s.Add(here, set("a")), s.Add(gone, set("b")), os.WriteFile(filepath.Join(s.Dir, "x.json.tmp-1"), nil, 0o600)); err != nil {
 		t.Fatal(err)
