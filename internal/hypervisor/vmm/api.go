@@ -48,6 +48,15 @@ type APIError struct {
 
 func (e *APIError) Error() string { return fmt.Sprintf("status %d: %s", e.Status, e.Message) }
 
+// errNotAsked is that a request was given up before it was made.
+var errNotAsked = errors.New("not asked")
+
+// Undone tells whether an error of Do means that the VMM has not done what it was asked for, which otherwise nobody knows.
+func Undone(err error) bool {
+	var refused *APIError
+	return errors.As(err, &refused) || errors.Is(err, errNotAsked)
+}
+
 // NewAPI takes over a connection to the VMM that is called name.
 func NewAPI(name string, conn *net.UnixConn) *API {
 	a := &API{name: name, conn: conn, r: bufio.NewReaderSize(conn, maxHead), grace: grace, turn: make(chan struct{}, 1)}
@@ -73,7 +82,7 @@ func (a *API) do(ctx context.Context, method, path string, body any, files []*os
 	case <-a.turn:
 		defer func() { a.turn <- struct{}{} }()
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, fmt.Errorf("%w: %w", errNotAsked, context.Cause(ctx))
 	}
 	if a.broken != nil {
 		return nil, fmt.Errorf("the connection has ended: %w: %w", a.broken, errdefs.ErrUnavailable)
@@ -82,8 +91,8 @@ func (a *API) do(ctx context.Context, method, path string, body any, files []*os
 	if err != nil {
 		return nil, err
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, context.Cause(ctx)
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("%w: %w", errNotAsked, context.Cause(ctx))
 	}
 	a.conn.SetDeadline(time.Time{})
 	interrupted := make(chan struct{})

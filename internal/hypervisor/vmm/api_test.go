@@ -84,7 +84,7 @@ func TestAPICutOff(t *testing.T) {
 	api.grace = 0
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := api.Do(ctx, "GET", "/x", nil); !errors.Is(err, context.Canceled) {
+	if _, err := api.Do(ctx, "GET", "/x", nil); !errors.Is(err, context.Canceled) || !Undone(err) {
 		t.Errorf("canceled before: %v", err)
 	}
 	ctx, cancel = context.WithCancel(t.Context())
