@@ -171,6 +171,32 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
+// TestUpdatesInTurn: an update does not build on one that is under way and may fail.
+func TestUpdatesInTurn(t *testing.T) {
+	asked, entered, blocked := atomic.Int64{}, make(chan struct{}), make(chan struct{})
+	p := ready(t, &vmtest.Driver{Agent: &vmtest.Agent{Intercept: func(method string) error {
+		if method == "Update" && asked.Add(1) == 1 {
+			close(entered)
+			<-blocked
+		}
+		return nil
+	}}})
+	p.run(t, "c1", "sleep")
+	limit, first := int64(40<<20), make(chan error, 1)
+	resources := &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}
+	go func() { first <- p.Update(t.Context(), "c1", resources) }()
+	<-entered
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := p.Update(ctx, "c1", resources); !errors.Is(err, context.DeadlineExceeded) || asked.Load() != 1 {
+		t.Errorf("the second: %v, the guest was asked %d times", err, asked.Load())
+	}
+	close(blocked)
+	if err := <-first; err != nil {
+		t.Errorf("the first: %v", err)
+	}
+}
+
 // resizable is a pod whose VM has 1 processor and 128 MiB and can have 3 and 640 MiB, and its machine.
 func resizable(t *testing.T, d *vmtest.Driver) (*pod, *vmtest.Machine) {
 	t.Helper()

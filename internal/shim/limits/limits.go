@@ -1,6 +1,7 @@
 package limits
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strconv"
@@ -22,6 +23,8 @@ const mostSum = 1 << 62
 type Pod struct {
 	vcpus func() int // of the VM, now
 	host  func() (topology, error)
+
+	turn chan struct{} // holds a token for whoever changes limits
 
 	mu sync.Mutex
 	// virtual is the processor that stands for one of the host, from the first time that a container is confined to that.
@@ -54,7 +57,21 @@ type Sum struct {
 
 // New is for a VM with so many processors.
 func New(vcpus func() int) *Pod {
-	return &Pod{vcpus: vcpus, host: hostTopology, virtual: map[int]int{}, containers: map[string]limits{}}
+	p := &Pod{vcpus: vcpus, host: hostTopology, turn: make(chan struct{}, 1), virtual: map[int]int{}, containers: map[string]limits{}}
+	p.turn <- struct{}{}
+	return p
+}
+
+// InTurn changes limits, or what follows from them, when nobody else does. A change goes on when its caller has gone, who may ask
+// again: the second must not build on what the first is about to undo.
+func (p *Pod) InTurn(ctx context.Context, change func() error) error {
+	select {
+	case <-p.turn:
+		defer func() { p.turn <- struct{}{} }()
+		return change()
+	case <-ctx.Done():
+		return fmt.Errorf("another change of the pod's limits is under way: %w", context.Cause(ctx))
+	}
 }
 
 // Add takes the limits of a new container and returns them as the guest applies them. They may be wider than the VM, as
