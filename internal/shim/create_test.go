@@ -267,3 +267,24 @@ func TestResizeVM(t *testing.T) {
 		t.Errorf("the VM was resized to %q, want %q", got, want)
 	}
 }
+
+// TestResizeUndone: processors that the guest does not take are unplugged again.
+func TestResizeUndone(t *testing.T) {
+	var asked atomic.Int64
+	p, m := resizable(t, &vmtest.Driver{Agent: &vmtest.Agent{Intercept: func(method string) error {
+		if method == "Resize" && asked.Add(1) == 1 {
+			return errors.New("no")
+		}
+		return nil
+	}}})
+	if err := p.ResizeVM(t.Context(), 3, 128<<20); err == nil {
+		t.Error("the guest refuses processors, and it has them")
+	}
+	want := []string{"3 processors", "1 processors"}
+	if got := m.Resizes(); !slices.Equal(got, want) {
+		t.Errorf("the VM was resized to %q, want %q", got, want)
+	}
+	if info, err := p.Info(t.Context()); err != nil || info.Vm.Vcpus != 1 {
+		t.Errorf("the shim tells of %v, %v", info, err)
+	}
+}
