@@ -171,6 +171,9 @@ type VM struct {
 	UIDs string `toml:"uids" json:"uids"`
 }
 
+// MostVCPUs is as many as QEMU and Cloud Hypervisor both can have.
+const MostVCPUs = 254
+
 // VMSize is what a VM has.
 type VMSize struct {
 	VCPUs     uint32 `toml:"vcpus" json:"vcpus"`           // default of a pod without limits

@@ -193,14 +193,14 @@ func (v VM) validate(bad func(string, ...any)) {
 	if !slices.Contains([]string{"auto", "kvm", "tcg"}, v.Acceleration) {
 		bad("vm.acceleration: %q is not one of [\"auto\" \"kvm\" \"tcg\"]", v.Acceleration)
 	}
-	if v.VCPUs < 1 || v.VCPUs > 255 {
-		bad("vm.vcpus: %d is not between 1 and 255", v.VCPUs)
+	if v.VCPUs < 1 || v.VCPUs > MostVCPUs {
+		bad("vm.vcpus: %d is not between 1 and %d", v.VCPUs, MostVCPUs)
 	}
 	if v.MemoryMiB < 64 || v.MemoryMiB > 16<<20 {
 		bad("vm.memory_mib: %d is not between 64 and 16777216 MiB", v.MemoryMiB)
 	}
-	if v.MaxVCPUs != 0 && (v.MaxVCPUs < v.VCPUs || v.MaxVCPUs > 255) {
-		bad("vm.max_vcpus: %d is not between vm.vcpus, %d, and 255; 0 is what the host has", v.MaxVCPUs, v.VCPUs)
+	if v.MaxVCPUs != 0 && (v.MaxVCPUs < v.VCPUs || v.MaxVCPUs > MostVCPUs) {
+		bad("vm.max_vcpus: %d is not between vm.vcpus, %d, and %d; 0 is what the host has", v.MaxVCPUs, v.VCPUs, MostVCPUs)
 	}
 	if v.MaxMemoryMiB != 0 && (v.MaxMemoryMiB < v.MemoryMiB || v.MaxMemoryMiB > 16<<20) {
 		bad("vm.max_memory_mib: %d is not between vm.memory_mib, %d, and 16777216 MiB; 0 is what the host has", v.MaxMemoryMiB, v.MemoryMiB)

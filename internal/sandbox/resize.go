@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -21,6 +22,9 @@ type refresher interface {
 	Refresh(ctx context.Context) error
 }
 
+// describeTimeout bounds the wait for an instance that is asked what it is.
+const describeTimeout = 2 * time.Second
+
 // Describe is Status with what the instance says of itself now. One that does not answer leaves what it said before.
 func (m *Manager) Describe(ctx context.Context, id string) (Status, error) {
 	sb, err := m.find(id)
@@ -29,7 +33,9 @@ func (m *Manager) Describe(ctx context.Context, id string) (Status, error) {
 	}
 	_, instance := sb.snapshot()
 	if fresh, ok := instance.(refresher); ok {
-		if err := fresh.Refresh(ctx); err != nil {
+		asking, cancel := context.WithTimeout(ctx, describeTimeout)
+		defer cancel()
+		if err := fresh.Refresh(asking); err != nil {
 			m.log.DebugContext(ctx, "what is told of a sandbox may be old", logfields.Sandbox, id, logfields.Error, err)
 		}
 	}

@@ -171,6 +171,32 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
+// TestUpdatesInTurn: an update does not build on one that is under way and may fail.
+func TestUpdatesInTurn(t *testing.T) {
+	asked, entered, blocked := atomic.Int64{}, make(chan struct{}), make(chan struct{})
+	p := ready(t, &vmtest.Driver{Agent: &vmtest.Agent{Intercept: func(method string) error {
+		if method == "Update" && asked.Add(1) == 1 {
+			close(entered)
+			<-blocked
+		}
+		return nil
+	}}})
+	p.run(t, "c1", "sleep")
+	limit, first := int64(40<<20), make(chan error, 1)
+	resources := &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}
+	go func() { first <- p.Update(t.Context(), "c1", resources) }()
+	<-entered
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := p.Update(ctx, "c1", resources); !errors.Is(err, context.DeadlineExceeded) || asked.Load() != 1 {
+		t.Errorf("the second: %v, the guest was asked %d times", err, asked.Load())
+	}
+	close(blocked)
+	if err := <-first; err != nil {
+		t.Errorf("the first: %v", err)
+	}
+}
+
 // resizable is a pod whose VM has 1 processor and 128 MiB and can have 3 and 640 MiB, and its machine.
 func resizable(t *testing.T, d *vmtest.Driver) (*pod, *vmtest.Machine) {
 	t.Helper()
@@ -239,5 +265,26 @@ func TestResizeVM(t *testing.T) {
 	want := []string{"2 processors", "384 MiB", "1 processors", "128 MiB", "3 processors", "640 MiB"}
 	if got := m.Resizes(); !slices.Equal(got, want) {
 		t.Errorf("the VM was resized to %q, want %q", got, want)
+	}
+}
+
+// TestResizeUndone: processors that the guest does not take are unplugged again.
+func TestResizeUndone(t *testing.T) {
+	var asked atomic.Int64
+	p, m := resizable(t, &vmtest.Driver{Agent: &vmtest.Agent{Intercept: func(method string) error {
+		if method == "Resize" && asked.Add(1) == 1 {
+			return errors.New("no")
+		}
+		return nil
+	}}})
+	if err := p.ResizeVM(t.Context(), 3, 128<<20); err == nil {
+		t.Error("the guest refuses processors, and it has them")
+	}
+	want := []string{"3 processors", "1 processors"}
+	if got := m.Resizes(); !slices.Equal(got, want) {
+		t.Errorf("the VM was resized to %q, want %q", got, want)
+	}
+	if info, err := p.Info(t.Context()); err != nil || info.Vm.Vcpus != 1 {
+		t.Errorf("the shim tells of %v, %v", info, err)
 	}
 }

@@ -15,19 +15,16 @@ func (x extras) Resize(ctx context.Context, r *shimv1.ResizeRequest) (*shimv1.Em
 	if err != nil {
 		return nil, err
 	}
-	return &shimv1.Empty{}, x.s.resize(ctx, v, vm.Size{VCPUs: int(r.Vcpus), Memory: r.MemoryBytes})
+	asked := vm.Size{VCPUs: int(r.Vcpus), Memory: r.MemoryBytes}
+	return &shimv1.Empty{}, x.s.limits.InTurn(ctx, func() error { return x.s.resize(ctx, v, asked) })
 }
 
 func (s *Service) resize(ctx context.Context, v *vm.VM, asked vm.Size) error {
-	s.mu.Lock()
 	old := s.wanted
 	s.wanted = asked
-	s.mu.Unlock()
 	err := v.Resize(ctx, func(vm.Size) vm.Size { return s.target(v) })
 	if err != nil {
-		s.mu.Lock()
 		s.wanted = old
-		s.mu.Unlock()
 	}
 	return err
 }
@@ -35,15 +32,12 @@ func (s *Service) resize(ctx context.Context, v *vm.VM, asked vm.Size) error {
 // target is what the VM is to have: what its maker wants, and no less than its containers' limits and what it was started
 // with.
 func (s *Service) target(v *vm.VM) vm.Size {
-	s.mu.Lock()
-	wanted := s.wanted
-	s.mu.Unlock()
 	least, most := v.Bounds()
 	// Limits may be wider than the VM from the beginning, as they may be wider than a host.
 	needed := s.needed(s.limits.Sum())
 	return vm.Size{
-		VCPUs:  max(least.VCPUs, wanted.VCPUs, s.limits.Confined(), min(needed.VCPUs, v.Size().VCPUs, most.VCPUs)),
-		Memory: max(least.Memory, wanted.Memory, min(needed.Memory, v.Size().Memory, most.Memory)),
+		VCPUs:  max(least.VCPUs, s.wanted.VCPUs, s.limits.Confined(), min(needed.VCPUs, v.Size().VCPUs, most.VCPUs)),
+		Memory: max(least.Memory, s.wanted.Memory, min(needed.Memory, v.Size().Memory, most.Memory)),
 	}
 }
 

@@ -41,7 +41,7 @@ func (s *Service) applyLimits(v *vm.VM) error {
 }
 
 // Update changes the limits of a container. A VM without room for them grows first; one that has too much then, shrinks.
-func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (err error) {
+func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) error {
 	_, v, err := s.use(r.ID)
 	if err != nil {
 		return err
@@ -54,7 +54,11 @@ func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (err
 	if err != nil {
 		return err
 	}
-	change, err := s.limits.Change(r.ID, resources)
+	return s.limits.InTurn(ctx, func() error { return s.changeLimits(ctx, v, r.ID, resources) })
+}
+
+func (s *Service) changeLimits(ctx context.Context, v *vm.VM, id string, resources *specs.LinuxResources) (err error) {
+	change, err := s.limits.Change(id, resources)
 	if err != nil {
 		return err
 	}
@@ -70,11 +74,11 @@ func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (err
 	if err := s.applyLimits(v); err != nil {
 		return err
 	}
-	if err := updateInGuest(ctx, v, r.ID, change.Guest); err != nil {
+	if err := updateInGuest(ctx, v, id, change.Guest); err != nil {
 		return err
 	}
 	if change.Shrinks {
-		undo.Add("restore limits in guest", func(ctx context.Context) error { return updateInGuest(ctx, v, r.ID, change.Restore) })
+		undo.Add("restore limits in guest", func(ctx context.Context) error { return updateInGuest(ctx, v, id, change.Restore) })
 		return s.shrink(ctx, v)
 	}
 	return nil

@@ -65,7 +65,7 @@ type Service struct {
 // room is what decides on the VM's size.
 type room struct {
 	limits *limits.Pod // of its containers
-	wanted vm.Size     // by its maker
+	wanted vm.Size     // by its maker; for whoever has the limits' turn
 }
 
 // startup of a sandbox, under way or over.

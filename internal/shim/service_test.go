@@ -296,15 +296,13 @@ func TestVMDies(t *testing.T) {
 }
 
 func TestStartFails(t *testing.T) {
-	agent := &vmtest.Agent{}
-	p := ready(t, &vmtest.Driver{Agent: agent})
-	p.create(t, "c1", "echo")
-	agent.Intercept = func(method string) error {
+	p := ready(t, &vmtest.Driver{Agent: &vmtest.Agent{Intercept: func(method string) error {
 		if method == "Start" {
 			return errors.New("exec format error")
 		}
 		return nil
-	}
+	}}})
+	p.create(t, "c1", "echo")
 	id := task.ID{Container: "c1"}
 	if _, err := p.Start(t.Context(), id); err == nil || !strings.Contains(err.Error(), "exec format error") {
 		t.Errorf("start = %v", err)

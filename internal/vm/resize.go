@@ -117,13 +117,15 @@ func (v *VM) checkSize(to, now Size) error {
 	return nil
 }
 
-// setVCPUs plugs processors before the guest uses them, and has it stop using them before they are unplugged.
+// setVCPUs plugs processors before the guest uses them, and has it stop using them before they are unplugged: also those that it
+// never used, when a change is undone.
 func (v *VM) setVCPUs(ctx context.Context, n int) error {
 	resizer, ok := v.machine.(hypervisor.VCPUResizer)
 	if !ok {
 		return fmt.Errorf("hypervisor %s: %w", v.sizing.driver, errdefs.ErrNotImplemented)
 	}
-	if n > v.Size().VCPUs {
+	grows := n > v.Size().VCPUs
+	if grows {
 		if _, err := resizer.ResizeVCPUs(ctx, n); err != nil {
 			return err
 		}
@@ -133,13 +135,12 @@ func (v *VM) setVCPUs(ctx context.Context, n int) error {
 		return err
 	}
 	v.mu.Lock()
-	fewer := used < v.sizing.now.VCPUs
 	v.sizing.now.VCPUs = used
 	v.mu.Unlock()
 	if used != n {
 		return fmt.Errorf("the guest uses %d processors of %d: %w", used, n, errdefs.ErrFailedPrecondition)
 	}
-	if fewer {
+	if !grows {
 		_, err = resizer.ResizeVCPUs(ctx, n)
 	}
 	return err

@@ -190,13 +190,14 @@ func (s *shares) mount(ctx context.Context, e *shared, want share.Share) (err er
 	return nil
 }
 
-// cut ends a share without the guest's consent.
+// cut ends a share without the guest's consent. A server that has the guest's stream and hangs does not answer.
 func (e *shared) cut() {
 	if e.conn != nil {
 		e.conn.Close()
 		return
 	}
 	_ = e.served.Stream.CloseWrite()
+	_ = e.served.Stream.SetReadDeadline(time.Now().Add(shareEndTimeout))
 }
 
 // server returns the pod's server, which it starts where there is none or where it has died.
@@ -293,13 +294,21 @@ func (s *shares) claimFree(id string) *shared {
 	return e
 }
 
-// end unmounts a share in the guest, which writes back what it has cached, and then ends it.
+// end unmounts a share in the guest, which writes back what it has cached, and then ends it. That the guest has closed its
+// stream then is its word only, and a server all of whose workers hang does not see it.
 func (s *shares) end(ctx context.Context, e *shared) error {
 	err := s.agent.RemoveShare(ctx, e.id)
 	if err != nil {
 		e.cut()
 	}
-	<-e.ended
+	bound := time.NewTimer(shareEndTimeout)
+	defer bound.Stop()
+	select {
+	case <-e.ended:
+	case <-bound.C:
+		e.cut()
+		<-e.ended
+	}
 	err = errors.Join(err, e.served.Close())
 	s.settle(e, func() { s.dropLocked(e) })
 	return err

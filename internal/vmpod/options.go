@@ -78,7 +78,7 @@ type bounds struct {
 func boundsOf(vm config.VM) (bounds, error) {
 	b := bounds{vm.MaxVCPUs, vm.MaxMemoryMiB << 20}
 	if b.vcpus == 0 {
-		b.vcpus = uint32(runtime.NumCPU())
+		b.vcpus = uint32(min(runtime.NumCPU(), config.MostVCPUs))
 	}
 	if b.memory == 0 {
 		var host unix.Sysinfo_t

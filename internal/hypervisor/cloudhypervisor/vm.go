@@ -140,7 +140,7 @@ func (v *vm) attach(ctx context.Context, disk hypervisor.Disk) (address hypervis
 		return address, err
 	}
 	if err := v.do(ctx, "vm.add-disk", r); err != nil {
-		if errdefs.IsFailedPrecondition(err) {
+		if vmm.Undone(err) {
 			return address, errors.Join(err, v.Hide(r.Path))
 		}
 		keep = true // nobody knows whether it is there

@@ -39,7 +39,10 @@ func (v *vm) resizeMemory(ctx context.Context, bytes uint64) (now uint64, err er
 	if v.sizes.cfg.Growth() == 0 {
 		return 0, err
 	}
+	// What the guest has is told also to a caller whose time is over.
 	plugged := func() error {
+		ctx, done := vmm.Unbroken(ctx)
+		defer done()
 		return monitor.Execute(ctx, "qom-get", map[string]any{"path": growthPath, "property": "size"}, &now)
 	}
 	if err != nil {

@@ -23,14 +23,18 @@ const (
 	maxHead, maxBody = 8 << 10, 1 << 20
 	// maxMessage is how much of a VMM's answer is told.
 	maxMessage = 500
+	// grace is how long an answer may take after its caller's time.
+	grace = 5 * time.Second
 )
 
 // API is one connection to a VMM that speaks HTTP with JSON over a Unix socket. Requests are made one after another. One
-// that is cut off ends the connection: nobody knows what the answer to the next would be.
+// that is cut off ends the connection: nobody knows what the answer to the next would be. So a request whose caller has given
+// it up is waited for all the same, for a while.
 type API struct {
-	name string
-	conn *net.UnixConn
-	r    *bufio.Reader
+	name  string
+	conn  *net.UnixConn
+	r     *bufio.Reader
+	grace time.Duration
 
 	turn   chan struct{} // holds a token for whoever may use the connection
 	broken error
@@ -44,9 +48,18 @@ type APIError struct {
 
 func (e *APIError) Error() string { return fmt.Sprintf("status %d: %s", e.Status, e.Message) }
 
+// errNotAsked is that a request was given up before it was made.
+var errNotAsked = errors.New("not asked")
+
+// Undone tells whether an error of Do means that the VMM has not done what it was asked for, which otherwise nobody knows.
+func Undone(err error) bool {
+	var refused *APIError
+	return errors.As(err, &refused) || errors.Is(err, errNotAsked)
+}
+
 // NewAPI takes over a connection to the VMM that is called name.
 func NewAPI(name string, conn *net.UnixConn) *API {
-	a := &API{name: name, conn: conn, r: bufio.NewReaderSize(conn, maxHead), turn: make(chan struct{}, 1)}
+	a := &API{name: name, conn: conn, r: bufio.NewReaderSize(conn, maxHead), grace: grace, turn: make(chan struct{}, 1)}
 	a.turn <- struct{}{}
 	return a
 }
@@ -69,7 +82,7 @@ func (a *API) do(ctx context.Context, method, path string, body any, files []*os
 	case <-a.turn:
 		defer func() { a.turn <- struct{}{} }()
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, fmt.Errorf("%w: %w", errNotAsked, context.Cause(ctx))
 	}
 	if a.broken != nil {
 		return nil, fmt.Errorf("the connection has ended: %w: %w", a.broken, errdefs.ErrUnavailable)
@@ -78,14 +91,14 @@ func (a *API) do(ctx context.Context, method, path string, body any, files []*os
 	if err != nil {
 		return nil, err
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, context.Cause(ctx)
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("%w: %w", errNotAsked, context.Cause(ctx))
 	}
 	a.conn.SetDeadline(time.Time{})
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(interrupted)
-		a.conn.SetDeadline(time.Unix(1, 0))
+		a.conn.SetDeadline(time.Now().Add(a.grace))
 	})
 	var status int
 	var answer []byte

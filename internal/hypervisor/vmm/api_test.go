@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -80,9 +81,10 @@ func TestAPI(t *testing.T) {
 
 func TestAPICutOff(t *testing.T) {
 	api := serveAPI(t)
+	api.grace = 0
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := api.Do(ctx, "GET", "/x", nil); !errors.Is(err, context.Canceled) {
+	if _, err := api.Do(ctx, "GET", "/x", nil); !errors.Is(err, context.Canceled) || !Undone(err) {
 		t.Errorf("canceled before: %v", err)
 	}
 	ctx, cancel = context.WithCancel(t.Context())
@@ -105,6 +107,45 @@ func TestAPIAnsweredAndCutOff(t *testing.T) {
 		if _, err := api.Do(t.Context(), "GET", "/x", nil); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestAPIGivenUp: a caller that gives up while its request is answered does not take the connection from the next.
+func TestAPIGivenUp(t *testing.T) {
+	const answer = "HTTP/1.1 204 \r\n\r\n"
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: filepath.Join(t.TempDir(), "s")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	conn, err := net.DialUnix("unix", nil, l.Addr().(*net.UnixAddr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	api := NewAPI("vmm", conn)
+	defer api.Close()
+	vmm, err := l.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vmm.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		buf := make([]byte, 4096)
+		vmm.Read(buf)
+		cancel()
+		vmm.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		vmm.Read(buf) // the end of a connection that is cut off
+		vmm.SetReadDeadline(time.Time{})
+		io.WriteString(vmm, answer)
+		vmm.Read(buf)
+		io.WriteString(vmm, answer)
+	}()
+	if _, err := api.Do(ctx, "PUT", "/x", nil); err != nil {
+		t.Errorf("answered after its caller's time: %v", err)
+	}
+	if _, err := api.Do(t.Context(), "GET", "/x", nil); err != nil {
+		t.Errorf("the next: %v", err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package limits
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strconv"
@@ -14,11 +15,16 @@ import (
 // maxListed bounds the numbers of a list of processors or memory nodes.
 const maxListed = 1 << 12
 
+// mostSum is more than anything has: limits that are as good as none add up to it and not to something small.
+const mostSum = 1 << 62
+
 // Pod knows what each container of the pod may use, and so what its VM needs. Processor and memory node numbers in limits
 // are the host's: it gives containers virtual processors for them.
 type Pod struct {
 	vcpus func() int // of the VM, now
 	host  func() (topology, error)
+
+	turn chan struct{} // holds a token for whoever changes limits
 
 	mu sync.Mutex
 	// virtual is the processor that stands for one of the host, from the first time that a container is confined to that.
@@ -51,7 +57,21 @@ type Sum struct {
 
 // New is for a VM with so many processors.
 func New(vcpus func() int) *Pod {
-	return &Pod{vcpus: vcpus, host: hostTopology, virtual: map[int]int{}, containers: map[string]limits{}}
+	p := &Pod{vcpus: vcpus, host: hostTopology, turn: make(chan struct{}, 1), virtual: map[int]int{}, containers: map[string]limits{}}
+	p.turn <- struct{}{}
+	return p
+}
+
+// InTurn changes limits, or what follows from them, when nobody else does. A change goes on when its caller has gone, who may ask
+// again: the second must not build on what the first is about to undo.
+func (p *Pod) InTurn(ctx context.Context, change func() error) error {
+	select {
+	case <-p.turn:
+		defer func() { p.turn <- struct{}{} }()
+		return change()
+	case <-ctx.Done():
+		return fmt.Errorf("another change of the pod's limits is under way: %w", context.Cause(ctx))
+	}
 }
 
 // Add takes the limits of a new container and returns them as the guest applies them. They may be wider than the VM, as
@@ -80,11 +100,15 @@ type Change struct {
 	Undo func()
 }
 
-// Change takes changed limits.
+// Change takes changed limits. NotFound for a container that was not added, or is gone.
 func (p *Pod) Change(id string, r *specs.LinuxResources) (Change, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old, before := p.containers[id], p.sum()
+	old, there := p.containers[id]
+	if !there {
+		return Change{}, fmt.Errorf("limits of container %s: %w", id, errdefs.ErrNotFound)
+	}
+	before := p.sum()
 	next, err := old.with(r, p.host)
 	if err != nil {
 		return Change{}, err
@@ -97,7 +121,9 @@ func (p *Pod) Change(id string, r *specs.LinuxResources) (Change, error) {
 		Undo: func() {
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			p.containers[id] = old
+			if _, there := p.containers[id]; there {
+				p.containers[id] = old
+			}
 		},
 	}
 	if larger(old.memory, next.memory) {
@@ -120,10 +146,13 @@ func (p *Pod) Sum() Sum {
 
 func (p *Pod) sum() (s Sum) {
 	for _, l := range p.containers {
-		s.Memory, s.MilliCPU = s.Memory+l.memory, s.MilliCPU+l.milliCPU
+		s.Memory, s.MilliCPU = add(s.Memory, l.memory), add(s.MilliCPU, l.milliCPU)
 	}
 	return s
 }
+
+// add stays at mostSum.
+func add(a, b int64) int64 { return a + min(b, mostSum-a) }
 
 // Confined is how many virtual processors the VM must keep for containers that are confined to some of them.
 func (p *Pod) Confined() int {
@@ -266,7 +295,7 @@ func (l limits) with(r *specs.LinuxResources, host func() (topology, error)) (li
 		if c.Period != nil && *c.Period > 0 {
 			period = *c.Period
 		}
-		l.milliCPU = int64(float64(max(*c.Quota, 0)) * 1000 / float64(period))
+		l.milliCPU = int64(min(float64(max(*c.Quota, 0))*1000/float64(period), mostSum))
 	}
 	if c.Cpus == "" && c.Mems == "" {
 		return l, nil

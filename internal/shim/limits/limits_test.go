@@ -1,6 +1,7 @@
 package limits
 
 import (
+	"math"
 	"os/exec"
 	"slices"
 	"testing"
@@ -80,6 +81,42 @@ func TestSums(t *testing.T) {
 	}
 	if c, err = p.Change("wide", quota(100)); err != nil || *c.Restore.CPU.Quota != -1 {
 		t.Errorf("what had no limit gets none back: %+v, %v", c.Restore, err)
+	}
+}
+
+// TestGone: a container that is gone meanwhile does not count again.
+func TestGone(t *testing.T) {
+	vcpus := 1
+	p := testLimits(&vcpus)
+	if _, err := p.Change("a", memory(1)); !errdefs.IsNotFound(err) {
+		t.Errorf("change of a container that is not there: %v", err)
+	}
+	if _, err := p.Add("a", memory(1)); err != nil {
+		t.Fatal(err)
+	}
+	c, err := p.Change("a", memory(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Remove("a")
+	if c.Undo(); p.Sum() != (Sum{}) {
+		t.Errorf("it counts: %+v", p.Sum())
+	}
+}
+
+// TestHugeLimits: limits beyond all bounds are not small together.
+func TestHugeLimits(t *testing.T) {
+	vcpus := 1
+	p := testLimits(&vcpus)
+	most, period := int64(math.MaxInt64), uint64(1)
+	huge := &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &most}, CPU: &specs.LinuxCPU{Quota: &most, Period: &period}}
+	for _, id := range []string{"a", "b", "c"} {
+		if _, err := p.Add(id, huge); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := p.Sum(); got != (Sum{mostSum, mostSum}) {
+		t.Errorf("%+v", got)
 	}
 }
 
