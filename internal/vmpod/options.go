@@ -90,6 +90,15 @@ func boundsOf(vm config.VM) (bounds, error) {
 	return b, nil
 }
 
+// memoryRoom is none for a pod without a limit: the kubelet gives it none while it runs either, and a hostile guest can take the
+// room of its VM without being given it, which then nothing but the host's memory would bound.
+func memoryRoom(cfg sandbox.Config) uint64 {
+	if cfg.Resources.MemoryLimit <= 0 {
+		return 0
+	}
+	return roomMemory
+}
+
 // sandboxOptions is the complete description that a shim gets.
 func sandboxOptions(cfg sandbox.Config, vm config.VM, m machine) *shimv1.SandboxOptions {
 	vcpus, memory := size(cfg, vm, m.bounds.vcpus)
@@ -98,7 +107,7 @@ func sandboxOptions(cfg sandbox.Config, vm config.VM, m machine) *shimv1.Sandbox
 		most.vcpus = min(most.vcpus, vcpus+roomVCPUs)
 	}
 	if vm.MaxMemoryMiB == 0 {
-		most.memory = min(most.memory, memory+roomMemory)
+		most.memory = min(most.memory, memory+memoryRoom(cfg))
 	}
 	return &shimv1.SandboxOptions{
 		Vm: &shimv1.VMOptions{

@@ -235,7 +235,7 @@ func TestResize(t *testing.T) {
 		t.Fatal(err)
 	}
 	i := launched.(*instance)
-	if o := f.last.options.Vm; o.MaxVcpus < 1 || o.MaxMemoryBytes < 256<<20 || o.BaseMemoryBytes != 256<<20 {
+	if o := f.last.options.Vm; o.MaxVcpus < 1 || o.MaxMemoryBytes != 256<<20 || o.BaseMemoryBytes != 256<<20 {
 		t.Errorf("bounds of the VM: %v", o)
 	}
 	cfg := sandbox.Config{Resources: sandbox.Resources{MemoryLimit: 100 << 20}, Overhead: sandbox.Resources{MemoryLimit: 28 << 20}}
@@ -245,6 +245,26 @@ func TestResize(t *testing.T) {
 	cfg.Resources.MemoryLimit = 1 << 30
 	if err := i.Resize(t.Context(), cfg); !errdefs.IsResourceExhausted(err) {
 		t.Errorf("what the shim refuses: %v", err)
+	}
+}
+
+// TestMemoryRoom: a VM can grow whose pod has a limit, or where the configuration says so.
+func TestMemoryRoom(t *testing.T) {
+	limited := sandbox.Config{Resources: sandbox.Resources{MemoryLimit: 1 << 20}}
+	most := machine{bounds: bounds{vcpus: 1, memory: 1 << 40}}
+	for _, c := range []struct {
+		cfg       sandbox.Config
+		mib, want uint64
+	}{
+		{sandbox.Config{}, 0, 256 << 20},
+		{limited, 0, 257<<20 + 32<<30},
+		{sandbox.Config{}, 1 << 20, 1 << 40},
+	} {
+		var vm config.VM
+		vm.MemoryMiB, vm.MaxMemoryMiB = 256, c.mib
+		if got := sandboxOptions(c.cfg, vm, most).Vm.MaxMemoryBytes; got != c.want {
+			t.Errorf("%+v: %d, want %d", c, got, c.want)
+		}
 	}
 }
 
