@@ -17,8 +17,8 @@ export CGO_ENABLED=0 # the guest's programs are static
 out=$here/.cache/lab-test
 declare -A package=([qemu]=qemu [fc]=firecracker [clh]=cloudhypervisor)
 declare -A program=([qemu]=qemu-system-x86_64 [fc]=firecracker [clh]=cloud-hypervisor)
-pods='TestPod TestStreams TestNetwork'
-volumes='TestVolumeKinds TestBlockVolumes TestImageVolumesInVM TestReloaders TestRefusedVolumes'
+pods='TestPod TestStreams TestNetwork TestLogRotation TestResizeInPlace'
+volumes='TestVolumes TestVolumeKinds TestBlockVolumes TestImageVolumesInVM TestReloaders TestRefusedVolumes'
 
 # What follows runs on this machine.
 
