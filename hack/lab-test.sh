@@ -2,7 +2,7 @@
 # The suites that need KVM, in a lab for each hypervisor whose program is on PATH:
 #   doctor    pistis tells the truth about this host
 #   contract  what every driver has to hold
-#   pods      pods through CRI: image, network, exec, logs, attach, port-forward, stop
+#   pods      pods through CRI: image, network, exec, logs and their rotation, attach, port-forward, resizing, stop
 #   volumes   every kind of volume, a row each
 #   critest   the specs of test/conformance/ci-specs-HANDLER.txt; not among the default, and for fc alone
 #   bench     volumes of QEMU's pods against the host and virtio-fs, as VOLUMES=1 make bench does; not among the default
