@@ -244,8 +244,8 @@ func (v *vm) boot(ctx context.Context, cfg hypervisor.Config, taps []string) err
 	}
 	// As all others are: there is one way for a disk to come.
 	for _, d := range cfg.Disks {
-		if _, err := v.attach(ctx, d); err != nil {
-			return fmt.Errorf("disk %s: %w", d.ID, err)
+		if _, err := v.AttachDisk(ctx, d); err != nil {
+			return err
 		}
 	}
 	return nil

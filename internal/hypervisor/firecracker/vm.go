@@ -16,10 +16,9 @@ import (
 // vm is a running Firecracker.
 type vm struct {
 	*vmm.Machine
-	cfg      hypervisor.Config
-	can      abilities
-	slots    *vmm.Slots
-	resizing sync.Mutex // one change of the memory at a time
+	cfg   hypervisor.Config
+	can   abilities
+	slots *vmm.Slots
 
 	mu     sync.Mutex
 	api    *vmm.API // nil before it is connected to
