@@ -42,7 +42,8 @@ func (m *Manager) SetLimits(ctx context.Context, id string, resources *specs.Lin
 	if err != nil {
 		return err
 	}
-	release, err := c.acquire(ctx)
+	// A virtual machine may have to grow for them.
+	ctx, release, err := c.acquireYielding(ctx)
 	if err != nil {
 		return err
 	}

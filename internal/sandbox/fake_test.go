@@ -36,6 +36,8 @@ type world struct {
 	gate chan struct{}
 	// watched are closed at the first such call.
 	watched map[string]chan struct{}
+	// stuck, where it is set, is closed by a resize that does not end by itself.
+	stuck chan struct{}
 }
 
 func newWorld() *world {
@@ -215,7 +217,13 @@ func (i *fakeInstance) Stop(context.Context) error {
 	})
 }
 
-func (i *fakeInstance) Resize(_ context.Context, cfg Config) error {
+// Resize of a guest that does not follow tells so, and waits for the caller to give up.
+func (i *fakeInstance) Resize(ctx context.Context, cfg Config) error {
+	if i.stuck != nil {
+		close(i.stuck)
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
 	return i.do("resize", func() {
 		i.have["size of "+i.id+" "+fmt.Sprint(cfg.Resources.MemoryLimit+cfg.Overhead.MemoryLimit)] = true
 	})

@@ -130,6 +130,31 @@ func TestUpdateResources(t *testing.T) {
 	}
 }
 
+// TestStopCutsResize: who ends a pod does not wait for a guest that does not follow.
+func TestStopCutsResize(t *testing.T) {
+	for name, end := range map[string]func(*Manager, string) error{
+		"stop":   func(m *Manager, id string) error { return m.Stop(t.Context(), id) },
+		"remove": func(m *Manager, id string) error { return m.Remove(t.Context(), id) },
+	} {
+		w := newWorld()
+		w.stuck = make(chan struct{})
+		m := newManager(t, w, t.TempDir())
+		id, err := m.Run(t.Context(), podConfig("a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resized := make(chan error)
+		go func() { resized <- m.UpdateResources(t.Context(), id, nil, &Resources{MemoryLimit: 20}) }()
+		<-w.stuck
+		if err := end(m, id); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := <-resized; !errdefs.IsAborted(err) || !strings.Contains(err.Error(), "stopped") {
+			t.Errorf("%s: the resize: %v", name, err)
+		}
+	}
+}
+
 func TestUnknownIDs(t *testing.T) {
 	m := newManager(t, newWorld(), t.TempDir())
 	if err := m.Stop(t.Context(), "none"); err != nil {
@@ -493,7 +518,7 @@ func TestWaitingForAClaimEndsWithTheContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	sb, _ := m.find(id)
-	release, err := sb.acquire(t.Context())
+	release, err := sb.claim.Acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

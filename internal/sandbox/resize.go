@@ -49,7 +49,8 @@ func (m *Manager) UpdateResources(ctx context.Context, id string, overhead, reso
 	if err != nil {
 		return err
 	}
-	release, err := sb.acquire(ctx)
+	// A guest may take its time.
+	ctx, release, err := sb.claim.AcquireYielding(ctx)
 	if err != nil {
 		return err
 	}
