@@ -191,8 +191,9 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 	if err != nil {
 		return machine{}, err
 	}
-	if _, memory := size(req.Config, l.Config, bounds.vcpus); l.Config.MaxMemoryMiB > 0 && memory > bounds.memory {
-		return machine{}, fmt.Errorf("the pod's microVM would need %d MiB of memory, and vm.max_memory_mib is %d: %w", memory>>20, l.Config.MaxMemoryMiB, errdefs.ErrResourceExhausted)
+	vcpus, memory, err := size(req.Config, l.Config, bounds)
+	if err != nil {
+		return machine{}, err
 	}
 	tuning, err := tuningOf(l.Firecracker, l.Config, host)
 	if err != nil {
@@ -201,7 +202,7 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 	return machine{
 		Machine: host, tuning: tuning,
 		scratch: l.scratch(req.ID), cgroup: l.cgroup(req),
-		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, bounds: bounds,
+		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, vcpus: vcpus, memory: memory, bounds: bounds,
 	}, nil
 }
 
@@ -271,7 +272,7 @@ func (l *Launcher) instance(ctx context.Context, client client) (*instance, erro
 	}
 	i := &instance{
 		client: client, phases: phases,
-		size: func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, bounds.vcpus) },
+		size: func(cfg sandbox.Config) (uint32, uint64, error) { return size(cfg, l.Config, bounds) },
 	}
 	i.learn(info)
 	return i, nil
