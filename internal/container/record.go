@@ -130,6 +130,18 @@ func (m *Manager) update(c *container, change func(*record)) error {
 	return nil
 }
 
+// restore takes a change back, in memory even where it cannot be saved.
+func (m *Manager) restore(c *container, change func(*record)) {
+	c.writer.Lock()
+	defer c.writer.Unlock()
+	rec := c.snapshot()
+	change(&rec)
+	if err := m.records.PutSoon(rec.ID, rec); err != nil {
+		m.log.Warn("container record could not be saved; its last state is another", logfields.Container, rec.ID, logfields.Error, err)
+	}
+	c.set(rec)
+}
+
 // move changes the state by the table. An exit is a fact that a full disk cannot undo: memory changes even where the
 // record cannot be saved. That a container was created, before it may start, and how it ended wait for the disk; what comes
 // between and after is lost with the machine's crash anyway.
