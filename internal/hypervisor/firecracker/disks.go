@@ -139,10 +139,6 @@ func (v *vm) attach(ctx context.Context, disk hypervisor.Disk) (address hypervis
 		return address, err
 	}
 	if _, err := v.do(ctx, method, r.path, r.body); err != nil {
-		var refused *vmm.APIError
-		if errors.As(err, &refused) {
-			err = fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
-		}
 		if vmm.Undone(err) {
 			release(disk.ID)
 			return address, errors.Join(err, v.Hide(diskPrefix+disk.ID))
