@@ -102,6 +102,9 @@ func TestResources(t *testing.T) {
 	if net := sandbox.Stats.GetLinux().GetNetwork().GetDefaultInterface(); net.GetName() == "" {
 		t.Errorf("no network statistics: %v", sandbox.Stats)
 	}
+	if s := sandbox.Stats.GetLinux(); s.GetCpu().GetPsi() == nil || s.GetMemory().GetPsi() == nil || s.GetIo().GetPsi() == nil {
+		t.Errorf("the pressure on the pod is not told: %v", s)
+	}
 	ofPod, ofContainer := d.metricsOf(pod, id)
 	checkMetrics(t, ofPod, ofContainer)
 	expect(t, "the limit among the metrics", ofContainer["container_spec_memory_limit_bytes"], 96<<20)
