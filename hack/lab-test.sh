@@ -18,7 +18,7 @@ out=$here/.cache/lab-test
 declare -A package=([qemu]=qemu [fc]=firecracker [clh]=cloudhypervisor)
 declare -A program=([qemu]=qemu-system-x86_64 [fc]=firecracker [clh]=cloud-hypervisor)
 contract='TestContract TestRates TestCPUTemplate'
-pods='TestPod TestStreams TestNetwork TestLogRotation TestResizeInPlace'
+pods='TestPod TestStreams TestNetwork TestLogRotation TestResizeInPlace TestVMMCounters'
 volumes='TestVolumes TestVolumeKinds TestBlockVolumes TestImageVolumesInVM TestReloaders TestRefusedVolumes'
 
 # What follows runs on this machine.
