@@ -347,6 +347,20 @@ func TestHostileAgent(t *testing.T) {
 	}
 }
 
+// TestCounters: what the VMM counts is told without the guest.
+func TestCounters(t *testing.T) {
+	p := newPod(t, &vmtest.Driver{})
+	if _, err := p.Counters(t.Context()); err == nil {
+		t.Error("counters of no VM")
+	}
+	p = ready(t, &vmtest.Driver{})
+	got, err := p.Counters(t.Context())
+	if err != nil || len(got) != 2 || got[0].CounterName != (task.CounterName{Kind: "operations", Part: "disk", Direction: "in"}) ||
+		got[1].CounterName != (task.CounterName{Kind: "failures", Part: "disk"}) {
+		t.Errorf("counters = %+v, %v", got, err)
+	}
+}
+
 func TestSandboxStates(t *testing.T) {
 	p := newPod(t, &vmtest.Driver{})
 	start := func() error {

@@ -35,3 +35,20 @@ func (x extras) Stats(ctx context.Context, r *shimv1.StatsRequest) (*shimv1.Stat
 	}
 	return answer, nil
 }
+
+// Counters reads what the VMM counts.
+func (x extras) Counters(ctx context.Context, _ *shimv1.CountersRequest) (*shimv1.CountersResponse, error) {
+	v, err := x.s.machine()
+	if err != nil {
+		return nil, err
+	}
+	counters, err := v.Counters(ctx)
+	if err != nil {
+		return nil, err
+	}
+	answer := &shimv1.CountersResponse{}
+	for _, c := range counters {
+		answer.Counters = append(answer.Counters, &shimv1.Counter{Kind: string(c.Kind), Part: c.Part, Direction: c.Direction, Value: c.Value})
+	}
+	return answer, nil
+}

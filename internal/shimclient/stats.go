@@ -2,11 +2,18 @@ package shimclient
 
 import (
 	"context"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/errdefs"
 
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
 	"github.com/pistis-run/pistis/internal/stats"
 	"github.com/pistis-run/pistis/internal/task"
 )
+
+// maxCounters is more than any VMM has.
+const maxCounters = 100
 
 // Stats reads the guest's statistics; no ids means all containers.
 func (c *Client) Stats(ctx context.Context, containers ...string) (task.Stats, error) {
@@ -26,4 +33,31 @@ func (c *Client) Stats(ctx context.Context, containers ...string) (task.Stats, e
 		})
 	}
 	return s, nil
+}
+
+// Counters reads what the VMM counts. They are counters with names, each once, whatever the shim says.
+func (c *Client) Counters(ctx context.Context) ([]task.Counter, error) {
+	var r shimv1.CountersResponse
+	if err := c.call(ctx, shimService, "Counters", &shimv1.CountersRequest{}, &r); err != nil {
+		return nil, err
+	}
+	if n := len(r.Counters); n > maxCounters {
+		return nil, fmt.Errorf("sandbox %s: %d counters: %w", c.id, n, errdefs.ErrDataLoss)
+	}
+	var all []task.Counter
+	seen := map[task.CounterName]bool{}
+	for _, v := range r.Counters {
+		name := task.CounterName{Kind: v.GetKind(), Part: v.GetPart(), Direction: v.GetDirection()}
+		if seen[name] || !isWord(name.Kind) || !isWord(name.Part) || name.Direction != "" && !isWord(name.Direction) {
+			return nil, fmt.Errorf("sandbox %s: counter %.60q: %w", c.id, name, errdefs.ErrDataLoss)
+		}
+		seen[name] = true
+		all = append(all, task.Counter{CounterName: name, Value: v.Value})
+	}
+	return all, nil
+}
+
+// isWord: letters of ASCII, and not many.
+func isWord(s string) bool {
+	return s != "" && len(s) <= 20 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz") == ""
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
@@ -62,6 +63,17 @@ func (v *VM) Phases() []Phase { return v.phases }
 
 // Version is what the VMM said of itself.
 func (v *VM) Version() string { return v.version }
+
+// Counters are what the VMM counts of its own work. One that hangs is waited for as long as for any answer of a VMM.
+func (v *VM) Counters(ctx context.Context) ([]hypervisor.Counter, error) {
+	meter, ok := v.machine.(hypervisor.Meter)
+	if !ok {
+		return nil, fmt.Errorf("hypervisor %s counts nothing: %w", v.sizing.driver, errdefs.ErrNotImplemented)
+	}
+	ctx, cancel := context.WithTimeout(ctx, hypervisor.ControlTimeout)
+	defer cancel()
+	return meter.Counters(ctx)
+}
 
 // Done is closed once the VMM was reaped and everything of the VM on the host was let go.
 func (v *VM) Done() <-chan struct{} { return v.done }
@@ -171,6 +183,7 @@ func (v *VM) supervise() {
 	v.agent.Close()
 	v.shares.close()
 	v.mu.Lock()
+	stopped := v.cause != nil
 	v.err = v.cause
 	if v.err == nil {
 		v.err = endReason(v.machine)
@@ -179,6 +192,9 @@ func (v *VM) supervise() {
 	cancel()
 	watch.Wait()
 	v.console.Close()
+	if stopped && errors.Is(v.machine.Err(), hypervisor.ErrPoweredOff) {
+		v.console.discard()
+	}
 	os.RemoveAll(v.runDir)
 	close(v.done)
 }

@@ -60,6 +60,10 @@ type instance struct {
 	phases []phase // of its start
 	// size is what a pod's VM would get now.
 	size func(sandbox.Config) (vcpus uint32, memoryBytes uint64, err error)
+	// console is where the guest's console is while it runs. whole tells where all of it is going to be when the VM has not
+	// ended as it should.
+	console string
+	whole   func() string
 
 	mu   sync.Mutex
 	told *shimv1.InfoResponse // last
@@ -105,7 +109,10 @@ func (i *instance) Tasks() task.Service { return i.client }
 
 func (i *instance) Wait(ctx context.Context) (string, error) {
 	exit, err := i.client.WaitSandbox(ctx)
-	return exit.Reason, err
+	if err != nil {
+		return "", err
+	}
+	return exit.Reason + i.whole(), nil
 }
 
 // Stop powers the guest off, and kills the VM when that takes too long.
@@ -120,7 +127,9 @@ func (i *instance) Stop(ctx context.Context) error {
 func (i *instance) Info() map[string]string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return describe(i.told)
+	out := describe(i.told)
+	out["console"] = i.console
+	return out
 }
 
 func (i *instance) Close() error { return i.client.Close() }

@@ -831,6 +831,158 @@ func (x *StatsResponse) GetIo() *v1.PSI {
 	return nil
 }
 
+type CountersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountersRequest) Reset() {
+	*x = CountersRequest{}
+	mi := &file_shim_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountersRequest) ProtoMessage() {}
+
+func (x *CountersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountersRequest.ProtoReflect.Descriptor instead.
+func (*CountersRequest) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{12}
+}
+
+type CountersResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Counters      []*Counter             `protobuf:"bytes,1,rep,name=counters,proto3" json:"counters,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountersResponse) Reset() {
+	*x = CountersResponse{}
+	mi := &file_shim_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountersResponse) ProtoMessage() {}
+
+func (x *CountersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountersResponse.ProtoReflect.Descriptor instead.
+func (*CountersResponse) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *CountersResponse) GetCounters() []*Counter {
+	if x != nil {
+		return x.Counters
+	}
+	return nil
+}
+
+// Counter is a sum since the VM's start.
+type Counter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// kind is what is counted: bytes, operations, failures, throttled, microseconds, exits.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// part of the VM, as disk, card, stream, memory or api.
+	Part string `protobuf:"bytes,2,opt,name=part,proto3" json:"part,omitempty"`
+	// direction is in, towards the guest, or out, or empty.
+	Direction     string `protobuf:"bytes,3,opt,name=direction,proto3" json:"direction,omitempty"`
+	Value         uint64 `protobuf:"varint,4,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Counter) Reset() {
+	*x = Counter{}
+	mi := &file_shim_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Counter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Counter) ProtoMessage() {}
+
+func (x *Counter) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Counter.ProtoReflect.Descriptor instead.
+func (*Counter) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Counter) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Counter) GetPart() string {
+	if x != nil {
+		return x.Part
+	}
+	return ""
+}
+
+func (x *Counter) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *Counter) GetValue() uint64 {
+	if x != nil {
+		return x.Value
+	}
+	return 0
+}
+
 type ContainerStats struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Id             string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -852,7 +1004,7 @@ type ContainerStats struct {
 
 func (x *ContainerStats) Reset() {
 	*x = ContainerStats{}
-	mi := &file_shim_proto_msgTypes[12]
+	mi := &file_shim_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -864,7 +1016,7 @@ func (x *ContainerStats) String() string {
 func (*ContainerStats) ProtoMessage() {}
 
 func (x *ContainerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[12]
+	mi := &file_shim_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -877,7 +1029,7 @@ func (x *ContainerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStats.ProtoReflect.Descriptor instead.
 func (*ContainerStats) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{12}
+	return file_shim_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ContainerStats) GetId() string {
@@ -975,7 +1127,7 @@ type SandboxOptions struct {
 
 func (x *SandboxOptions) Reset() {
 	*x = SandboxOptions{}
-	mi := &file_shim_proto_msgTypes[13]
+	mi := &file_shim_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1139,7 @@ func (x *SandboxOptions) String() string {
 func (*SandboxOptions) ProtoMessage() {}
 
 func (x *SandboxOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[13]
+	mi := &file_shim_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1152,7 @@ func (x *SandboxOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxOptions.ProtoReflect.Descriptor instead.
 func (*SandboxOptions) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{13}
+	return file_shim_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SandboxOptions) GetVm() *VMOptions {
@@ -1114,7 +1266,7 @@ type VMOptions struct {
 
 func (x *VMOptions) Reset() {
 	*x = VMOptions{}
-	mi := &file_shim_proto_msgTypes[14]
+	mi := &file_shim_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1278,7 @@ func (x *VMOptions) String() string {
 func (*VMOptions) ProtoMessage() {}
 
 func (x *VMOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[14]
+	mi := &file_shim_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1291,7 @@ func (x *VMOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMOptions.ProtoReflect.Descriptor instead.
 func (*VMOptions) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{14}
+	return file_shim_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *VMOptions) GetHypervisor() string {
@@ -1279,7 +1431,7 @@ type Tuning struct {
 
 func (x *Tuning) Reset() {
 	*x = Tuning{}
-	mi := &file_shim_proto_msgTypes[15]
+	mi := &file_shim_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1443,7 @@ func (x *Tuning) String() string {
 func (*Tuning) ProtoMessage() {}
 
 func (x *Tuning) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[15]
+	mi := &file_shim_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1456,7 @@ func (x *Tuning) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tuning.ProtoReflect.Descriptor instead.
 func (*Tuning) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{15}
+	return file_shim_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Tuning) GetDiskBytes() uint64 {
@@ -1366,7 +1518,7 @@ type CreateOptions struct {
 
 func (x *CreateOptions) Reset() {
 	*x = CreateOptions{}
-	mi := &file_shim_proto_msgTypes[16]
+	mi := &file_shim_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1378,7 +1530,7 @@ func (x *CreateOptions) String() string {
 func (*CreateOptions) ProtoMessage() {}
 
 func (x *CreateOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[16]
+	mi := &file_shim_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1391,7 +1543,7 @@ func (x *CreateOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOptions.ProtoReflect.Descriptor instead.
 func (*CreateOptions) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{16}
+	return file_shim_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateOptions) GetUser() *UserRequest {
@@ -1444,7 +1596,7 @@ type PIDNamespace struct {
 
 func (x *PIDNamespace) Reset() {
 	*x = PIDNamespace{}
-	mi := &file_shim_proto_msgTypes[17]
+	mi := &file_shim_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1608,7 @@ func (x *PIDNamespace) String() string {
 func (*PIDNamespace) ProtoMessage() {}
 
 func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[17]
+	mi := &file_shim_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1621,7 @@ func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PIDNamespace.ProtoReflect.Descriptor instead.
 func (*PIDNamespace) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{17}
+	return file_shim_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PIDNamespace) GetOf() isPIDNamespace_Of {
@@ -1528,7 +1680,7 @@ type UserRequest struct {
 
 func (x *UserRequest) Reset() {
 	*x = UserRequest{}
-	mi := &file_shim_proto_msgTypes[18]
+	mi := &file_shim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1692,7 @@ func (x *UserRequest) String() string {
 func (*UserRequest) ProtoMessage() {}
 
 func (x *UserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[18]
+	mi := &file_shim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1705,7 @@ func (x *UserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRequest.ProtoReflect.Descriptor instead.
 func (*UserRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{18}
+	return file_shim_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UserRequest) GetUser() string {
@@ -1598,7 +1750,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_shim_proto_msgTypes[19]
+	mi := &file_shim_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1762,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[19]
+	mi := &file_shim_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1775,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{19}
+	return file_shim_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StreamHeader) GetKind() isStreamHeader_Kind {
@@ -1684,7 +1836,7 @@ type AttachStream struct {
 
 func (x *AttachStream) Reset() {
 	*x = AttachStream{}
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1696,7 +1848,7 @@ func (x *AttachStream) String() string {
 func (*AttachStream) ProtoMessage() {}
 
 func (x *AttachStream) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[20]
+	mi := &file_shim_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1709,7 +1861,7 @@ func (x *AttachStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachStream.ProtoReflect.Descriptor instead.
 func (*AttachStream) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{20}
+	return file_shim_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AttachStream) GetContainer() string {
@@ -1758,7 +1910,7 @@ type DialStream struct {
 
 func (x *DialStream) Reset() {
 	*x = DialStream{}
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1770,7 +1922,7 @@ func (x *DialStream) String() string {
 func (*DialStream) ProtoMessage() {}
 
 func (x *DialStream) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[21]
+	mi := &file_shim_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1783,7 +1935,7 @@ func (x *DialStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialStream.ProtoReflect.Descriptor instead.
 func (*DialStream) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{21}
+	return file_shim_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DialStream) GetNetwork() string {
@@ -1810,7 +1962,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1822,7 +1974,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[22]
+	mi := &file_shim_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1835,7 +1987,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{22}
+	return file_shim_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StreamReply) GetError() string {
@@ -1918,7 +2070,15 @@ const file_shim_proto_rawDesc = "" +
 	"\x06memory\x18\x04 \x01(\v2\x1c.pistis.stats.v1.MemoryStatsR\x06memory\x12*\n" +
 	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x127\n" +
 	"\bwritable\x18\x06 \x01(\v2\x1b.pistis.stats.v1.FileSystemR\bwritable\x12$\n" +
-	"\x02io\x18\a \x01(\v2\x14.pistis.stats.v1.PSIR\x02io\"\x81\x03\n" +
+	"\x02io\x18\a \x01(\v2\x14.pistis.stats.v1.PSIR\x02io\"\x11\n" +
+	"\x0fCountersRequest\"G\n" +
+	"\x10CountersResponse\x123\n" +
+	"\bcounters\x18\x01 \x03(\v2\x17.pistis.shim.v1.CounterR\bcounters\"e\n" +
+	"\aCounter\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04part\x18\x02 \x01(\tR\x04part\x12\x1c\n" +
+	"\tdirection\x18\x03 \x01(\tR\tdirection\x12\x14\n" +
+	"\x05value\x18\x04 \x01(\x04R\x05value\"\x81\x03\n" +
 	"\x0eContainerStats\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x03cpu\x18\x02 \x01(\v2\x19.pistis.stats.v1.CPUStatsR\x03cpu\x124\n" +
@@ -2025,12 +2185,13 @@ const file_shim_proto_rawDesc = "" +
 	"\x06STDERR\x10\x02\x12\x0f\n" +
 	"\vCLOSE_STDIN\x10\x03\x12\a\n" +
 	"\x03EOF\x10\x04\x12\t\n" +
-	"\x05ERROR\x10\x052\xe1\x02\n" +
+	"\x05ERROR\x10\x052\xb0\x03\n" +
 	"\x04Shim\x12A\n" +
 	"\x04Info\x12\x1b.pistis.shim.v1.InfoRequest\x1a\x1c.pistis.shim.v1.InfoResponse\x12J\n" +
 	"\aInspect\x12\x1e.pistis.shim.v1.InspectRequest\x1a\x1f.pistis.shim.v1.InspectResponse\x12D\n" +
 	"\tReopenLog\x12 .pistis.shim.v1.ReopenLogRequest\x1a\x15.pistis.shim.v1.Empty\x12D\n" +
-	"\x05Stats\x12\x1c.pistis.shim.v1.StatsRequest\x1a\x1d.pistis.shim.v1.StatsResponse\x12>\n" +
+	"\x05Stats\x12\x1c.pistis.shim.v1.StatsRequest\x1a\x1d.pistis.shim.v1.StatsResponse\x12M\n" +
+	"\bCounters\x12\x1f.pistis.shim.v1.CountersRequest\x1a .pistis.shim.v1.CountersResponse\x12>\n" +
 	"\x06Resize\x12\x1d.pistis.shim.v1.ResizeRequest\x1a\x15.pistis.shim.v1.EmptyB1Z/github.com/pistis-run/pistis/api/shim/v1;shimv1b\x06proto3"
 
 var (
@@ -2046,7 +2207,7 @@ func file_shim_proto_rawDescGZIP() []byte {
 }
 
 var file_shim_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_shim_proto_goTypes = []any{
 	(FrameKind)(0),                // 0: pistis.shim.v1.FrameKind
 	(*Empty)(nil),                 // 1: pistis.shim.v1.Empty
@@ -2061,66 +2222,72 @@ var file_shim_proto_goTypes = []any{
 	(*ResizeRequest)(nil),         // 10: pistis.shim.v1.ResizeRequest
 	(*StatsRequest)(nil),          // 11: pistis.shim.v1.StatsRequest
 	(*StatsResponse)(nil),         // 12: pistis.shim.v1.StatsResponse
-	(*ContainerStats)(nil),        // 13: pistis.shim.v1.ContainerStats
-	(*SandboxOptions)(nil),        // 14: pistis.shim.v1.SandboxOptions
-	(*VMOptions)(nil),             // 15: pistis.shim.v1.VMOptions
-	(*Tuning)(nil),                // 16: pistis.shim.v1.Tuning
-	(*CreateOptions)(nil),         // 17: pistis.shim.v1.CreateOptions
-	(*PIDNamespace)(nil),          // 18: pistis.shim.v1.PIDNamespace
-	(*UserRequest)(nil),           // 19: pistis.shim.v1.UserRequest
-	(*StreamHeader)(nil),          // 20: pistis.shim.v1.StreamHeader
-	(*AttachStream)(nil),          // 21: pistis.shim.v1.AttachStream
-	(*DialStream)(nil),            // 22: pistis.shim.v1.DialStream
-	(*StreamReply)(nil),           // 23: pistis.shim.v1.StreamReply
-	nil,                           // 24: pistis.shim.v1.SandboxOptions.SysctlsEntry
-	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
-	(*v1.InterfaceStats)(nil),     // 26: pistis.stats.v1.InterfaceStats
-	(*v1.CPUStats)(nil),           // 27: pistis.stats.v1.CPUStats
-	(*v1.MemoryStats)(nil),        // 28: pistis.stats.v1.MemoryStats
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
-	(*v1.FileSystem)(nil),         // 30: pistis.stats.v1.FileSystem
-	(*v1.PSI)(nil),                // 31: pistis.stats.v1.PSI
-	(*v1.IOStats)(nil),            // 32: pistis.stats.v1.IOStats
+	(*CountersRequest)(nil),       // 13: pistis.shim.v1.CountersRequest
+	(*CountersResponse)(nil),      // 14: pistis.shim.v1.CountersResponse
+	(*Counter)(nil),               // 15: pistis.shim.v1.Counter
+	(*ContainerStats)(nil),        // 16: pistis.shim.v1.ContainerStats
+	(*SandboxOptions)(nil),        // 17: pistis.shim.v1.SandboxOptions
+	(*VMOptions)(nil),             // 18: pistis.shim.v1.VMOptions
+	(*Tuning)(nil),                // 19: pistis.shim.v1.Tuning
+	(*CreateOptions)(nil),         // 20: pistis.shim.v1.CreateOptions
+	(*PIDNamespace)(nil),          // 21: pistis.shim.v1.PIDNamespace
+	(*UserRequest)(nil),           // 22: pistis.shim.v1.UserRequest
+	(*StreamHeader)(nil),          // 23: pistis.shim.v1.StreamHeader
+	(*AttachStream)(nil),          // 24: pistis.shim.v1.AttachStream
+	(*DialStream)(nil),            // 25: pistis.shim.v1.DialStream
+	(*StreamReply)(nil),           // 26: pistis.shim.v1.StreamReply
+	nil,                           // 27: pistis.shim.v1.SandboxOptions.SysctlsEntry
+	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
+	(*v1.InterfaceStats)(nil),     // 29: pistis.stats.v1.InterfaceStats
+	(*v1.CPUStats)(nil),           // 30: pistis.stats.v1.CPUStats
+	(*v1.MemoryStats)(nil),        // 31: pistis.stats.v1.MemoryStats
+	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
+	(*v1.FileSystem)(nil),         // 33: pistis.stats.v1.FileSystem
+	(*v1.PSI)(nil),                // 34: pistis.stats.v1.PSI
+	(*v1.IOStats)(nil),            // 35: pistis.stats.v1.IOStats
 }
 var file_shim_proto_depIdxs = []int32{
 	4,  // 0: pistis.shim.v1.InfoResponse.vm:type_name -> pistis.shim.v1.VM
 	5,  // 1: pistis.shim.v1.VM.phases:type_name -> pistis.shim.v1.Phase
-	25, // 2: pistis.shim.v1.Phase.duration:type_name -> google.protobuf.Duration
+	28, // 2: pistis.shim.v1.Phase.duration:type_name -> google.protobuf.Duration
 	8,  // 3: pistis.shim.v1.InspectResponse.user:type_name -> pistis.shim.v1.User
-	13, // 4: pistis.shim.v1.StatsResponse.containers:type_name -> pistis.shim.v1.ContainerStats
-	26, // 5: pistis.shim.v1.StatsResponse.interfaces:type_name -> pistis.stats.v1.InterfaceStats
-	27, // 6: pistis.shim.v1.StatsResponse.cpu:type_name -> pistis.stats.v1.CPUStats
-	28, // 7: pistis.shim.v1.StatsResponse.memory:type_name -> pistis.stats.v1.MemoryStats
-	29, // 8: pistis.shim.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
-	30, // 9: pistis.shim.v1.StatsResponse.writable:type_name -> pistis.stats.v1.FileSystem
-	31, // 10: pistis.shim.v1.StatsResponse.io:type_name -> pistis.stats.v1.PSI
-	27, // 11: pistis.shim.v1.ContainerStats.cpu:type_name -> pistis.stats.v1.CPUStats
-	28, // 12: pistis.shim.v1.ContainerStats.memory:type_name -> pistis.stats.v1.MemoryStats
-	32, // 13: pistis.shim.v1.ContainerStats.io:type_name -> pistis.stats.v1.IOStats
-	15, // 14: pistis.shim.v1.SandboxOptions.vm:type_name -> pistis.shim.v1.VMOptions
-	24, // 15: pistis.shim.v1.SandboxOptions.sysctls:type_name -> pistis.shim.v1.SandboxOptions.SysctlsEntry
-	25, // 16: pistis.shim.v1.VMOptions.boot_timeout:type_name -> google.protobuf.Duration
-	25, // 17: pistis.shim.v1.VMOptions.agent_timeout:type_name -> google.protobuf.Duration
-	16, // 18: pistis.shim.v1.VMOptions.tuning:type_name -> pistis.shim.v1.Tuning
-	19, // 19: pistis.shim.v1.CreateOptions.user:type_name -> pistis.shim.v1.UserRequest
-	18, // 20: pistis.shim.v1.CreateOptions.pid_namespace:type_name -> pistis.shim.v1.PIDNamespace
-	21, // 21: pistis.shim.v1.StreamHeader.attach:type_name -> pistis.shim.v1.AttachStream
-	22, // 22: pistis.shim.v1.StreamHeader.dial:type_name -> pistis.shim.v1.DialStream
-	2,  // 23: pistis.shim.v1.Shim.Info:input_type -> pistis.shim.v1.InfoRequest
-	6,  // 24: pistis.shim.v1.Shim.Inspect:input_type -> pistis.shim.v1.InspectRequest
-	9,  // 25: pistis.shim.v1.Shim.ReopenLog:input_type -> pistis.shim.v1.ReopenLogRequest
-	11, // 26: pistis.shim.v1.Shim.Stats:input_type -> pistis.shim.v1.StatsRequest
-	10, // 27: pistis.shim.v1.Shim.Resize:input_type -> pistis.shim.v1.ResizeRequest
-	3,  // 28: pistis.shim.v1.Shim.Info:output_type -> pistis.shim.v1.InfoResponse
-	7,  // 29: pistis.shim.v1.Shim.Inspect:output_type -> pistis.shim.v1.InspectResponse
-	1,  // 30: pistis.shim.v1.Shim.ReopenLog:output_type -> pistis.shim.v1.Empty
-	12, // 31: pistis.shim.v1.Shim.Stats:output_type -> pistis.shim.v1.StatsResponse
-	1,  // 32: pistis.shim.v1.Shim.Resize:output_type -> pistis.shim.v1.Empty
-	28, // [28:33] is the sub-list for method output_type
-	23, // [23:28] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	16, // 4: pistis.shim.v1.StatsResponse.containers:type_name -> pistis.shim.v1.ContainerStats
+	29, // 5: pistis.shim.v1.StatsResponse.interfaces:type_name -> pistis.stats.v1.InterfaceStats
+	30, // 6: pistis.shim.v1.StatsResponse.cpu:type_name -> pistis.stats.v1.CPUStats
+	31, // 7: pistis.shim.v1.StatsResponse.memory:type_name -> pistis.stats.v1.MemoryStats
+	32, // 8: pistis.shim.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
+	33, // 9: pistis.shim.v1.StatsResponse.writable:type_name -> pistis.stats.v1.FileSystem
+	34, // 10: pistis.shim.v1.StatsResponse.io:type_name -> pistis.stats.v1.PSI
+	15, // 11: pistis.shim.v1.CountersResponse.counters:type_name -> pistis.shim.v1.Counter
+	30, // 12: pistis.shim.v1.ContainerStats.cpu:type_name -> pistis.stats.v1.CPUStats
+	31, // 13: pistis.shim.v1.ContainerStats.memory:type_name -> pistis.stats.v1.MemoryStats
+	35, // 14: pistis.shim.v1.ContainerStats.io:type_name -> pistis.stats.v1.IOStats
+	18, // 15: pistis.shim.v1.SandboxOptions.vm:type_name -> pistis.shim.v1.VMOptions
+	27, // 16: pistis.shim.v1.SandboxOptions.sysctls:type_name -> pistis.shim.v1.SandboxOptions.SysctlsEntry
+	28, // 17: pistis.shim.v1.VMOptions.boot_timeout:type_name -> google.protobuf.Duration
+	28, // 18: pistis.shim.v1.VMOptions.agent_timeout:type_name -> google.protobuf.Duration
+	19, // 19: pistis.shim.v1.VMOptions.tuning:type_name -> pistis.shim.v1.Tuning
+	22, // 20: pistis.shim.v1.CreateOptions.user:type_name -> pistis.shim.v1.UserRequest
+	21, // 21: pistis.shim.v1.CreateOptions.pid_namespace:type_name -> pistis.shim.v1.PIDNamespace
+	24, // 22: pistis.shim.v1.StreamHeader.attach:type_name -> pistis.shim.v1.AttachStream
+	25, // 23: pistis.shim.v1.StreamHeader.dial:type_name -> pistis.shim.v1.DialStream
+	2,  // 24: pistis.shim.v1.Shim.Info:input_type -> pistis.shim.v1.InfoRequest
+	6,  // 25: pistis.shim.v1.Shim.Inspect:input_type -> pistis.shim.v1.InspectRequest
+	9,  // 26: pistis.shim.v1.Shim.ReopenLog:input_type -> pistis.shim.v1.ReopenLogRequest
+	11, // 27: pistis.shim.v1.Shim.Stats:input_type -> pistis.shim.v1.StatsRequest
+	13, // 28: pistis.shim.v1.Shim.Counters:input_type -> pistis.shim.v1.CountersRequest
+	10, // 29: pistis.shim.v1.Shim.Resize:input_type -> pistis.shim.v1.ResizeRequest
+	3,  // 30: pistis.shim.v1.Shim.Info:output_type -> pistis.shim.v1.InfoResponse
+	7,  // 31: pistis.shim.v1.Shim.Inspect:output_type -> pistis.shim.v1.InspectResponse
+	1,  // 32: pistis.shim.v1.Shim.ReopenLog:output_type -> pistis.shim.v1.Empty
+	12, // 33: pistis.shim.v1.Shim.Stats:output_type -> pistis.shim.v1.StatsResponse
+	14, // 34: pistis.shim.v1.Shim.Counters:output_type -> pistis.shim.v1.CountersResponse
+	1,  // 35: pistis.shim.v1.Shim.Resize:output_type -> pistis.shim.v1.Empty
+	30, // [30:36] is the sub-list for method output_type
+	24, // [24:30] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_shim_proto_init() }
@@ -2128,13 +2295,13 @@ func file_shim_proto_init() {
 	if File_shim_proto != nil {
 		return
 	}
-	file_shim_proto_msgTypes[12].OneofWrappers = []any{}
-	file_shim_proto_msgTypes[17].OneofWrappers = []any{
+	file_shim_proto_msgTypes[15].OneofWrappers = []any{}
+	file_shim_proto_msgTypes[20].OneofWrappers = []any{
 		(*PIDNamespace_Own)(nil),
 		(*PIDNamespace_Container)(nil),
 	}
-	file_shim_proto_msgTypes[18].OneofWrappers = []any{}
-	file_shim_proto_msgTypes[19].OneofWrappers = []any{
+	file_shim_proto_msgTypes[21].OneofWrappers = []any{}
+	file_shim_proto_msgTypes[22].OneofWrappers = []any{
 		(*StreamHeader_Attach)(nil),
 		(*StreamHeader_Dial)(nil),
 	}
@@ -2144,7 +2311,7 @@ func file_shim_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_proto_rawDesc), len(file_shim_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   24,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,6 +19,7 @@ import (
 type vm struct {
 	*vmm.Machine
 	api   *vmm.API
+	meter *vmm.Meter
 	cfg   hypervisor.Config
 	slots *vmm.Slots
 	added added
@@ -37,6 +38,7 @@ var (
 	_ hypervisor.Pauser        = (*vm)(nil)
 	_ hypervisor.MemoryResizer = (*vm)(nil)
 	_ hypervisor.VCPUResizer   = (*vm)(nil)
+	_ hypervisor.Meter         = (*vm)(nil)
 )
 
 // newVM watches over a Cloud Hypervisor that was just started, and owns it and the starter's ends.
@@ -46,6 +48,7 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 		removed: map[string]chan struct{}{},
 	}
 	v.added.vm = v
+	v.meter = vmm.NewMeter(v.readCounters)
 	var events sync.WaitGroup
 	events.Go(func() { readEvents(s.events, func(e event) { v.observe(e, proc) }) })
 	pipe := transport.NewClient(transport.Hybrid{Path: filepath.Join(cfg.RunDir, vsockSocket)}.Pipe())
@@ -54,6 +57,7 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 		events.Wait()
 		s.events.Close()
 		v.api.Close()
+		v.meter.Close()
 		return v.why(m)
 	})
 	return v
