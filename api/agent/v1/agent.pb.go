@@ -9,6 +9,7 @@ package agentv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -68,7 +69,7 @@ func (x StdioStream_FD) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StdioStream_FD.Descriptor instead.
 func (StdioStream_FD) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{52, 0}
+	return file_agent_proto_rawDescGZIP(), []int{54, 0}
 }
 
 type ShareChange_Kind int32
@@ -120,7 +121,7 @@ func (x ShareChange_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ShareChange_Kind.Descriptor instead.
 func (ShareChange_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{55, 0}
+	return file_agent_proto_rawDescGZIP(), []int{57, 0}
 }
 
 type Empty struct {
@@ -944,6 +945,95 @@ func (x *SetClockRequest) GetClock() *timestamppb.Timestamp {
 	return nil
 }
 
+type AdjustClockRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// by is how much the clock is behind, at most a second; none leaves it alone.
+	By            *durationpb.Duration `protobuf:"bytes,1,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdjustClockRequest) Reset() {
+	*x = AdjustClockRequest{}
+	mi := &file_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdjustClockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdjustClockRequest) ProtoMessage() {}
+
+func (x *AdjustClockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdjustClockRequest.ProtoReflect.Descriptor instead.
+func (*AdjustClockRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *AdjustClockRequest) GetBy() *durationpb.Duration {
+	if x != nil {
+		return x.By
+	}
+	return nil
+}
+
+type AdjustClockResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Clock         *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=clock,proto3" json:"clock,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdjustClockResponse) Reset() {
+	*x = AdjustClockResponse{}
+	mi := &file_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdjustClockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdjustClockResponse) ProtoMessage() {}
+
+func (x *AdjustClockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdjustClockResponse.ProtoReflect.Descriptor instead.
+func (*AdjustClockResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *AdjustClockResponse) GetClock() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Clock
+	}
+	return nil
+}
+
 // User is how the container asked for its user. The agent resolves names in the merged root.
 type User struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -960,7 +1050,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1062,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1075,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *User) GetUser() string {
@@ -1027,7 +1117,7 @@ type ResolvedUser struct {
 
 func (x *ResolvedUser) Reset() {
 	*x = ResolvedUser{}
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1039,7 +1129,7 @@ func (x *ResolvedUser) String() string {
 func (*ResolvedUser) ProtoMessage() {}
 
 func (x *ResolvedUser) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1052,7 +1142,7 @@ func (x *ResolvedUser) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolvedUser.ProtoReflect.Descriptor instead.
 func (*ResolvedUser) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ResolvedUser) GetUid() uint32 {
@@ -1101,7 +1191,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1203,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1216,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -1207,7 +1297,7 @@ type MemoryMount struct {
 
 func (x *MemoryMount) Reset() {
 	*x = MemoryMount{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +1309,7 @@ func (x *MemoryMount) String() string {
 func (*MemoryMount) ProtoMessage() {}
 
 func (x *MemoryMount) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1322,7 @@ func (x *MemoryMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryMount.ProtoReflect.Descriptor instead.
 func (*MemoryMount) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MemoryMount) GetMount() uint32 {
@@ -1301,7 +1391,7 @@ type BlockDevice struct {
 
 func (x *BlockDevice) Reset() {
 	*x = BlockDevice{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1313,7 +1403,7 @@ func (x *BlockDevice) String() string {
 func (*BlockDevice) ProtoMessage() {}
 
 func (x *BlockDevice) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1326,7 +1416,7 @@ func (x *BlockDevice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockDevice.ProtoReflect.Descriptor instead.
 func (*BlockDevice) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *BlockDevice) GetDisk() *DiskAddress {
@@ -1386,7 +1476,7 @@ type PIDNamespace struct {
 
 func (x *PIDNamespace) Reset() {
 	*x = PIDNamespace{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1398,7 +1488,7 @@ func (x *PIDNamespace) String() string {
 func (*PIDNamespace) ProtoMessage() {}
 
 func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1411,7 +1501,7 @@ func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PIDNamespace.ProtoReflect.Descriptor instead.
 func (*PIDNamespace) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PIDNamespace) GetOf() isPIDNamespace_Of {
@@ -1468,7 +1558,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1570,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1583,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CreateContainerResponse) GetPid() uint32 {
@@ -1524,7 +1614,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1626,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1639,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExecRequest) GetContainer() string {
@@ -1598,7 +1688,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1700,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1713,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StartRequest) GetContainer() string {
@@ -1649,7 +1739,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1661,7 +1751,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1674,7 +1764,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StartResponse) GetPid() uint32 {
@@ -1697,7 +1787,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1709,7 +1799,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1722,7 +1812,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -1763,7 +1853,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1775,7 +1865,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1788,7 +1878,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WaitRequest) GetContainer() string {
@@ -1819,7 +1909,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1831,7 +1921,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1844,7 +1934,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WaitResponse) GetCode() uint32 {
@@ -1885,7 +1975,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1897,7 +1987,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1910,7 +2000,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeleteRequest) GetContainer() string {
@@ -1937,7 +2027,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2039,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2052,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeleteResponse) GetDisks() []*DiskAddress {
@@ -1984,7 +2074,7 @@ type ResizeTerminalRequest struct {
 
 func (x *ResizeTerminalRequest) Reset() {
 	*x = ResizeTerminalRequest{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2086,7 @@ func (x *ResizeTerminalRequest) String() string {
 func (*ResizeTerminalRequest) ProtoMessage() {}
 
 func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2099,7 @@ func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ResizeTerminalRequest) GetContainer() string {
@@ -2049,7 +2139,7 @@ type ContainerRequest struct {
 
 func (x *ContainerRequest) Reset() {
 	*x = ContainerRequest{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2061,7 +2151,7 @@ func (x *ContainerRequest) String() string {
 func (*ContainerRequest) ProtoMessage() {}
 
 func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2074,7 +2164,7 @@ func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerRequest.ProtoReflect.Descriptor instead.
 func (*ContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ContainerRequest) GetContainer() string {
@@ -2093,7 +2183,7 @@ type PidsRequest struct {
 
 func (x *PidsRequest) Reset() {
 	*x = PidsRequest{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2105,7 +2195,7 @@ func (x *PidsRequest) String() string {
 func (*PidsRequest) ProtoMessage() {}
 
 func (x *PidsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2118,7 +2208,7 @@ func (x *PidsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsRequest.ProtoReflect.Descriptor instead.
 func (*PidsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PidsRequest) GetContainer() string {
@@ -2137,7 +2227,7 @@ type PidsResponse struct {
 
 func (x *PidsResponse) Reset() {
 	*x = PidsResponse{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2149,7 +2239,7 @@ func (x *PidsResponse) String() string {
 func (*PidsResponse) ProtoMessage() {}
 
 func (x *PidsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2162,7 +2252,7 @@ func (x *PidsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsResponse.ProtoReflect.Descriptor instead.
 func (*PidsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PidsResponse) GetPids() []*Pid {
@@ -2183,7 +2273,7 @@ type Pid struct {
 
 func (x *Pid) Reset() {
 	*x = Pid{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2285,7 @@ func (x *Pid) String() string {
 func (*Pid) ProtoMessage() {}
 
 func (x *Pid) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2298,7 @@ func (x *Pid) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pid.ProtoReflect.Descriptor instead.
 func (*Pid) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Pid) GetPid() uint32 {
@@ -2236,7 +2326,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2248,7 +2338,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2261,7 +2351,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *UpdateRequest) GetContainer() string {
@@ -2287,7 +2377,7 @@ type RemoveShareRequest struct {
 
 func (x *RemoveShareRequest) Reset() {
 	*x = RemoveShareRequest{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2299,7 +2389,7 @@ func (x *RemoveShareRequest) String() string {
 func (*RemoveShareRequest) ProtoMessage() {}
 
 func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2312,7 +2402,7 @@ func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveShareRequest.ProtoReflect.Descriptor instead.
 func (*RemoveShareRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RemoveShareRequest) GetId() string {
@@ -2332,7 +2422,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2344,7 +2434,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2357,7 +2447,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ResizeRequest) GetVcpus() uint32 {
@@ -2379,7 +2469,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2481,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2494,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ResizeResponse) GetVcpus() uint32 {
@@ -2431,7 +2521,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2443,7 +2533,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2456,7 +2546,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StatsRequest) GetContainers() []string {
@@ -2481,7 +2571,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2493,7 +2583,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2506,7 +2596,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StatsResponse) GetContainers() []*ContainerStats {
@@ -2572,7 +2662,7 @@ type ContainerStats struct {
 
 func (x *ContainerStats) Reset() {
 	*x = ContainerStats{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2584,7 +2674,7 @@ func (x *ContainerStats) String() string {
 func (*ContainerStats) ProtoMessage() {}
 
 func (x *ContainerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +2687,7 @@ func (x *ContainerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStats.ProtoReflect.Descriptor instead.
 func (*ContainerStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ContainerStats) GetId() string {
@@ -2674,7 +2764,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2686,7 +2776,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2699,7 +2789,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CPUStats) GetUsageNs() uint64 {
@@ -2735,7 +2825,7 @@ type CPUDetail struct {
 
 func (x *CPUDetail) Reset() {
 	*x = CPUDetail{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2747,7 +2837,7 @@ func (x *CPUDetail) String() string {
 func (*CPUDetail) ProtoMessage() {}
 
 func (x *CPUDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2760,7 +2850,7 @@ func (x *CPUDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUDetail.ProtoReflect.Descriptor instead.
 func (*CPUDetail) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CPUDetail) GetUserNs() uint64 {
@@ -2795,7 +2885,7 @@ type Throttling struct {
 
 func (x *Throttling) Reset() {
 	*x = Throttling{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2807,7 +2897,7 @@ func (x *Throttling) String() string {
 func (*Throttling) ProtoMessage() {}
 
 func (x *Throttling) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2820,7 +2910,7 @@ func (x *Throttling) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Throttling.ProtoReflect.Descriptor instead.
 func (*Throttling) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Throttling) GetPeriods() uint64 {
@@ -2862,7 +2952,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2874,7 +2964,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2887,7 +2977,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *MemoryStats) GetUsageBytes() uint64 {
@@ -2970,7 +3060,7 @@ type MemoryDetail struct {
 
 func (x *MemoryDetail) Reset() {
 	*x = MemoryDetail{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2982,7 +3072,7 @@ func (x *MemoryDetail) String() string {
 func (*MemoryDetail) ProtoMessage() {}
 
 func (x *MemoryDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2995,7 +3085,7 @@ func (x *MemoryDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryDetail.ProtoReflect.Descriptor instead.
 func (*MemoryDetail) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *MemoryDetail) GetCacheBytes() uint64 {
@@ -3065,7 +3155,7 @@ type IOStats struct {
 
 func (x *IOStats) Reset() {
 	*x = IOStats{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3077,7 +3167,7 @@ func (x *IOStats) String() string {
 func (*IOStats) ProtoMessage() {}
 
 func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3090,7 +3180,7 @@ func (x *IOStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
 func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *IOStats) GetDevices() []*DeviceIO {
@@ -3120,7 +3210,7 @@ type DeviceIO struct {
 
 func (x *DeviceIO) Reset() {
 	*x = DeviceIO{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3132,7 +3222,7 @@ func (x *DeviceIO) String() string {
 func (*DeviceIO) ProtoMessage() {}
 
 func (x *DeviceIO) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3145,7 +3235,7 @@ func (x *DeviceIO) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceIO.ProtoReflect.Descriptor instead.
 func (*DeviceIO) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DeviceIO) GetDevice() string {
@@ -3195,7 +3285,7 @@ type FileSystem struct {
 
 func (x *FileSystem) Reset() {
 	*x = FileSystem{}
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3207,7 +3297,7 @@ func (x *FileSystem) String() string {
 func (*FileSystem) ProtoMessage() {}
 
 func (x *FileSystem) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3220,7 +3310,7 @@ func (x *FileSystem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileSystem.ProtoReflect.Descriptor instead.
 func (*FileSystem) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *FileSystem) GetBytes() uint64 {
@@ -3254,7 +3344,7 @@ type PSI struct {
 
 func (x *PSI) Reset() {
 	*x = PSI{}
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3266,7 +3356,7 @@ func (x *PSI) String() string {
 func (*PSI) ProtoMessage() {}
 
 func (x *PSI) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3279,7 +3369,7 @@ func (x *PSI) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PSI.ProtoReflect.Descriptor instead.
 func (*PSI) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PSI) GetFull() *PSIData {
@@ -3308,7 +3398,7 @@ type PSIData struct {
 
 func (x *PSIData) Reset() {
 	*x = PSIData{}
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3320,7 +3410,7 @@ func (x *PSIData) String() string {
 func (*PSIData) ProtoMessage() {}
 
 func (x *PSIData) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3333,7 +3423,7 @@ func (x *PSIData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PSIData.ProtoReflect.Descriptor instead.
 func (*PSIData) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PSIData) GetTotalUs() uint64 {
@@ -3374,7 +3464,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3386,7 +3476,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3399,7 +3489,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -3433,7 +3523,7 @@ type InterfaceStats struct {
 
 func (x *InterfaceStats) Reset() {
 	*x = InterfaceStats{}
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3445,7 +3535,7 @@ func (x *InterfaceStats) String() string {
 func (*InterfaceStats) ProtoMessage() {}
 
 func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3458,7 +3548,7 @@ func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterfaceStats.ProtoReflect.Descriptor instead.
 func (*InterfaceStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50}
+	return file_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *InterfaceStats) GetName() string {
@@ -3539,7 +3629,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3551,7 +3641,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3564,7 +3654,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{51}
+	return file_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *StreamHeader) GetKind() isStreamHeader_Kind {
@@ -3637,7 +3727,7 @@ type StdioStream struct {
 
 func (x *StdioStream) Reset() {
 	*x = StdioStream{}
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3649,7 +3739,7 @@ func (x *StdioStream) String() string {
 func (*StdioStream) ProtoMessage() {}
 
 func (x *StdioStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3662,7 +3752,7 @@ func (x *StdioStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdioStream.ProtoReflect.Descriptor instead.
 func (*StdioStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{52}
+	return file_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *StdioStream) GetContainer() string {
@@ -3699,7 +3789,7 @@ type DialStream struct {
 
 func (x *DialStream) Reset() {
 	*x = DialStream{}
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3711,7 +3801,7 @@ func (x *DialStream) String() string {
 func (*DialStream) ProtoMessage() {}
 
 func (x *DialStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3724,7 +3814,7 @@ func (x *DialStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialStream.ProtoReflect.Descriptor instead.
 func (*DialStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{53}
+	return file_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DialStream) GetNetwork() string {
@@ -3755,7 +3845,7 @@ type ShareStream struct {
 
 func (x *ShareStream) Reset() {
 	*x = ShareStream{}
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3767,7 +3857,7 @@ func (x *ShareStream) String() string {
 func (*ShareStream) ProtoMessage() {}
 
 func (x *ShareStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3780,7 +3870,7 @@ func (x *ShareStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareStream.ProtoReflect.Descriptor instead.
 func (*ShareStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{54}
+	return file_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ShareStream) GetId() string {
@@ -3816,7 +3906,7 @@ type ShareChange struct {
 
 func (x *ShareChange) Reset() {
 	*x = ShareChange{}
-	mi := &file_agent_proto_msgTypes[55]
+	mi := &file_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3828,7 +3918,7 @@ func (x *ShareChange) String() string {
 func (*ShareChange) ProtoMessage() {}
 
 func (x *ShareChange) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[55]
+	mi := &file_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3841,7 +3931,7 @@ func (x *ShareChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareChange.ProtoReflect.Descriptor instead.
 func (*ShareChange) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{55}
+	return file_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ShareChange) GetKind() ShareChange_Kind {
@@ -3884,7 +3974,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_agent_proto_msgTypes[56]
+	mi := &file_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3896,7 +3986,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[56]
+	mi := &file_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3909,7 +3999,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{56}
+	return file_agent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *StreamReply) GetError() string {
@@ -3930,7 +4020,7 @@ var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
 	"\n" +
-	"\vagent.proto\x12\x0fpistis.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\a\n" +
+	"\vagent.proto\x12\x0fpistis.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\a\n" +
 	"\x05Empty\"(\n" +
 	"\fHelloRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\"\x9f\x01\n" +
@@ -3994,6 +4084,10 @@ const file_agent_proto_rawDesc = "" +
 	"\x14UpdateNetworkRequest\x122\n" +
 	"\anetwork\x18\x01 \x01(\v2\x18.pistis.agent.v1.NetworkR\anetwork\"C\n" +
 	"\x0fSetClockRequest\x120\n" +
+	"\x05clock\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05clock\"?\n" +
+	"\x12AdjustClockRequest\x12)\n" +
+	"\x02by\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x02by\"G\n" +
+	"\x13AdjustClockResponse\x120\n" +
 	"\x05clock\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05clock\"\x82\x01\n" +
 	"\x04User\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x15\n" +
@@ -4239,12 +4333,13 @@ const file_agent_proto_rawDesc = "" +
 	"\x06REMOVE\x10\x02\"7\n" +
 	"\vStreamReply\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\x12\x12\n" +
-	"\x04code\x18\x02 \x01(\rR\x04code2\x89\v\n" +
+	"\x04code\x18\x02 \x01(\rR\x04code2\xe3\v\n" +
 	"\x05Agent\x12F\n" +
 	"\x05Hello\x12\x1d.pistis.agent.v1.HelloRequest\x1a\x1e.pistis.agent.v1.HelloResponse\x12g\n" +
 	"\x10ConfigureSandbox\x12(.pistis.agent.v1.ConfigureSandboxRequest\x1a).pistis.agent.v1.ConfigureSandboxResponse\x12N\n" +
 	"\rUpdateNetwork\x12%.pistis.agent.v1.UpdateNetworkRequest\x1a\x16.pistis.agent.v1.Empty\x12D\n" +
-	"\bSetClock\x12 .pistis.agent.v1.SetClockRequest\x1a\x16.pistis.agent.v1.Empty\x12d\n" +
+	"\bSetClock\x12 .pistis.agent.v1.SetClockRequest\x1a\x16.pistis.agent.v1.Empty\x12X\n" +
+	"\vAdjustClock\x12#.pistis.agent.v1.AdjustClockRequest\x1a$.pistis.agent.v1.AdjustClockResponse\x12d\n" +
 	"\x0fCreateContainer\x12'.pistis.agent.v1.CreateContainerRequest\x1a(.pistis.agent.v1.CreateContainerResponse\x12<\n" +
 	"\x04Exec\x12\x1c.pistis.agent.v1.ExecRequest\x1a\x16.pistis.agent.v1.Empty\x12F\n" +
 	"\x05Start\x12\x1d.pistis.agent.v1.StartRequest\x1a\x1e.pistis.agent.v1.StartResponse\x12@\n" +
@@ -4274,7 +4369,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_agent_proto_goTypes = []any{
 	(StdioStream_FD)(0),              // 0: pistis.agent.v1.StdioStream.FD
 	(ShareChange_Kind)(0),            // 1: pistis.agent.v1.ShareChange.Kind
@@ -4290,143 +4385,150 @@ var file_agent_proto_goTypes = []any{
 	(*ConfigureSandboxResponse)(nil), // 11: pistis.agent.v1.ConfigureSandboxResponse
 	(*UpdateNetworkRequest)(nil),     // 12: pistis.agent.v1.UpdateNetworkRequest
 	(*SetClockRequest)(nil),          // 13: pistis.agent.v1.SetClockRequest
-	(*User)(nil),                     // 14: pistis.agent.v1.User
-	(*ResolvedUser)(nil),             // 15: pistis.agent.v1.ResolvedUser
-	(*CreateContainerRequest)(nil),   // 16: pistis.agent.v1.CreateContainerRequest
-	(*MemoryMount)(nil),              // 17: pistis.agent.v1.MemoryMount
-	(*BlockDevice)(nil),              // 18: pistis.agent.v1.BlockDevice
-	(*PIDNamespace)(nil),             // 19: pistis.agent.v1.PIDNamespace
-	(*CreateContainerResponse)(nil),  // 20: pistis.agent.v1.CreateContainerResponse
-	(*ExecRequest)(nil),              // 21: pistis.agent.v1.ExecRequest
-	(*StartRequest)(nil),             // 22: pistis.agent.v1.StartRequest
-	(*StartResponse)(nil),            // 23: pistis.agent.v1.StartResponse
-	(*SignalRequest)(nil),            // 24: pistis.agent.v1.SignalRequest
-	(*WaitRequest)(nil),              // 25: pistis.agent.v1.WaitRequest
-	(*WaitResponse)(nil),             // 26: pistis.agent.v1.WaitResponse
-	(*DeleteRequest)(nil),            // 27: pistis.agent.v1.DeleteRequest
-	(*DeleteResponse)(nil),           // 28: pistis.agent.v1.DeleteResponse
-	(*ResizeTerminalRequest)(nil),    // 29: pistis.agent.v1.ResizeTerminalRequest
-	(*ContainerRequest)(nil),         // 30: pistis.agent.v1.ContainerRequest
-	(*PidsRequest)(nil),              // 31: pistis.agent.v1.PidsRequest
-	(*PidsResponse)(nil),             // 32: pistis.agent.v1.PidsResponse
-	(*Pid)(nil),                      // 33: pistis.agent.v1.Pid
-	(*UpdateRequest)(nil),            // 34: pistis.agent.v1.UpdateRequest
-	(*RemoveShareRequest)(nil),       // 35: pistis.agent.v1.RemoveShareRequest
-	(*ResizeRequest)(nil),            // 36: pistis.agent.v1.ResizeRequest
-	(*ResizeResponse)(nil),           // 37: pistis.agent.v1.ResizeResponse
-	(*StatsRequest)(nil),             // 38: pistis.agent.v1.StatsRequest
-	(*StatsResponse)(nil),            // 39: pistis.agent.v1.StatsResponse
-	(*ContainerStats)(nil),           // 40: pistis.agent.v1.ContainerStats
-	(*CPUStats)(nil),                 // 41: pistis.agent.v1.CPUStats
-	(*CPUDetail)(nil),                // 42: pistis.agent.v1.CPUDetail
-	(*Throttling)(nil),               // 43: pistis.agent.v1.Throttling
-	(*MemoryStats)(nil),              // 44: pistis.agent.v1.MemoryStats
-	(*MemoryDetail)(nil),             // 45: pistis.agent.v1.MemoryDetail
-	(*IOStats)(nil),                  // 46: pistis.agent.v1.IOStats
-	(*DeviceIO)(nil),                 // 47: pistis.agent.v1.DeviceIO
-	(*FileSystem)(nil),               // 48: pistis.agent.v1.FileSystem
-	(*PSI)(nil),                      // 49: pistis.agent.v1.PSI
-	(*PSIData)(nil),                  // 50: pistis.agent.v1.PSIData
-	(*PidsStats)(nil),                // 51: pistis.agent.v1.PidsStats
-	(*InterfaceStats)(nil),           // 52: pistis.agent.v1.InterfaceStats
-	(*StreamHeader)(nil),             // 53: pistis.agent.v1.StreamHeader
-	(*StdioStream)(nil),              // 54: pistis.agent.v1.StdioStream
-	(*DialStream)(nil),               // 55: pistis.agent.v1.DialStream
-	(*ShareStream)(nil),              // 56: pistis.agent.v1.ShareStream
-	(*ShareChange)(nil),              // 57: pistis.agent.v1.ShareChange
-	(*StreamReply)(nil),              // 58: pistis.agent.v1.StreamReply
-	nil,                              // 59: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	(*timestamppb.Timestamp)(nil),    // 60: google.protobuf.Timestamp
+	(*AdjustClockRequest)(nil),       // 14: pistis.agent.v1.AdjustClockRequest
+	(*AdjustClockResponse)(nil),      // 15: pistis.agent.v1.AdjustClockResponse
+	(*User)(nil),                     // 16: pistis.agent.v1.User
+	(*ResolvedUser)(nil),             // 17: pistis.agent.v1.ResolvedUser
+	(*CreateContainerRequest)(nil),   // 18: pistis.agent.v1.CreateContainerRequest
+	(*MemoryMount)(nil),              // 19: pistis.agent.v1.MemoryMount
+	(*BlockDevice)(nil),              // 20: pistis.agent.v1.BlockDevice
+	(*PIDNamespace)(nil),             // 21: pistis.agent.v1.PIDNamespace
+	(*CreateContainerResponse)(nil),  // 22: pistis.agent.v1.CreateContainerResponse
+	(*ExecRequest)(nil),              // 23: pistis.agent.v1.ExecRequest
+	(*StartRequest)(nil),             // 24: pistis.agent.v1.StartRequest
+	(*StartResponse)(nil),            // 25: pistis.agent.v1.StartResponse
+	(*SignalRequest)(nil),            // 26: pistis.agent.v1.SignalRequest
+	(*WaitRequest)(nil),              // 27: pistis.agent.v1.WaitRequest
+	(*WaitResponse)(nil),             // 28: pistis.agent.v1.WaitResponse
+	(*DeleteRequest)(nil),            // 29: pistis.agent.v1.DeleteRequest
+	(*DeleteResponse)(nil),           // 30: pistis.agent.v1.DeleteResponse
+	(*ResizeTerminalRequest)(nil),    // 31: pistis.agent.v1.ResizeTerminalRequest
+	(*ContainerRequest)(nil),         // 32: pistis.agent.v1.ContainerRequest
+	(*PidsRequest)(nil),              // 33: pistis.agent.v1.PidsRequest
+	(*PidsResponse)(nil),             // 34: pistis.agent.v1.PidsResponse
+	(*Pid)(nil),                      // 35: pistis.agent.v1.Pid
+	(*UpdateRequest)(nil),            // 36: pistis.agent.v1.UpdateRequest
+	(*RemoveShareRequest)(nil),       // 37: pistis.agent.v1.RemoveShareRequest
+	(*ResizeRequest)(nil),            // 38: pistis.agent.v1.ResizeRequest
+	(*ResizeResponse)(nil),           // 39: pistis.agent.v1.ResizeResponse
+	(*StatsRequest)(nil),             // 40: pistis.agent.v1.StatsRequest
+	(*StatsResponse)(nil),            // 41: pistis.agent.v1.StatsResponse
+	(*ContainerStats)(nil),           // 42: pistis.agent.v1.ContainerStats
+	(*CPUStats)(nil),                 // 43: pistis.agent.v1.CPUStats
+	(*CPUDetail)(nil),                // 44: pistis.agent.v1.CPUDetail
+	(*Throttling)(nil),               // 45: pistis.agent.v1.Throttling
+	(*MemoryStats)(nil),              // 46: pistis.agent.v1.MemoryStats
+	(*MemoryDetail)(nil),             // 47: pistis.agent.v1.MemoryDetail
+	(*IOStats)(nil),                  // 48: pistis.agent.v1.IOStats
+	(*DeviceIO)(nil),                 // 49: pistis.agent.v1.DeviceIO
+	(*FileSystem)(nil),               // 50: pistis.agent.v1.FileSystem
+	(*PSI)(nil),                      // 51: pistis.agent.v1.PSI
+	(*PSIData)(nil),                  // 52: pistis.agent.v1.PSIData
+	(*PidsStats)(nil),                // 53: pistis.agent.v1.PidsStats
+	(*InterfaceStats)(nil),           // 54: pistis.agent.v1.InterfaceStats
+	(*StreamHeader)(nil),             // 55: pistis.agent.v1.StreamHeader
+	(*StdioStream)(nil),              // 56: pistis.agent.v1.StdioStream
+	(*DialStream)(nil),               // 57: pistis.agent.v1.DialStream
+	(*ShareStream)(nil),              // 58: pistis.agent.v1.ShareStream
+	(*ShareChange)(nil),              // 59: pistis.agent.v1.ShareChange
+	(*StreamReply)(nil),              // 60: pistis.agent.v1.StreamReply
+	nil,                              // 61: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	(*timestamppb.Timestamp)(nil),    // 62: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 63: google.protobuf.Duration
 }
 var file_agent_proto_depIdxs = []int32{
 	7,  // 0: pistis.agent.v1.Network.interfaces:type_name -> pistis.agent.v1.Interface
 	8,  // 1: pistis.agent.v1.Network.routes:type_name -> pistis.agent.v1.Route
 	9,  // 2: pistis.agent.v1.Network.neighbors:type_name -> pistis.agent.v1.Neighbor
 	6,  // 3: pistis.agent.v1.ConfigureSandboxRequest.network:type_name -> pistis.agent.v1.Network
-	59, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	60, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
+	61, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	62, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
 	5,  // 6: pistis.agent.v1.ConfigureSandboxRequest.scratch:type_name -> pistis.agent.v1.DiskAddress
 	5,  // 7: pistis.agent.v1.ConfigureSandboxRequest.modules:type_name -> pistis.agent.v1.DiskAddress
 	6,  // 8: pistis.agent.v1.UpdateNetworkRequest.network:type_name -> pistis.agent.v1.Network
-	60, // 9: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
-	5,  // 10: pistis.agent.v1.CreateContainerRequest.layers:type_name -> pistis.agent.v1.DiskAddress
-	14, // 11: pistis.agent.v1.CreateContainerRequest.user:type_name -> pistis.agent.v1.User
-	19, // 12: pistis.agent.v1.CreateContainerRequest.pid_namespace:type_name -> pistis.agent.v1.PIDNamespace
-	17, // 13: pistis.agent.v1.CreateContainerRequest.memory:type_name -> pistis.agent.v1.MemoryMount
-	18, // 14: pistis.agent.v1.CreateContainerRequest.devices:type_name -> pistis.agent.v1.BlockDevice
-	5,  // 15: pistis.agent.v1.BlockDevice.disk:type_name -> pistis.agent.v1.DiskAddress
-	15, // 16: pistis.agent.v1.CreateContainerResponse.user:type_name -> pistis.agent.v1.ResolvedUser
-	14, // 17: pistis.agent.v1.ExecRequest.user:type_name -> pistis.agent.v1.User
-	60, // 18: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
-	5,  // 19: pistis.agent.v1.DeleteResponse.disks:type_name -> pistis.agent.v1.DiskAddress
-	33, // 20: pistis.agent.v1.PidsResponse.pids:type_name -> pistis.agent.v1.Pid
-	40, // 21: pistis.agent.v1.StatsResponse.containers:type_name -> pistis.agent.v1.ContainerStats
-	52, // 22: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.agent.v1.InterfaceStats
-	41, // 23: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.agent.v1.CPUStats
-	44, // 24: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.agent.v1.MemoryStats
-	60, // 25: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
-	48, // 26: pistis.agent.v1.StatsResponse.writable:type_name -> pistis.agent.v1.FileSystem
-	41, // 27: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.agent.v1.CPUStats
-	44, // 28: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.agent.v1.MemoryStats
-	51, // 29: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
-	46, // 30: pistis.agent.v1.ContainerStats.io:type_name -> pistis.agent.v1.IOStats
-	49, // 31: pistis.agent.v1.CPUStats.psi:type_name -> pistis.agent.v1.PSI
-	42, // 32: pistis.agent.v1.CPUStats.detail:type_name -> pistis.agent.v1.CPUDetail
-	43, // 33: pistis.agent.v1.CPUDetail.throttling:type_name -> pistis.agent.v1.Throttling
-	49, // 34: pistis.agent.v1.MemoryStats.psi:type_name -> pistis.agent.v1.PSI
-	45, // 35: pistis.agent.v1.MemoryStats.detail:type_name -> pistis.agent.v1.MemoryDetail
-	47, // 36: pistis.agent.v1.IOStats.devices:type_name -> pistis.agent.v1.DeviceIO
-	49, // 37: pistis.agent.v1.IOStats.psi:type_name -> pistis.agent.v1.PSI
-	50, // 38: pistis.agent.v1.PSI.full:type_name -> pistis.agent.v1.PSIData
-	50, // 39: pistis.agent.v1.PSI.some:type_name -> pistis.agent.v1.PSIData
-	54, // 40: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
-	55, // 41: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
-	56, // 42: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
-	0,  // 43: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
-	1,  // 44: pistis.agent.v1.ShareChange.kind:type_name -> pistis.agent.v1.ShareChange.Kind
-	3,  // 45: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
-	10, // 46: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
-	12, // 47: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
-	13, // 48: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
-	16, // 49: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
-	21, // 50: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
-	22, // 51: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
-	24, // 52: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
-	25, // 53: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
-	27, // 54: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
-	29, // 55: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
-	31, // 56: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
-	30, // 57: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
-	30, // 58: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
-	34, // 59: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
-	38, // 60: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
-	35, // 61: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
-	36, // 62: pistis.agent.v1.Agent.Resize:input_type -> pistis.agent.v1.ResizeRequest
-	2,  // 63: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
-	4,  // 64: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
-	11, // 65: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
-	2,  // 66: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
-	2,  // 67: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
-	20, // 68: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
-	2,  // 69: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
-	23, // 70: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
-	2,  // 71: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
-	26, // 72: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
-	28, // 73: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
-	2,  // 74: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
-	32, // 75: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
-	2,  // 76: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
-	2,  // 77: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
-	2,  // 78: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
-	39, // 79: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
-	2,  // 80: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
-	37, // 81: pistis.agent.v1.Agent.Resize:output_type -> pistis.agent.v1.ResizeResponse
-	2,  // 82: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
-	64, // [64:83] is the sub-list for method output_type
-	45, // [45:64] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	62, // 9: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
+	63, // 10: pistis.agent.v1.AdjustClockRequest.by:type_name -> google.protobuf.Duration
+	62, // 11: pistis.agent.v1.AdjustClockResponse.clock:type_name -> google.protobuf.Timestamp
+	5,  // 12: pistis.agent.v1.CreateContainerRequest.layers:type_name -> pistis.agent.v1.DiskAddress
+	16, // 13: pistis.agent.v1.CreateContainerRequest.user:type_name -> pistis.agent.v1.User
+	21, // 14: pistis.agent.v1.CreateContainerRequest.pid_namespace:type_name -> pistis.agent.v1.PIDNamespace
+	19, // 15: pistis.agent.v1.CreateContainerRequest.memory:type_name -> pistis.agent.v1.MemoryMount
+	20, // 16: pistis.agent.v1.CreateContainerRequest.devices:type_name -> pistis.agent.v1.BlockDevice
+	5,  // 17: pistis.agent.v1.BlockDevice.disk:type_name -> pistis.agent.v1.DiskAddress
+	17, // 18: pistis.agent.v1.CreateContainerResponse.user:type_name -> pistis.agent.v1.ResolvedUser
+	16, // 19: pistis.agent.v1.ExecRequest.user:type_name -> pistis.agent.v1.User
+	62, // 20: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
+	5,  // 21: pistis.agent.v1.DeleteResponse.disks:type_name -> pistis.agent.v1.DiskAddress
+	35, // 22: pistis.agent.v1.PidsResponse.pids:type_name -> pistis.agent.v1.Pid
+	42, // 23: pistis.agent.v1.StatsResponse.containers:type_name -> pistis.agent.v1.ContainerStats
+	54, // 24: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.agent.v1.InterfaceStats
+	43, // 25: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.agent.v1.CPUStats
+	46, // 26: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.agent.v1.MemoryStats
+	62, // 27: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
+	50, // 28: pistis.agent.v1.StatsResponse.writable:type_name -> pistis.agent.v1.FileSystem
+	43, // 29: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.agent.v1.CPUStats
+	46, // 30: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.agent.v1.MemoryStats
+	53, // 31: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
+	48, // 32: pistis.agent.v1.ContainerStats.io:type_name -> pistis.agent.v1.IOStats
+	51, // 33: pistis.agent.v1.CPUStats.psi:type_name -> pistis.agent.v1.PSI
+	44, // 34: pistis.agent.v1.CPUStats.detail:type_name -> pistis.agent.v1.CPUDetail
+	45, // 35: pistis.agent.v1.CPUDetail.throttling:type_name -> pistis.agent.v1.Throttling
+	51, // 36: pistis.agent.v1.MemoryStats.psi:type_name -> pistis.agent.v1.PSI
+	47, // 37: pistis.agent.v1.MemoryStats.detail:type_name -> pistis.agent.v1.MemoryDetail
+	49, // 38: pistis.agent.v1.IOStats.devices:type_name -> pistis.agent.v1.DeviceIO
+	51, // 39: pistis.agent.v1.IOStats.psi:type_name -> pistis.agent.v1.PSI
+	52, // 40: pistis.agent.v1.PSI.full:type_name -> pistis.agent.v1.PSIData
+	52, // 41: pistis.agent.v1.PSI.some:type_name -> pistis.agent.v1.PSIData
+	56, // 42: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
+	57, // 43: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
+	58, // 44: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
+	0,  // 45: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
+	1,  // 46: pistis.agent.v1.ShareChange.kind:type_name -> pistis.agent.v1.ShareChange.Kind
+	3,  // 47: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
+	10, // 48: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
+	12, // 49: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
+	13, // 50: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
+	14, // 51: pistis.agent.v1.Agent.AdjustClock:input_type -> pistis.agent.v1.AdjustClockRequest
+	18, // 52: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
+	23, // 53: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
+	24, // 54: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
+	26, // 55: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
+	27, // 56: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
+	29, // 57: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
+	31, // 58: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
+	33, // 59: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
+	32, // 60: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
+	32, // 61: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
+	36, // 62: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
+	40, // 63: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
+	37, // 64: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
+	38, // 65: pistis.agent.v1.Agent.Resize:input_type -> pistis.agent.v1.ResizeRequest
+	2,  // 66: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
+	4,  // 67: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
+	11, // 68: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
+	2,  // 69: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
+	2,  // 70: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
+	15, // 71: pistis.agent.v1.Agent.AdjustClock:output_type -> pistis.agent.v1.AdjustClockResponse
+	22, // 72: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
+	2,  // 73: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
+	25, // 74: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
+	2,  // 75: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
+	28, // 76: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
+	30, // 77: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
+	2,  // 78: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
+	34, // 79: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
+	2,  // 80: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
+	2,  // 81: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
+	2,  // 82: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
+	41, // 83: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
+	2,  // 84: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
+	39, // 85: pistis.agent.v1.Agent.Resize:output_type -> pistis.agent.v1.ResizeResponse
+	2,  // 86: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
+	67, // [67:87] is the sub-list for method output_type
+	47, // [47:67] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -4439,14 +4541,14 @@ func file_agent_proto_init() {
 		(*DiskAddress_Serial)(nil),
 		(*DiskAddress_Device)(nil),
 	}
-	file_agent_proto_msgTypes[12].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[17].OneofWrappers = []any{
+	file_agent_proto_msgTypes[14].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[19].OneofWrappers = []any{
 		(*PIDNamespace_Own)(nil),
 		(*PIDNamespace_Container)(nil),
 	}
-	file_agent_proto_msgTypes[38].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[43].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[51].OneofWrappers = []any{
+	file_agent_proto_msgTypes[40].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[45].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[53].OneofWrappers = []any{
 		(*StreamHeader_Stdio)(nil),
 		(*StreamHeader_Dial)(nil),
 		(*StreamHeader_Share)(nil),
@@ -4457,7 +4559,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   58,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
