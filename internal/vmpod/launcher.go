@@ -193,7 +193,7 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 	if err != nil {
 		return machine{}, err
 	}
-	if _, memory := size(req.Config, l.Config, bounds.vcpus); l.Config.MaxMemoryMiB > 0 && memory > bounds.memory {
+	if _, memory := size(req.Config, l.Config, bounds); l.Config.MaxMemoryMiB > 0 && memory > bounds.memory {
 		return machine{}, fmt.Errorf("the pod's microVM would need %d MiB of memory, and vm.max_memory_mib is %d: %w", memory>>20, l.Config.MaxMemoryMiB, errdefs.ErrResourceExhausted)
 	}
 	tuning, err := tuningOf(l.Firecracker, l.Config, host)
@@ -274,7 +274,7 @@ func (l *Launcher) instance(ctx context.Context, id string, client client) (*ins
 	i := &instance{
 		client: client, phases: phases, console: bundle.Dir(l.bundle(id)).Console(),
 		whole: func() string { return l.whole(id) },
-		size:  func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, bounds.vcpus) },
+		size:  func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, bounds) },
 	}
 	i.learn(info)
 	return i, nil

@@ -101,7 +101,7 @@ func memoryRoom(cfg sandbox.Config) uint64 {
 
 // sandboxOptions is the complete description that a shim gets.
 func sandboxOptions(cfg sandbox.Config, vm config.VM, m machine) *shimv1.SandboxOptions {
-	vcpus, memory := size(cfg, vm, m.bounds.vcpus)
+	vcpus, memory := size(cfg, vm, m.bounds)
 	most := m.bounds
 	if vm.MaxVCPUs == 0 {
 		most.vcpus = min(most.vcpus, vcpus+roomVCPUs)
@@ -148,18 +148,22 @@ func machineType(vm config.VM, m machine) string {
 
 // size is how many virtual processors and how many bytes of memory the pod's VM gets. Processors: what the limits of the
 // containers and the overhead add up to, rounded up; without limits the configured default. Memory: the configured base,
-// which the guest's kernel and agent live on and containers without limits too, plus limits and overhead.
-func size(cfg sandbox.Config, vm config.VM, maxVCPUs uint32) (vcpus uint32, memoryBytes uint64) {
+// which the guest's kernel and agent live on and containers without limits too, plus limits and overhead. Limits may be wider
+// than the host, as they may be without a VM: it gets no more than the host has.
+func size(cfg sandbox.Config, vm config.VM, most bounds) (vcpus uint32, memoryBytes uint64) {
 	const mib = 1 << 20
 	vcpus = max(vm.VCPUs, 1)
 	if milli := milliCPU(cfg.Resources); milli > 0 {
 		vcpus = uint32(min((milli+milliCPU(cfg.Overhead)+999)/1000, 1<<16))
 	}
-	if maxVCPUs > 0 {
-		vcpus = min(vcpus, maxVCPUs)
+	if most.vcpus > 0 {
+		vcpus = min(vcpus, most.vcpus)
 	}
-	memoryBytes = base(cfg, vm) + uint64(max(cfg.Resources.MemoryLimit, 0))
-	return vcpus, (memoryBytes + mib - 1) / mib * mib
+	memoryBytes = (base(cfg, vm) + uint64(max(cfg.Resources.MemoryLimit, 0)) + mib - 1) / mib * mib
+	if vm.MaxMemoryMiB == 0 { // what is configured is a bound that pods are told of
+		memoryBytes = min(memoryBytes, most.memory/mib*mib)
+	}
+	return vcpus, memoryBytes
 }
 
 // base is the part of the memory that does not come from the containers' limits.
