@@ -147,7 +147,7 @@ func layers() [][]string {
 		{ // contracts, vocabulary and leaves
 			"api/...", "internal/cleanup", "internal/config", "internal/debian", "internal/event", "internal/failpoint",
 			"internal/hypervisor", "internal/lifecycle", "internal/logfields", "internal/oci", "internal/reaper",
-			"internal/rtnl", "internal/span", "internal/steps/...", "internal/stdio", "internal/store", "internal/task", "internal/transport", "internal/version",
+			"internal/rtnl", "internal/span", "internal/steps/...", "internal/stats", "internal/stdio", "internal/store", "internal/task", "internal/transport", "internal/version",
 		},
 		{ // mechanisms: each does one thing, and knows no pods
 			"internal/agent/...", "internal/agentclient", "internal/bundle",
@@ -171,7 +171,7 @@ func layers() [][]string {
 		},
 		{"cmd/..."},
 		{ // for tests
-			"internal", "internal/hypervisor/hypervisortest/...", "internal/network/tap/taptest", "internal/vm/vmtest", "test/...",
+			"internal", "internal/hypervisor/hypervisortest/...", "internal/hypervisor/vmm/vmmtest", "internal/network/tap/taptest", "internal/vm/vmtest", "test/...",
 		},
 	}
 }

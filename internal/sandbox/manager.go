@@ -166,6 +166,19 @@ func (m *Manager) Stats(ctx context.Context, id string, containers ...string) (t
 	return statter.Stats(ctx, containers...)
 }
 
+// Counters of the VMM of a Ready sandbox; see [task.Meter].
+func (m *Manager) Counters(ctx context.Context, id string) ([]task.Counter, error) {
+	tasks, err := m.Tasks(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	meter, ok := tasks.(task.Meter)
+	if !ok {
+		return nil, fmt.Errorf("sandbox %s: its runtime has no counters: %w", id, errdefs.ErrNotImplemented)
+	}
+	return meter.Counters(ctx)
+}
+
 // Ended blocks until the sandbox is no longer Ready and returns the reason, empty for one that was stopped.
 // A sandbox that is not known has ended too.
 func (m *Manager) Ended(ctx context.Context, id string) (reason string, err error) {

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agentclient"
 	"github.com/pistis-run/pistis/internal/hypervisor"
@@ -60,6 +62,17 @@ func (v *VM) Phases() []Phase { return v.phases }
 
 // Version is what the VMM said of itself.
 func (v *VM) Version() string { return v.version }
+
+// Counters are what the VMM counts of its own work. One that hangs is waited for as long as for any answer of a VMM.
+func (v *VM) Counters(ctx context.Context) ([]hypervisor.Counter, error) {
+	meter, ok := v.machine.(hypervisor.Meter)
+	if !ok {
+		return nil, fmt.Errorf("hypervisor %s counts nothing: %w", v.sizing.driver, errdefs.ErrNotImplemented)
+	}
+	ctx, cancel := context.WithTimeout(ctx, hypervisor.ControlTimeout)
+	defer cancel()
+	return meter.Counters(ctx)
+}
 
 // Done is closed once the VMM was reaped and everything of the VM on the host was let go.
 func (v *VM) Done() <-chan struct{} { return v.done }

@@ -193,8 +193,9 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 	if err != nil {
 		return machine{}, err
 	}
-	if _, memory := size(req.Config, l.Config, bounds); l.Config.MaxMemoryMiB > 0 && memory > bounds.memory {
-		return machine{}, fmt.Errorf("the pod's microVM would need %d MiB of memory, and vm.max_memory_mib is %d: %w", memory>>20, l.Config.MaxMemoryMiB, errdefs.ErrResourceExhausted)
+	vcpus, memory, err := size(req.Config, l.Config, bounds)
+	if err != nil {
+		return machine{}, err
 	}
 	tuning, err := tuningOf(l.Firecracker, l.Config, host)
 	if err != nil {
@@ -203,7 +204,7 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 	return machine{
 		Machine: host, tuning: tuning,
 		scratch: l.scratch(req.ID), cgroup: l.cgroup(req),
-		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, bounds: bounds,
+		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, vcpus: vcpus, memory: memory, bounds: bounds,
 	}, nil
 }
 
@@ -274,7 +275,7 @@ func (l *Launcher) instance(ctx context.Context, id string, client client) (*ins
 	i := &instance{
 		client: client, phases: phases, console: bundle.Dir(l.bundle(id)).Console(),
 		whole: func() string { return l.whole(id) },
-		size:  func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, bounds) },
+		size:  func(cfg sandbox.Config) (uint32, uint64, error) { return size(cfg, l.Config, bounds) },
 	}
 	i.learn(info)
 	return i, nil

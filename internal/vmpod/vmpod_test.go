@@ -263,7 +263,12 @@ func TestMemoryRoom(t *testing.T) {
 	} {
 		var vm config.VM
 		vm.MemoryMiB, vm.MaxMemoryMiB = 256, c.mib
-		if got := sandboxOptions(c.cfg, vm, most).Vm.MaxMemoryBytes; got != c.want {
+		m := most
+		var err error
+		if m.vcpus, m.memory, err = size(c.cfg, vm, most.bounds); err != nil {
+			t.Fatal(err)
+		}
+		if got := sandboxOptions(c.cfg, vm, m).Vm.MaxMemoryBytes; got != c.want {
 			t.Errorf("%+v: %d, want %d", c, got, c.want)
 		}
 	}
@@ -483,9 +488,18 @@ func TestSize(t *testing.T) {
 		{"more memory than the host", sandbox.Resources{MemoryLimit: 1 << 50}, sandbox.Resources{}, 2, 4096 * mib},
 		{"unlimited", sandbox.Resources{CPUQuota: -1, CPUPeriod: 100000, MemoryLimit: -1}, sandbox.Resources{}, 2, 256 * mib},
 	} {
-		if vcpus, memory := size(sandbox.Config{Resources: c.resources, Overhead: c.overhead}, vm, bounds{8, 4096*mib + 1}); vcpus != c.vcpus || memory != c.memory {
-			t.Errorf("%s: %d vcpus, %d bytes, want %d, %d", c.name, vcpus, memory, c.vcpus, c.memory)
+		vcpus, memory, err := size(sandbox.Config{Resources: c.resources, Overhead: c.overhead}, vm, bounds{vcpus: 8, memory: 4096*mib + 1, host: 8})
+		if err != nil || vcpus != c.vcpus || memory != c.memory {
+			t.Errorf("%s: %d vcpus, %d bytes, %v, want %d, %d", c.name, vcpus, memory, err, c.vcpus, c.memory)
 		}
+	}
+	limits := sandbox.Config{Resources: cpu(100000 * 3), Overhead: cpu(1000)}
+	if _, _, err := size(limits, vm, bounds{vcpus: 2, host: 8}); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("more than a VM has on a host that has more: %v", err)
+	}
+	vm.MaxVCPUs = 3
+	if _, _, err := size(limits, vm, bounds{vcpus: 3, host: 2}); !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "4 processors, and vm.max_vcpus allows 3") {
+		t.Errorf("more than is configured: %v", err)
 	}
 }
 

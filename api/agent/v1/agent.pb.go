@@ -7,6 +7,7 @@
 package agentv1
 
 import (
+	v1 "github.com/pistis-run/pistis/api/stats/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -69,7 +70,7 @@ func (x StdioStream_FD) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StdioStream_FD.Descriptor instead.
 func (StdioStream_FD) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{54, 0}
+	return file_agent_proto_rawDescGZIP(), []int{43, 0}
 }
 
 type ShareChange_Kind int32
@@ -121,7 +122,7 @@ func (x ShareChange_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ShareChange_Kind.Descriptor instead.
 func (ShareChange_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{57, 0}
+	return file_agent_proto_rawDescGZIP(), []int{46, 0}
 }
 
 type Empty struct {
@@ -2559,12 +2560,14 @@ func (x *StatsRequest) GetContainers() []string {
 type StatsResponse struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Containers []*ContainerStats      `protobuf:"bytes,1,rep,name=containers,proto3" json:"containers,omitempty"`
-	Interfaces []*InterfaceStats      `protobuf:"bytes,2,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	Interfaces []*v1.InterfaceStats   `protobuf:"bytes,2,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
 	// guest is what the whole guest uses, the agent and the kernel included.
-	GuestCpu      *CPUStats              `protobuf:"bytes,3,opt,name=guest_cpu,json=guestCpu,proto3" json:"guest_cpu,omitempty"`
-	GuestMemory   *MemoryStats           `protobuf:"bytes,4,opt,name=guest_memory,json=guestMemory,proto3" json:"guest_memory,omitempty"`
-	At            *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
-	Writable      *FileSystem            `protobuf:"bytes,6,opt,name=writable,proto3" json:"writable,omitempty"`
+	GuestCpu    *v1.CPUStats           `protobuf:"bytes,3,opt,name=guest_cpu,json=guestCpu,proto3" json:"guest_cpu,omitempty"`
+	GuestMemory *v1.MemoryStats        `protobuf:"bytes,4,opt,name=guest_memory,json=guestMemory,proto3" json:"guest_memory,omitempty"`
+	At          *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
+	Writable    *v1.FileSystem         `protobuf:"bytes,6,opt,name=writable,proto3" json:"writable,omitempty"`
+	// guest_io is the pressure of I/O on the whole guest.
+	GuestIo       *v1.PSI `protobuf:"bytes,7,opt,name=guest_io,json=guestIo,proto3" json:"guest_io,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2606,21 +2609,21 @@ func (x *StatsResponse) GetContainers() []*ContainerStats {
 	return nil
 }
 
-func (x *StatsResponse) GetInterfaces() []*InterfaceStats {
+func (x *StatsResponse) GetInterfaces() []*v1.InterfaceStats {
 	if x != nil {
 		return x.Interfaces
 	}
 	return nil
 }
 
-func (x *StatsResponse) GetGuestCpu() *CPUStats {
+func (x *StatsResponse) GetGuestCpu() *v1.CPUStats {
 	if x != nil {
 		return x.GuestCpu
 	}
 	return nil
 }
 
-func (x *StatsResponse) GetGuestMemory() *MemoryStats {
+func (x *StatsResponse) GetGuestMemory() *v1.MemoryStats {
 	if x != nil {
 		return x.GuestMemory
 	}
@@ -2634,9 +2637,16 @@ func (x *StatsResponse) GetAt() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *StatsResponse) GetWritable() *FileSystem {
+func (x *StatsResponse) GetWritable() *v1.FileSystem {
 	if x != nil {
 		return x.Writable
+	}
+	return nil
+}
+
+func (x *StatsResponse) GetGuestIo() *v1.PSI {
+	if x != nil {
+		return x.GuestIo
 	}
 	return nil
 }
@@ -2644,14 +2654,14 @@ func (x *StatsResponse) GetWritable() *FileSystem {
 type ContainerStats struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Cpu    *CPUStats              `protobuf:"bytes,2,opt,name=cpu,proto3" json:"cpu,omitempty"`
-	Memory *MemoryStats           `protobuf:"bytes,3,opt,name=memory,proto3" json:"memory,omitempty"`
+	Cpu    *v1.CPUStats           `protobuf:"bytes,2,opt,name=cpu,proto3" json:"cpu,omitempty"`
+	Memory *v1.MemoryStats        `protobuf:"bytes,3,opt,name=memory,proto3" json:"memory,omitempty"`
 	Pids   *PidsStats             `protobuf:"bytes,4,opt,name=pids,proto3" json:"pids,omitempty"`
 	// writable_bytes and writable_inodes are what the container's writable layer uses.
 	WritableBytes  uint64 `protobuf:"varint,5,opt,name=writable_bytes,json=writableBytes,proto3" json:"writable_bytes,omitempty"`
 	WritableInodes uint64 `protobuf:"varint,6,opt,name=writable_inodes,json=writableInodes,proto3" json:"writable_inodes,omitempty"`
 	// io is absent where it is not measured.
-	Io *IOStats `protobuf:"bytes,7,opt,name=io,proto3" json:"io,omitempty"`
+	Io *v1.IOStats `protobuf:"bytes,7,opt,name=io,proto3" json:"io,omitempty"`
 	// processes counts processes, and pids their threads.
 	Processes uint64 `protobuf:"varint,8,opt,name=processes,proto3" json:"processes,omitempty"`
 	// open_files is the soft limit of the first process.
@@ -2697,14 +2707,14 @@ func (x *ContainerStats) GetId() string {
 	return ""
 }
 
-func (x *ContainerStats) GetCpu() *CPUStats {
+func (x *ContainerStats) GetCpu() *v1.CPUStats {
 	if x != nil {
 		return x.Cpu
 	}
 	return nil
 }
 
-func (x *ContainerStats) GetMemory() *MemoryStats {
+func (x *ContainerStats) GetMemory() *v1.MemoryStats {
 	if x != nil {
 		return x.Memory
 	}
@@ -2732,7 +2742,7 @@ func (x *ContainerStats) GetWritableInodes() uint64 {
 	return 0
 }
 
-func (x *ContainerStats) GetIo() *IOStats {
+func (x *ContainerStats) GetIo() *v1.IOStats {
 	if x != nil {
 		return x.Io
 	}
@@ -2753,707 +2763,6 @@ func (x *ContainerStats) GetOpenFiles() uint64 {
 	return 0
 }
 
-type CPUStats struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	UsageNs       uint64                 `protobuf:"varint,1,opt,name=usage_ns,json=usageNs,proto3" json:"usage_ns,omitempty"`
-	Psi           *PSI                   `protobuf:"bytes,2,opt,name=psi,proto3" json:"psi,omitempty"`
-	Detail        *CPUDetail             `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CPUStats) Reset() {
-	*x = CPUStats{}
-	mi := &file_agent_proto_msgTypes[41]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CPUStats) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CPUStats) ProtoMessage() {}
-
-func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
-func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
-}
-
-func (x *CPUStats) GetUsageNs() uint64 {
-	if x != nil {
-		return x.UsageNs
-	}
-	return 0
-}
-
-func (x *CPUStats) GetPsi() *PSI {
-	if x != nil {
-		return x.Psi
-	}
-	return nil
-}
-
-func (x *CPUStats) GetDetail() *CPUDetail {
-	if x != nil {
-		return x.Detail
-	}
-	return nil
-}
-
-// CPUDetail is what usage consists of; absent where it is not measured, as are the messages in it.
-type CPUDetail struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	UserNs        uint64                 `protobuf:"varint,1,opt,name=user_ns,json=userNs,proto3" json:"user_ns,omitempty"`
-	SystemNs      uint64                 `protobuf:"varint,2,opt,name=system_ns,json=systemNs,proto3" json:"system_ns,omitempty"`
-	Throttling    *Throttling            `protobuf:"bytes,3,opt,name=throttling,proto3" json:"throttling,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CPUDetail) Reset() {
-	*x = CPUDetail{}
-	mi := &file_agent_proto_msgTypes[42]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CPUDetail) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CPUDetail) ProtoMessage() {}
-
-func (x *CPUDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CPUDetail.ProtoReflect.Descriptor instead.
-func (*CPUDetail) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
-}
-
-func (x *CPUDetail) GetUserNs() uint64 {
-	if x != nil {
-		return x.UserNs
-	}
-	return 0
-}
-
-func (x *CPUDetail) GetSystemNs() uint64 {
-	if x != nil {
-		return x.SystemNs
-	}
-	return 0
-}
-
-func (x *CPUDetail) GetThrottling() *Throttling {
-	if x != nil {
-		return x.Throttling
-	}
-	return nil
-}
-
-type Throttling struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Periods       uint64                 `protobuf:"varint,1,opt,name=periods,proto3" json:"periods,omitempty"`
-	Throttled     uint64                 `protobuf:"varint,2,opt,name=throttled,proto3" json:"throttled,omitempty"`
-	ThrottledNs   uint64                 `protobuf:"varint,3,opt,name=throttled_ns,json=throttledNs,proto3" json:"throttled_ns,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Throttling) Reset() {
-	*x = Throttling{}
-	mi := &file_agent_proto_msgTypes[43]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Throttling) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Throttling) ProtoMessage() {}
-
-func (x *Throttling) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Throttling.ProtoReflect.Descriptor instead.
-func (*Throttling) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
-}
-
-func (x *Throttling) GetPeriods() uint64 {
-	if x != nil {
-		return x.Periods
-	}
-	return 0
-}
-
-func (x *Throttling) GetThrottled() uint64 {
-	if x != nil {
-		return x.Throttled
-	}
-	return 0
-}
-
-func (x *Throttling) GetThrottledNs() uint64 {
-	if x != nil {
-		return x.ThrottledNs
-	}
-	return 0
-}
-
-type MemoryStats struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	UsageBytes      uint64                 `protobuf:"varint,1,opt,name=usage_bytes,json=usageBytes,proto3" json:"usage_bytes,omitempty"`
-	WorkingSetBytes uint64                 `protobuf:"varint,2,opt,name=working_set_bytes,json=workingSetBytes,proto3" json:"working_set_bytes,omitempty"`
-	RssBytes        uint64                 `protobuf:"varint,3,opt,name=rss_bytes,json=rssBytes,proto3" json:"rss_bytes,omitempty"`
-	PageFaults      uint64                 `protobuf:"varint,4,opt,name=page_faults,json=pageFaults,proto3" json:"page_faults,omitempty"`
-	MajorPageFaults uint64                 `protobuf:"varint,5,opt,name=major_page_faults,json=majorPageFaults,proto3" json:"major_page_faults,omitempty"`
-	// available_bytes is limit minus working set; 0 where there is no limit.
-	AvailableBytes uint64        `protobuf:"varint,6,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
-	SwapBytes      uint64        `protobuf:"varint,7,opt,name=swap_bytes,json=swapBytes,proto3" json:"swap_bytes,omitempty"`
-	Psi            *PSI          `protobuf:"bytes,8,opt,name=psi,proto3" json:"psi,omitempty"`
-	Detail         *MemoryDetail `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *MemoryStats) Reset() {
-	*x = MemoryStats{}
-	mi := &file_agent_proto_msgTypes[44]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *MemoryStats) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*MemoryStats) ProtoMessage() {}
-
-func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
-func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
-}
-
-func (x *MemoryStats) GetUsageBytes() uint64 {
-	if x != nil {
-		return x.UsageBytes
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetWorkingSetBytes() uint64 {
-	if x != nil {
-		return x.WorkingSetBytes
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetRssBytes() uint64 {
-	if x != nil {
-		return x.RssBytes
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetPageFaults() uint64 {
-	if x != nil {
-		return x.PageFaults
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetMajorPageFaults() uint64 {
-	if x != nil {
-		return x.MajorPageFaults
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetAvailableBytes() uint64 {
-	if x != nil {
-		return x.AvailableBytes
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetSwapBytes() uint64 {
-	if x != nil {
-		return x.SwapBytes
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetPsi() *PSI {
-	if x != nil {
-		return x.Psi
-	}
-	return nil
-}
-
-func (x *MemoryStats) GetDetail() *MemoryDetail {
-	if x != nil {
-		return x.Detail
-	}
-	return nil
-}
-
-// MemoryDetail is what memory is used for, and how it met its limits.
-type MemoryDetail struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	CacheBytes        uint64                 `protobuf:"varint,1,opt,name=cache_bytes,json=cacheBytes,proto3" json:"cache_bytes,omitempty"`
-	MappedFileBytes   uint64                 `protobuf:"varint,2,opt,name=mapped_file_bytes,json=mappedFileBytes,proto3" json:"mapped_file_bytes,omitempty"`
-	KernelBytes       uint64                 `protobuf:"varint,3,opt,name=kernel_bytes,json=kernelBytes,proto3" json:"kernel_bytes,omitempty"`
-	ActiveFileBytes   uint64                 `protobuf:"varint,4,opt,name=active_file_bytes,json=activeFileBytes,proto3" json:"active_file_bytes,omitempty"`
-	InactiveFileBytes uint64                 `protobuf:"varint,5,opt,name=inactive_file_bytes,json=inactiveFileBytes,proto3" json:"inactive_file_bytes,omitempty"`
-	PeakBytes         *uint64                `protobuf:"varint,6,opt,name=peak_bytes,json=peakBytes,proto3,oneof" json:"peak_bytes,omitempty"`
-	LimitHits         *uint64                `protobuf:"varint,7,opt,name=limit_hits,json=limitHits,proto3,oneof" json:"limit_hits,omitempty"`
-	OomKills          *uint64                `protobuf:"varint,8,opt,name=oom_kills,json=oomKills,proto3,oneof" json:"oom_kills,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
-}
-
-func (x *MemoryDetail) Reset() {
-	*x = MemoryDetail{}
-	mi := &file_agent_proto_msgTypes[45]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *MemoryDetail) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*MemoryDetail) ProtoMessage() {}
-
-func (x *MemoryDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use MemoryDetail.ProtoReflect.Descriptor instead.
-func (*MemoryDetail) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
-}
-
-func (x *MemoryDetail) GetCacheBytes() uint64 {
-	if x != nil {
-		return x.CacheBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetMappedFileBytes() uint64 {
-	if x != nil {
-		return x.MappedFileBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetKernelBytes() uint64 {
-	if x != nil {
-		return x.KernelBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetActiveFileBytes() uint64 {
-	if x != nil {
-		return x.ActiveFileBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetInactiveFileBytes() uint64 {
-	if x != nil {
-		return x.InactiveFileBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetPeakBytes() uint64 {
-	if x != nil && x.PeakBytes != nil {
-		return *x.PeakBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetLimitHits() uint64 {
-	if x != nil && x.LimitHits != nil {
-		return *x.LimitHits
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetOomKills() uint64 {
-	if x != nil && x.OomKills != nil {
-		return *x.OomKills
-	}
-	return 0
-}
-
-// IOStats of block devices.
-type IOStats struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Devices       []*DeviceIO            `protobuf:"bytes,1,rep,name=devices,proto3" json:"devices,omitempty"`
-	Psi           *PSI                   `protobuf:"bytes,2,opt,name=psi,proto3" json:"psi,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *IOStats) Reset() {
-	*x = IOStats{}
-	mi := &file_agent_proto_msgTypes[46]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *IOStats) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*IOStats) ProtoMessage() {}
-
-func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
-func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
-}
-
-func (x *IOStats) GetDevices() []*DeviceIO {
-	if x != nil {
-		return x.Devices
-	}
-	return nil
-}
-
-func (x *IOStats) GetPsi() *PSI {
-	if x != nil {
-		return x.Psi
-	}
-	return nil
-}
-
-type DeviceIO struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
-	ReadBytes     uint64                 `protobuf:"varint,2,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
-	WriteBytes    uint64                 `protobuf:"varint,3,opt,name=write_bytes,json=writeBytes,proto3" json:"write_bytes,omitempty"`
-	Reads         uint64                 `protobuf:"varint,4,opt,name=reads,proto3" json:"reads,omitempty"`
-	Writes        uint64                 `protobuf:"varint,5,opt,name=writes,proto3" json:"writes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DeviceIO) Reset() {
-	*x = DeviceIO{}
-	mi := &file_agent_proto_msgTypes[47]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeviceIO) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeviceIO) ProtoMessage() {}
-
-func (x *DeviceIO) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeviceIO.ProtoReflect.Descriptor instead.
-func (*DeviceIO) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
-}
-
-func (x *DeviceIO) GetDevice() string {
-	if x != nil {
-		return x.Device
-	}
-	return ""
-}
-
-func (x *DeviceIO) GetReadBytes() uint64 {
-	if x != nil {
-		return x.ReadBytes
-	}
-	return 0
-}
-
-func (x *DeviceIO) GetWriteBytes() uint64 {
-	if x != nil {
-		return x.WriteBytes
-	}
-	return 0
-}
-
-func (x *DeviceIO) GetReads() uint64 {
-	if x != nil {
-		return x.Reads
-	}
-	return 0
-}
-
-func (x *DeviceIO) GetWrites() uint64 {
-	if x != nil {
-		return x.Writes
-	}
-	return 0
-}
-
-// FileSystem is the one that writable layers are on.
-type FileSystem struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Bytes         uint64                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	Inodes        uint64                 `protobuf:"varint,2,opt,name=inodes,proto3" json:"inodes,omitempty"`
-	FreeInodes    uint64                 `protobuf:"varint,3,opt,name=free_inodes,json=freeInodes,proto3" json:"free_inodes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *FileSystem) Reset() {
-	*x = FileSystem{}
-	mi := &file_agent_proto_msgTypes[48]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *FileSystem) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*FileSystem) ProtoMessage() {}
-
-func (x *FileSystem) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[48]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use FileSystem.ProtoReflect.Descriptor instead.
-func (*FileSystem) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{48}
-}
-
-func (x *FileSystem) GetBytes() uint64 {
-	if x != nil {
-		return x.Bytes
-	}
-	return 0
-}
-
-func (x *FileSystem) GetInodes() uint64 {
-	if x != nil {
-		return x.Inodes
-	}
-	return 0
-}
-
-func (x *FileSystem) GetFreeInodes() uint64 {
-	if x != nil {
-		return x.FreeInodes
-	}
-	return 0
-}
-
-type PSI struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Full          *PSIData               `protobuf:"bytes,1,opt,name=full,proto3" json:"full,omitempty"`
-	Some          *PSIData               `protobuf:"bytes,2,opt,name=some,proto3" json:"some,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PSI) Reset() {
-	*x = PSI{}
-	mi := &file_agent_proto_msgTypes[49]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PSI) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PSI) ProtoMessage() {}
-
-func (x *PSI) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[49]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use PSI.ProtoReflect.Descriptor instead.
-func (*PSI) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{49}
-}
-
-func (x *PSI) GetFull() *PSIData {
-	if x != nil {
-		return x.Full
-	}
-	return nil
-}
-
-func (x *PSI) GetSome() *PSIData {
-	if x != nil {
-		return x.Some
-	}
-	return nil
-}
-
-type PSIData struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TotalUs       uint64                 `protobuf:"varint,1,opt,name=total_us,json=totalUs,proto3" json:"total_us,omitempty"`
-	Avg10         float64                `protobuf:"fixed64,2,opt,name=avg10,proto3" json:"avg10,omitempty"`
-	Avg60         float64                `protobuf:"fixed64,3,opt,name=avg60,proto3" json:"avg60,omitempty"`
-	Avg300        float64                `protobuf:"fixed64,4,opt,name=avg300,proto3" json:"avg300,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PSIData) Reset() {
-	*x = PSIData{}
-	mi := &file_agent_proto_msgTypes[50]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PSIData) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PSIData) ProtoMessage() {}
-
-func (x *PSIData) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[50]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use PSIData.ProtoReflect.Descriptor instead.
-func (*PSIData) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50}
-}
-
-func (x *PSIData) GetTotalUs() uint64 {
-	if x != nil {
-		return x.TotalUs
-	}
-	return 0
-}
-
-func (x *PSIData) GetAvg10() float64 {
-	if x != nil {
-		return x.Avg10
-	}
-	return 0
-}
-
-func (x *PSIData) GetAvg60() float64 {
-	if x != nil {
-		return x.Avg60
-	}
-	return 0
-}
-
-func (x *PSIData) GetAvg300() float64 {
-	if x != nil {
-		return x.Avg300
-	}
-	return 0
-}
-
 type PidsStats struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Current       uint64                 `protobuf:"varint,1,opt,name=current,proto3" json:"current,omitempty"`
@@ -3464,7 +2773,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3476,7 +2785,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3489,7 +2798,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{51}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -3502,114 +2811,6 @@ func (x *PidsStats) GetCurrent() uint64 {
 func (x *PidsStats) GetLimit() uint64 {
 	if x != nil {
 		return x.Limit
-	}
-	return 0
-}
-
-type InterfaceStats struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	RxBytes       uint64                 `protobuf:"varint,2,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
-	RxErrors      uint64                 `protobuf:"varint,3,opt,name=rx_errors,json=rxErrors,proto3" json:"rx_errors,omitempty"`
-	TxBytes       uint64                 `protobuf:"varint,4,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
-	TxErrors      uint64                 `protobuf:"varint,5,opt,name=tx_errors,json=txErrors,proto3" json:"tx_errors,omitempty"`
-	RxPackets     uint64                 `protobuf:"varint,6,opt,name=rx_packets,json=rxPackets,proto3" json:"rx_packets,omitempty"`
-	TxPackets     uint64                 `protobuf:"varint,7,opt,name=tx_packets,json=txPackets,proto3" json:"tx_packets,omitempty"`
-	RxDropped     uint64                 `protobuf:"varint,8,opt,name=rx_dropped,json=rxDropped,proto3" json:"rx_dropped,omitempty"`
-	TxDropped     uint64                 `protobuf:"varint,9,opt,name=tx_dropped,json=txDropped,proto3" json:"tx_dropped,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *InterfaceStats) Reset() {
-	*x = InterfaceStats{}
-	mi := &file_agent_proto_msgTypes[52]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *InterfaceStats) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*InterfaceStats) ProtoMessage() {}
-
-func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[52]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use InterfaceStats.ProtoReflect.Descriptor instead.
-func (*InterfaceStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{52}
-}
-
-func (x *InterfaceStats) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *InterfaceStats) GetRxBytes() uint64 {
-	if x != nil {
-		return x.RxBytes
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetRxErrors() uint64 {
-	if x != nil {
-		return x.RxErrors
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetTxBytes() uint64 {
-	if x != nil {
-		return x.TxBytes
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetTxErrors() uint64 {
-	if x != nil {
-		return x.TxErrors
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetRxPackets() uint64 {
-	if x != nil {
-		return x.RxPackets
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetTxPackets() uint64 {
-	if x != nil {
-		return x.TxPackets
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetRxDropped() uint64 {
-	if x != nil {
-		return x.RxDropped
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetTxDropped() uint64 {
-	if x != nil {
-		return x.TxDropped
 	}
 	return 0
 }
@@ -3629,7 +2830,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3641,7 +2842,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3654,7 +2855,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{53}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StreamHeader) GetKind() isStreamHeader_Kind {
@@ -3727,7 +2928,7 @@ type StdioStream struct {
 
 func (x *StdioStream) Reset() {
 	*x = StdioStream{}
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3739,7 +2940,7 @@ func (x *StdioStream) String() string {
 func (*StdioStream) ProtoMessage() {}
 
 func (x *StdioStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3752,7 +2953,7 @@ func (x *StdioStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdioStream.ProtoReflect.Descriptor instead.
 func (*StdioStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{54}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StdioStream) GetContainer() string {
@@ -3789,7 +2990,7 @@ type DialStream struct {
 
 func (x *DialStream) Reset() {
 	*x = DialStream{}
-	mi := &file_agent_proto_msgTypes[55]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3801,7 +3002,7 @@ func (x *DialStream) String() string {
 func (*DialStream) ProtoMessage() {}
 
 func (x *DialStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[55]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3814,7 +3015,7 @@ func (x *DialStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialStream.ProtoReflect.Descriptor instead.
 func (*DialStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{55}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DialStream) GetNetwork() string {
@@ -3845,7 +3046,7 @@ type ShareStream struct {
 
 func (x *ShareStream) Reset() {
 	*x = ShareStream{}
-	mi := &file_agent_proto_msgTypes[56]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3857,7 +3058,7 @@ func (x *ShareStream) String() string {
 func (*ShareStream) ProtoMessage() {}
 
 func (x *ShareStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[56]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3870,7 +3071,7 @@ func (x *ShareStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareStream.ProtoReflect.Descriptor instead.
 func (*ShareStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{56}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ShareStream) GetId() string {
@@ -3906,7 +3107,7 @@ type ShareChange struct {
 
 func (x *ShareChange) Reset() {
 	*x = ShareChange{}
-	mi := &file_agent_proto_msgTypes[57]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3918,7 +3119,7 @@ func (x *ShareChange) String() string {
 func (*ShareChange) ProtoMessage() {}
 
 func (x *ShareChange) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[57]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3931,7 +3132,7 @@ func (x *ShareChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareChange.ProtoReflect.Descriptor instead.
 func (*ShareChange) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{57}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ShareChange) GetKind() ShareChange_Kind {
@@ -3974,7 +3175,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_agent_proto_msgTypes[58]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3986,7 +3187,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[58]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3999,7 +3200,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{58}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *StreamReply) GetError() string {
@@ -4020,7 +3221,7 @@ var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
 	"\n" +
-	"\vagent.proto\x12\x0fpistis.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\a\n" +
+	"\vagent.proto\x12\x0fpistis.agent.v1\x1a\x18api/stats/v1/stats.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\a\n" +
 	"\x05Empty\"(\n" +
 	"\fHelloRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\"\x9f\x01\n" +
@@ -4188,116 +3389,34 @@ const file_agent_proto_rawDesc = "" +
 	"\fStatsRequest\x12\x1e\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\tR\n" +
-	"containers\"\xef\x02\n" +
+	"containers\"\xa0\x03\n" +
 	"\rStatsResponse\x12?\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\v2\x1f.pistis.agent.v1.ContainerStatsR\n" +
 	"containers\x12?\n" +
 	"\n" +
-	"interfaces\x18\x02 \x03(\v2\x1f.pistis.agent.v1.InterfaceStatsR\n" +
+	"interfaces\x18\x02 \x03(\v2\x1f.pistis.stats.v1.InterfaceStatsR\n" +
 	"interfaces\x126\n" +
-	"\tguest_cpu\x18\x03 \x01(\v2\x19.pistis.agent.v1.CPUStatsR\bguestCpu\x12?\n" +
-	"\fguest_memory\x18\x04 \x01(\v2\x1c.pistis.agent.v1.MemoryStatsR\vguestMemory\x12*\n" +
+	"\tguest_cpu\x18\x03 \x01(\v2\x19.pistis.stats.v1.CPUStatsR\bguestCpu\x12?\n" +
+	"\fguest_memory\x18\x04 \x01(\v2\x1c.pistis.stats.v1.MemoryStatsR\vguestMemory\x12*\n" +
 	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x127\n" +
-	"\bwritable\x18\x06 \x01(\v2\x1b.pistis.agent.v1.FileSystemR\bwritable\"\xfe\x02\n" +
+	"\bwritable\x18\x06 \x01(\v2\x1b.pistis.stats.v1.FileSystemR\bwritable\x12/\n" +
+	"\bguest_io\x18\a \x01(\v2\x14.pistis.stats.v1.PSIR\aguestIo\"\xfe\x02\n" +
 	"\x0eContainerStats\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
-	"\x03cpu\x18\x02 \x01(\v2\x19.pistis.agent.v1.CPUStatsR\x03cpu\x124\n" +
-	"\x06memory\x18\x03 \x01(\v2\x1c.pistis.agent.v1.MemoryStatsR\x06memory\x12.\n" +
+	"\x03cpu\x18\x02 \x01(\v2\x19.pistis.stats.v1.CPUStatsR\x03cpu\x124\n" +
+	"\x06memory\x18\x03 \x01(\v2\x1c.pistis.stats.v1.MemoryStatsR\x06memory\x12.\n" +
 	"\x04pids\x18\x04 \x01(\v2\x1a.pistis.agent.v1.PidsStatsR\x04pids\x12%\n" +
 	"\x0ewritable_bytes\x18\x05 \x01(\x04R\rwritableBytes\x12'\n" +
 	"\x0fwritable_inodes\x18\x06 \x01(\x04R\x0ewritableInodes\x12(\n" +
-	"\x02io\x18\a \x01(\v2\x18.pistis.agent.v1.IOStatsR\x02io\x12\x1c\n" +
+	"\x02io\x18\a \x01(\v2\x18.pistis.stats.v1.IOStatsR\x02io\x12\x1c\n" +
 	"\tprocesses\x18\b \x01(\x04R\tprocesses\x12\"\n" +
 	"\n" +
 	"open_files\x18\t \x01(\x04H\x00R\topenFiles\x88\x01\x01B\r\n" +
-	"\v_open_files\"\x81\x01\n" +
-	"\bCPUStats\x12\x19\n" +
-	"\busage_ns\x18\x01 \x01(\x04R\ausageNs\x12&\n" +
-	"\x03psi\x18\x02 \x01(\v2\x14.pistis.agent.v1.PSIR\x03psi\x122\n" +
-	"\x06detail\x18\x03 \x01(\v2\x1a.pistis.agent.v1.CPUDetailR\x06detail\"~\n" +
-	"\tCPUDetail\x12\x17\n" +
-	"\auser_ns\x18\x01 \x01(\x04R\x06userNs\x12\x1b\n" +
-	"\tsystem_ns\x18\x02 \x01(\x04R\bsystemNs\x12;\n" +
-	"\n" +
-	"throttling\x18\x03 \x01(\v2\x1b.pistis.agent.v1.ThrottlingR\n" +
-	"throttling\"g\n" +
-	"\n" +
-	"Throttling\x12\x18\n" +
-	"\aperiods\x18\x01 \x01(\x04R\aperiods\x12\x1c\n" +
-	"\tthrottled\x18\x02 \x01(\x04R\tthrottled\x12!\n" +
-	"\fthrottled_ns\x18\x03 \x01(\x04R\vthrottledNs\"\xeb\x02\n" +
-	"\vMemoryStats\x12\x1f\n" +
-	"\vusage_bytes\x18\x01 \x01(\x04R\n" +
-	"usageBytes\x12*\n" +
-	"\x11working_set_bytes\x18\x02 \x01(\x04R\x0fworkingSetBytes\x12\x1b\n" +
-	"\trss_bytes\x18\x03 \x01(\x04R\brssBytes\x12\x1f\n" +
-	"\vpage_faults\x18\x04 \x01(\x04R\n" +
-	"pageFaults\x12*\n" +
-	"\x11major_page_faults\x18\x05 \x01(\x04R\x0fmajorPageFaults\x12'\n" +
-	"\x0favailable_bytes\x18\x06 \x01(\x04R\x0eavailableBytes\x12\x1d\n" +
-	"\n" +
-	"swap_bytes\x18\a \x01(\x04R\tswapBytes\x12&\n" +
-	"\x03psi\x18\b \x01(\v2\x14.pistis.agent.v1.PSIR\x03psi\x125\n" +
-	"\x06detail\x18\t \x01(\v2\x1d.pistis.agent.v1.MemoryDetailR\x06detail\"\xf0\x02\n" +
-	"\fMemoryDetail\x12\x1f\n" +
-	"\vcache_bytes\x18\x01 \x01(\x04R\n" +
-	"cacheBytes\x12*\n" +
-	"\x11mapped_file_bytes\x18\x02 \x01(\x04R\x0fmappedFileBytes\x12!\n" +
-	"\fkernel_bytes\x18\x03 \x01(\x04R\vkernelBytes\x12*\n" +
-	"\x11active_file_bytes\x18\x04 \x01(\x04R\x0factiveFileBytes\x12.\n" +
-	"\x13inactive_file_bytes\x18\x05 \x01(\x04R\x11inactiveFileBytes\x12\"\n" +
-	"\n" +
-	"peak_bytes\x18\x06 \x01(\x04H\x00R\tpeakBytes\x88\x01\x01\x12\"\n" +
-	"\n" +
-	"limit_hits\x18\a \x01(\x04H\x01R\tlimitHits\x88\x01\x01\x12 \n" +
-	"\toom_kills\x18\b \x01(\x04H\x02R\boomKills\x88\x01\x01B\r\n" +
-	"\v_peak_bytesB\r\n" +
-	"\v_limit_hitsB\f\n" +
-	"\n" +
-	"_oom_kills\"f\n" +
-	"\aIOStats\x123\n" +
-	"\adevices\x18\x01 \x03(\v2\x19.pistis.agent.v1.DeviceIOR\adevices\x12&\n" +
-	"\x03psi\x18\x02 \x01(\v2\x14.pistis.agent.v1.PSIR\x03psi\"\x90\x01\n" +
-	"\bDeviceIO\x12\x16\n" +
-	"\x06device\x18\x01 \x01(\tR\x06device\x12\x1d\n" +
-	"\n" +
-	"read_bytes\x18\x02 \x01(\x04R\treadBytes\x12\x1f\n" +
-	"\vwrite_bytes\x18\x03 \x01(\x04R\n" +
-	"writeBytes\x12\x14\n" +
-	"\x05reads\x18\x04 \x01(\x04R\x05reads\x12\x16\n" +
-	"\x06writes\x18\x05 \x01(\x04R\x06writes\"[\n" +
-	"\n" +
-	"FileSystem\x12\x14\n" +
-	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\x12\x16\n" +
-	"\x06inodes\x18\x02 \x01(\x04R\x06inodes\x12\x1f\n" +
-	"\vfree_inodes\x18\x03 \x01(\x04R\n" +
-	"freeInodes\"a\n" +
-	"\x03PSI\x12,\n" +
-	"\x04full\x18\x01 \x01(\v2\x18.pistis.agent.v1.PSIDataR\x04full\x12,\n" +
-	"\x04some\x18\x02 \x01(\v2\x18.pistis.agent.v1.PSIDataR\x04some\"h\n" +
-	"\aPSIData\x12\x19\n" +
-	"\btotal_us\x18\x01 \x01(\x04R\atotalUs\x12\x14\n" +
-	"\x05avg10\x18\x02 \x01(\x01R\x05avg10\x12\x14\n" +
-	"\x05avg60\x18\x03 \x01(\x01R\x05avg60\x12\x16\n" +
-	"\x06avg300\x18\x04 \x01(\x01R\x06avg300\";\n" +
+	"\v_open_files\";\n" +
 	"\tPidsStats\x12\x18\n" +
 	"\acurrent\x18\x01 \x01(\x04R\acurrent\x12\x14\n" +
-	"\x05limit\x18\x02 \x01(\x04R\x05limit\"\x90\x02\n" +
-	"\x0eInterfaceStats\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
-	"\brx_bytes\x18\x02 \x01(\x04R\arxBytes\x12\x1b\n" +
-	"\trx_errors\x18\x03 \x01(\x04R\brxErrors\x12\x19\n" +
-	"\btx_bytes\x18\x04 \x01(\x04R\atxBytes\x12\x1b\n" +
-	"\ttx_errors\x18\x05 \x01(\x04R\btxErrors\x12\x1d\n" +
-	"\n" +
-	"rx_packets\x18\x06 \x01(\x04R\trxPackets\x12\x1d\n" +
-	"\n" +
-	"tx_packets\x18\a \x01(\x04R\ttxPackets\x12\x1d\n" +
-	"\n" +
-	"rx_dropped\x18\b \x01(\x04R\trxDropped\x12\x1d\n" +
-	"\n" +
-	"tx_dropped\x18\t \x01(\x04R\ttxDropped\"\xb5\x01\n" +
+	"\x05limit\x18\x02 \x01(\x04R\x05limit\"\xb5\x01\n" +
 	"\fStreamHeader\x124\n" +
 	"\x05stdio\x18\x01 \x01(\v2\x1c.pistis.agent.v1.StdioStreamH\x00R\x05stdio\x121\n" +
 	"\x04dial\x18\x02 \x01(\v2\x1b.pistis.agent.v1.DialStreamH\x00R\x04dial\x124\n" +
@@ -4369,7 +3488,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_agent_proto_goTypes = []any{
 	(StdioStream_FD)(0),              // 0: pistis.agent.v1.StdioStream.FD
 	(ShareChange_Kind)(0),            // 1: pistis.agent.v1.ShareChange.Kind
@@ -4414,41 +3533,36 @@ var file_agent_proto_goTypes = []any{
 	(*StatsRequest)(nil),             // 40: pistis.agent.v1.StatsRequest
 	(*StatsResponse)(nil),            // 41: pistis.agent.v1.StatsResponse
 	(*ContainerStats)(nil),           // 42: pistis.agent.v1.ContainerStats
-	(*CPUStats)(nil),                 // 43: pistis.agent.v1.CPUStats
-	(*CPUDetail)(nil),                // 44: pistis.agent.v1.CPUDetail
-	(*Throttling)(nil),               // 45: pistis.agent.v1.Throttling
-	(*MemoryStats)(nil),              // 46: pistis.agent.v1.MemoryStats
-	(*MemoryDetail)(nil),             // 47: pistis.agent.v1.MemoryDetail
-	(*IOStats)(nil),                  // 48: pistis.agent.v1.IOStats
-	(*DeviceIO)(nil),                 // 49: pistis.agent.v1.DeviceIO
-	(*FileSystem)(nil),               // 50: pistis.agent.v1.FileSystem
-	(*PSI)(nil),                      // 51: pistis.agent.v1.PSI
-	(*PSIData)(nil),                  // 52: pistis.agent.v1.PSIData
-	(*PidsStats)(nil),                // 53: pistis.agent.v1.PidsStats
-	(*InterfaceStats)(nil),           // 54: pistis.agent.v1.InterfaceStats
-	(*StreamHeader)(nil),             // 55: pistis.agent.v1.StreamHeader
-	(*StdioStream)(nil),              // 56: pistis.agent.v1.StdioStream
-	(*DialStream)(nil),               // 57: pistis.agent.v1.DialStream
-	(*ShareStream)(nil),              // 58: pistis.agent.v1.ShareStream
-	(*ShareChange)(nil),              // 59: pistis.agent.v1.ShareChange
-	(*StreamReply)(nil),              // 60: pistis.agent.v1.StreamReply
-	nil,                              // 61: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	(*timestamppb.Timestamp)(nil),    // 62: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 63: google.protobuf.Duration
+	(*PidsStats)(nil),                // 43: pistis.agent.v1.PidsStats
+	(*StreamHeader)(nil),             // 44: pistis.agent.v1.StreamHeader
+	(*StdioStream)(nil),              // 45: pistis.agent.v1.StdioStream
+	(*DialStream)(nil),               // 46: pistis.agent.v1.DialStream
+	(*ShareStream)(nil),              // 47: pistis.agent.v1.ShareStream
+	(*ShareChange)(nil),              // 48: pistis.agent.v1.ShareChange
+	(*StreamReply)(nil),              // 49: pistis.agent.v1.StreamReply
+	nil,                              // 50: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	(*timestamppb.Timestamp)(nil),    // 51: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 52: google.protobuf.Duration
+	(*v1.InterfaceStats)(nil),        // 53: pistis.stats.v1.InterfaceStats
+	(*v1.CPUStats)(nil),              // 54: pistis.stats.v1.CPUStats
+	(*v1.MemoryStats)(nil),           // 55: pistis.stats.v1.MemoryStats
+	(*v1.FileSystem)(nil),            // 56: pistis.stats.v1.FileSystem
+	(*v1.PSI)(nil),                   // 57: pistis.stats.v1.PSI
+	(*v1.IOStats)(nil),               // 58: pistis.stats.v1.IOStats
 }
 var file_agent_proto_depIdxs = []int32{
 	7,  // 0: pistis.agent.v1.Network.interfaces:type_name -> pistis.agent.v1.Interface
 	8,  // 1: pistis.agent.v1.Network.routes:type_name -> pistis.agent.v1.Route
 	9,  // 2: pistis.agent.v1.Network.neighbors:type_name -> pistis.agent.v1.Neighbor
 	6,  // 3: pistis.agent.v1.ConfigureSandboxRequest.network:type_name -> pistis.agent.v1.Network
-	61, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	62, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
+	50, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	51, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
 	5,  // 6: pistis.agent.v1.ConfigureSandboxRequest.scratch:type_name -> pistis.agent.v1.DiskAddress
 	5,  // 7: pistis.agent.v1.ConfigureSandboxRequest.modules:type_name -> pistis.agent.v1.DiskAddress
 	6,  // 8: pistis.agent.v1.UpdateNetworkRequest.network:type_name -> pistis.agent.v1.Network
-	62, // 9: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
-	63, // 10: pistis.agent.v1.AdjustClockRequest.by:type_name -> google.protobuf.Duration
-	62, // 11: pistis.agent.v1.AdjustClockResponse.clock:type_name -> google.protobuf.Timestamp
+	51, // 9: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
+	52, // 10: pistis.agent.v1.AdjustClockRequest.by:type_name -> google.protobuf.Duration
+	51, // 11: pistis.agent.v1.AdjustClockResponse.clock:type_name -> google.protobuf.Timestamp
 	5,  // 12: pistis.agent.v1.CreateContainerRequest.layers:type_name -> pistis.agent.v1.DiskAddress
 	16, // 13: pistis.agent.v1.CreateContainerRequest.user:type_name -> pistis.agent.v1.User
 	21, // 14: pistis.agent.v1.CreateContainerRequest.pid_namespace:type_name -> pistis.agent.v1.PIDNamespace
@@ -4457,78 +3571,70 @@ var file_agent_proto_depIdxs = []int32{
 	5,  // 17: pistis.agent.v1.BlockDevice.disk:type_name -> pistis.agent.v1.DiskAddress
 	17, // 18: pistis.agent.v1.CreateContainerResponse.user:type_name -> pistis.agent.v1.ResolvedUser
 	16, // 19: pistis.agent.v1.ExecRequest.user:type_name -> pistis.agent.v1.User
-	62, // 20: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
+	51, // 20: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
 	5,  // 21: pistis.agent.v1.DeleteResponse.disks:type_name -> pistis.agent.v1.DiskAddress
 	35, // 22: pistis.agent.v1.PidsResponse.pids:type_name -> pistis.agent.v1.Pid
 	42, // 23: pistis.agent.v1.StatsResponse.containers:type_name -> pistis.agent.v1.ContainerStats
-	54, // 24: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.agent.v1.InterfaceStats
-	43, // 25: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.agent.v1.CPUStats
-	46, // 26: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.agent.v1.MemoryStats
-	62, // 27: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
-	50, // 28: pistis.agent.v1.StatsResponse.writable:type_name -> pistis.agent.v1.FileSystem
-	43, // 29: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.agent.v1.CPUStats
-	46, // 30: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.agent.v1.MemoryStats
-	53, // 31: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
-	48, // 32: pistis.agent.v1.ContainerStats.io:type_name -> pistis.agent.v1.IOStats
-	51, // 33: pistis.agent.v1.CPUStats.psi:type_name -> pistis.agent.v1.PSI
-	44, // 34: pistis.agent.v1.CPUStats.detail:type_name -> pistis.agent.v1.CPUDetail
-	45, // 35: pistis.agent.v1.CPUDetail.throttling:type_name -> pistis.agent.v1.Throttling
-	51, // 36: pistis.agent.v1.MemoryStats.psi:type_name -> pistis.agent.v1.PSI
-	47, // 37: pistis.agent.v1.MemoryStats.detail:type_name -> pistis.agent.v1.MemoryDetail
-	49, // 38: pistis.agent.v1.IOStats.devices:type_name -> pistis.agent.v1.DeviceIO
-	51, // 39: pistis.agent.v1.IOStats.psi:type_name -> pistis.agent.v1.PSI
-	52, // 40: pistis.agent.v1.PSI.full:type_name -> pistis.agent.v1.PSIData
-	52, // 41: pistis.agent.v1.PSI.some:type_name -> pistis.agent.v1.PSIData
-	56, // 42: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
-	57, // 43: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
-	58, // 44: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
-	0,  // 45: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
-	1,  // 46: pistis.agent.v1.ShareChange.kind:type_name -> pistis.agent.v1.ShareChange.Kind
-	3,  // 47: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
-	10, // 48: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
-	12, // 49: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
-	13, // 50: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
-	14, // 51: pistis.agent.v1.Agent.AdjustClock:input_type -> pistis.agent.v1.AdjustClockRequest
-	18, // 52: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
-	23, // 53: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
-	24, // 54: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
-	26, // 55: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
-	27, // 56: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
-	29, // 57: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
-	31, // 58: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
-	33, // 59: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
-	32, // 60: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
-	32, // 61: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
-	36, // 62: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
-	40, // 63: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
-	37, // 64: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
-	38, // 65: pistis.agent.v1.Agent.Resize:input_type -> pistis.agent.v1.ResizeRequest
-	2,  // 66: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
-	4,  // 67: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
-	11, // 68: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
-	2,  // 69: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
-	2,  // 70: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
-	15, // 71: pistis.agent.v1.Agent.AdjustClock:output_type -> pistis.agent.v1.AdjustClockResponse
-	22, // 72: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
-	2,  // 73: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
-	25, // 74: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
-	2,  // 75: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
-	28, // 76: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
-	30, // 77: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
-	2,  // 78: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
-	34, // 79: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
-	2,  // 80: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
-	2,  // 81: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
-	2,  // 82: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
-	41, // 83: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
-	2,  // 84: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
-	39, // 85: pistis.agent.v1.Agent.Resize:output_type -> pistis.agent.v1.ResizeResponse
-	2,  // 86: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
-	67, // [67:87] is the sub-list for method output_type
-	47, // [47:67] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	53, // 24: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.stats.v1.InterfaceStats
+	54, // 25: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.stats.v1.CPUStats
+	55, // 26: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.stats.v1.MemoryStats
+	51, // 27: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
+	56, // 28: pistis.agent.v1.StatsResponse.writable:type_name -> pistis.stats.v1.FileSystem
+	57, // 29: pistis.agent.v1.StatsResponse.guest_io:type_name -> pistis.stats.v1.PSI
+	54, // 30: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.stats.v1.CPUStats
+	55, // 31: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.stats.v1.MemoryStats
+	43, // 32: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
+	58, // 33: pistis.agent.v1.ContainerStats.io:type_name -> pistis.stats.v1.IOStats
+	45, // 34: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
+	46, // 35: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
+	47, // 36: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
+	0,  // 37: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
+	1,  // 38: pistis.agent.v1.ShareChange.kind:type_name -> pistis.agent.v1.ShareChange.Kind
+	3,  // 39: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
+	10, // 40: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
+	12, // 41: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
+	13, // 42: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
+	14, // 43: pistis.agent.v1.Agent.AdjustClock:input_type -> pistis.agent.v1.AdjustClockRequest
+	18, // 44: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
+	23, // 45: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
+	24, // 46: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
+	26, // 47: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
+	27, // 48: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
+	29, // 49: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
+	31, // 50: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
+	33, // 51: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
+	32, // 52: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
+	32, // 53: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
+	36, // 54: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
+	40, // 55: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
+	37, // 56: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
+	38, // 57: pistis.agent.v1.Agent.Resize:input_type -> pistis.agent.v1.ResizeRequest
+	2,  // 58: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
+	4,  // 59: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
+	11, // 60: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
+	2,  // 61: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
+	2,  // 62: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
+	15, // 63: pistis.agent.v1.Agent.AdjustClock:output_type -> pistis.agent.v1.AdjustClockResponse
+	22, // 64: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
+	2,  // 65: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
+	25, // 66: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
+	2,  // 67: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
+	28, // 68: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
+	30, // 69: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
+	2,  // 70: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
+	34, // 71: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
+	2,  // 72: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
+	2,  // 73: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
+	2,  // 74: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
+	41, // 75: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
+	2,  // 76: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
+	39, // 77: pistis.agent.v1.Agent.Resize:output_type -> pistis.agent.v1.ResizeResponse
+	2,  // 78: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
+	59, // [59:79] is the sub-list for method output_type
+	39, // [39:59] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -4547,8 +3653,7 @@ func file_agent_proto_init() {
 		(*PIDNamespace_Container)(nil),
 	}
 	file_agent_proto_msgTypes[40].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[45].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[53].OneofWrappers = []any{
+	file_agent_proto_msgTypes[42].OneofWrappers = []any{
 		(*StreamHeader_Stdio)(nil),
 		(*StreamHeader_Dial)(nil),
 		(*StreamHeader_Share)(nil),
@@ -4559,7 +3664,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   60,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

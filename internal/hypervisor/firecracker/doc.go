@@ -9,6 +9,7 @@
 // Versions before 1.16 cannot plug: their VMs have a number of such devices from the start on. A disk's address is its
 // serial, which Firecracker makes of the image's device and inode, and its size, by which the guest knows that it is there.
 //
-// The control socket is connected to once and then removed, so that nobody else can speak to it. The package owns what
+// What it logs and counts comes through pipes. They and the control socket, which is connected to once, are removed then, so
+// that nobody else can speak to it. The package owns what
 // belongs to its VMs and nothing else; it imports hypervisor, its vmm and internal/transport.
 package firecracker

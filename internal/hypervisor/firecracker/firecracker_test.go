@@ -116,15 +116,17 @@ func TestContractWithoutPlugging(t *testing.T) { contract(t, Driver{mmio: true})
 func contract(t *testing.T, driver Driver) {
 	hypervisortest.Run(t, driver, hypervisortest.Options{
 		Config: realGuest(t), Work: 3 * time.Second,
-		Address: func(_ int, d hypervisor.Disk) hypervisor.DiskAddress {
-			info, err := d.File.Stat()
-			if err != nil {
-				t.Fatal(err)
-			}
-			stat := info.Sys().(*syscall.Stat_t)
-			return hypervisor.DiskAddress{
-				Kind: hypervisor.BlkSerial, Serial: serial(unix.Stat_t{Dev: stat.Dev, Rdev: stat.Rdev, Ino: stat.Ino}),
-			}
-		},
+		Address: func(_ int, d hypervisor.Disk) hypervisor.DiskAddress { return addressOf(t, d.File) },
 	})
+}
+
+// addressOf is where a guest finds the disk of an image.
+func addressOf(t *testing.T, image *os.File) hypervisor.DiskAddress {
+	t.Helper()
+	info, err := image.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stat := info.Sys().(*syscall.Stat_t)
+	return hypervisor.DiskAddress{Kind: hypervisor.BlkSerial, Serial: serial(unix.Stat_t{Dev: stat.Dev, Rdev: stat.Rdev, Ino: stat.Ino})}
 }

@@ -20,7 +20,7 @@ const mib = 1 << 20
 // memory is what the guest says that it has, in MiB.
 func memory(t *testing.T, v hypervisor.VM, processors int) int {
 	t.Helper()
-	n, err := strconv.Atoi(ask(t, v, "size %d", processors))
+	n, err := strconv.Atoi(Ask(t, v, "size %d", processors))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,9 +130,9 @@ func (s *suite) reclaim(t *testing.T) {
 	v, stop := s.start(t, c)
 	defer stop()
 	const used = 96
-	ask(t, v, "version") // it is up
+	Ask(t, v, "version") // it is up
 	first := resident(t, v)
-	ask(t, v, "touch %d", used)
+	Ask(t, v, "touch %d", used)
 	most := resident(t, v)
 	if most < first+used*8/10 {
 		t.Logf("the guest used %d MiB, and the host gave it %d: it may have begun to give back", used, most-first)

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	statsv1 "github.com/pistis-run/pistis/api/stats/v1"
 )
 
 // Agent is a guest's agent whose containers run in the test: their programs are those of [program].
@@ -350,9 +351,9 @@ func (a service) Update(context.Context, *agentv1.UpdateRequest) (*agentv1.Empty
 func (a service) Stats(context.Context, *agentv1.StatsRequest) (*agentv1.StatsResponse, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	r := &agentv1.StatsResponse{GuestCpu: &agentv1.CPUStats{UsageNs: 1}}
+	r := &agentv1.StatsResponse{GuestCpu: &statsv1.CPUStats{UsageNs: 1}}
 	for k := range a.processes {
-		r.Containers = append(r.Containers, &agentv1.ContainerStats{Id: k, Cpu: &agentv1.CPUStats{UsageNs: 5}})
+		r.Containers = append(r.Containers, &agentv1.ContainerStats{Id: k, Cpu: &statsv1.CPUStats{UsageNs: 5}})
 	}
 	return r, nil
 }

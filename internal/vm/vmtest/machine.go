@@ -190,6 +190,16 @@ func (m *Machine) End(err error) {
 	close(m.done)
 }
 
+// Counters are two, of the disks that ever were.
+func (m *Machine) Counters(context.Context) ([]hypervisor.Counter, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return []hypervisor.Counter{
+		{CounterName: hypervisor.CounterName{Kind: hypervisor.Operations, Part: hypervisor.PartDisk, Direction: hypervisor.In}, Value: uint64(m.Attached)},
+		{CounterName: hypervisor.CounterName{Kind: hypervisor.Failures, Part: hypervisor.PartDisk}},
+	}, nil
+}
+
 // Shutdown waits for the end.
 func (m *Machine) Shutdown(ctx context.Context) error {
 	select {
