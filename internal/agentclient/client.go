@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/steps"
@@ -139,6 +140,19 @@ func (c *Client) ConfigureSandbox(ctx context.Context, req *agentv1.ConfigureSan
 func (c *Client) SetClock(ctx context.Context, req *agentv1.SetClockRequest) error {
 	_, err := call(c, ctx, "set clock", c.agent.SetClock, req)
 	return err
+}
+
+// AdjustClock has the guest make up for a difference without a jump, none where it is 0, and returns what its clock shows.
+func (c *Client) AdjustClock(ctx context.Context, by time.Duration) (time.Time, error) {
+	req := &agentv1.AdjustClockRequest{}
+	if by != 0 {
+		req.By = durationpb.New(by)
+	}
+	r, err := call(c, ctx, "adjust clock", c.agent.AdjustClock, req)
+	if err == nil && !r.Clock.IsValid() {
+		err = hostile("adjust clock", "no valid time")
+	}
+	return r.GetClock().AsTime(), err
 }
 
 // CreateContainer returns the pid in the guest and the resolved user.

@@ -246,7 +246,7 @@ func (s *Service) lostExit(ctx context.Context, v *vm.VM, lost error) (task.Exit
 	}
 	select {
 	case <-v.Done():
-		return vmExit(v), nil
+		return s.vmExit(v), nil
 	default:
 		return task.Exit{Code: exitUnknown, At: time.Now(), Reason: lost.Error()}, nil
 	}

@@ -154,7 +154,7 @@ func machineType(vm config.VM, m machine) string {
 // which the guest's kernel and agent live on and containers without limits too, plus limits and overhead.
 //
 // What is more than the configuration allows is refused, as the pod would never reach its limits. Limits that are wider than the
-// host are none on the host's kernel either: such a pod has all processors that there are.
+// host are none on the host's kernel either: such a pod has all processors and as much memory as there is.
 func size(cfg sandbox.Config, vm config.VM, most bounds) (vcpus uint32, memoryBytes uint64, err error) {
 	const mib = 1 << 20
 	vcpus = max(vm.VCPUs, 1)
@@ -173,7 +173,7 @@ func size(cfg sandbox.Config, vm config.VM, most bounds) (vcpus uint32, memoryBy
 		err = fmt.Errorf("the pod's microVM would need %d MiB of memory, and vm.max_memory_mib allows %d MiB at most: lower the limits, or raise the setting: %w",
 			memoryBytes/mib, vm.MaxMemoryMiB, errdefs.ErrResourceExhausted)
 	}
-	return min(vcpus, most.vcpus), memoryBytes, err
+	return min(vcpus, most.vcpus), min(memoryBytes, most.memory/mib*mib), err
 }
 
 // base is the part of the memory that does not come from the containers' limits.

@@ -47,6 +47,8 @@ const (
 	FeatureMemoryVolumes = "memory-volumes"
 	// FeatureBlockDevices: it knows CreateContainerRequest.devices.
 	FeatureBlockDevices = "block-devices"
+	// FeatureClock: it knows AdjustClock.
+	FeatureClock = "clock"
 	// FeatureResize: it knows Resize.
 	FeatureResize = "resize"
 
