@@ -118,6 +118,11 @@ func (v *vm) attach(ctx context.Context, disk hypervisor.Disk) (address hypervis
 	if err != nil {
 		return address, err
 	}
+	if v.running && !v.can.early {
+		if err := v.pipe.Ready(ctx); err != nil {
+			return address, err
+		}
+	}
 	if err := v.slots.Claim(disk.ID); err != nil {
 		return address, err
 	}
@@ -131,7 +136,9 @@ func (v *vm) attach(ctx context.Context, disk hypervisor.Disk) (address hypervis
 	method, r := "PUT", driveRequest(disk, to.name, v.cfg.DiskRate)
 	if spare {
 		release = v.drives.giveBack
-		method, r = "PATCH", imageRequest(to.name, diskPrefix+disk.ID)
+		if v.running {
+			method, r = "PATCH", imageRequest(to.name, diskPrefix+disk.ID)
+		}
 	}
 	image, err := v.Show(diskPrefix+disk.ID, disk.File, disk.ReadOnly)
 	if err != nil {

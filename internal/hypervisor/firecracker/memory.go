@@ -24,7 +24,7 @@ func (v *vm) ResizeMemory(ctx context.Context, bytes uint64) (uint64, error) {
 
 func (v *vm) resizeMemory(ctx context.Context, bytes uint64) (uint64, error) {
 	if !v.can.memory && bytes > v.cfg.Memory {
-		return 0, fmt.Errorf("Firecracker adds memory from 1.14 on, and this one is older: %w", errdefs.ErrFailedPrecondition)
+		return 0, fmt.Errorf("Firecracker %s adds no memory, 1.14 or later does: %w", v.can.version, errdefs.ErrFailedPrecondition)
 	}
 	added, err := v.cfg.Added(bytes)
 	if v.cfg.Growth() == 0 {
