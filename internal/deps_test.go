@@ -171,7 +171,7 @@ func layers() [][]string {
 		},
 		{"cmd/..."},
 		{ // for tests
-			"internal", "internal/hypervisor/hypervisortest/...", "internal/network/tap/taptest", "internal/vm/vmtest", "test/...",
+			"internal", "internal/hypervisor/hypervisortest/...", "internal/hypervisor/vmm/vmmtest", "internal/network/tap/taptest", "internal/vm/vmtest", "test/...",
 		},
 	}
 }

@@ -179,7 +179,7 @@ func (h *handlers) openVM(handler config.Handler, p paths, disks *snapshot.Disks
 	}
 	return vmpod.New(vmpod.Options{
 		Config: h.cfg.VM, Firecracker: h.cfg.Firecracker, Shim: shim, Host: func(ctx context.Context) (vmpod.Machine, error) { return h.machines.choose(ctx, handler.Hypervisor) },
-		NewScratch: disks.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: h.groups.parent, Units: h.groups.units,
+		NewScratch: disks.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), ConsoleDir: p.consoles(), CgroupParent: h.groups.parent, Units: h.groups.units,
 		Booted: h.counts.Boot, Swept: h.counts.Leak, Log: log,
 	})
 }

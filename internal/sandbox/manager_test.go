@@ -122,11 +122,87 @@ func TestUpdateResources(t *testing.T) {
 			t.Errorf("%+v, %v", s.Config, err)
 		}
 	}
+	// What cannot be recorded is not done, and what is not done is not recorded.
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.UpdateResources(ctx, id, nil, &Resources{MemoryLimit: 40}); err == nil || slices.Contains(w.left(), "size of "+id+" 41") {
+		t.Errorf("no record: %v, %v", err, w.left())
+	}
+	if err := os.Rename(dir+".away", dir); err != nil {
+		t.Fatal(err)
+	}
 	if err := m.Stop(ctx, id); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.UpdateResources(ctx, id, nil, nil); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("stopped: %v", err)
+	}
+}
+
+// TestStopCutsResize: who ends a pod does not wait for a guest that does not follow.
+func TestStopCutsResize(t *testing.T) {
+	for name, end := range map[string]func(*Manager, string) error{
+		"stop":   func(m *Manager, id string) error { return m.Stop(t.Context(), id) },
+		"remove": func(m *Manager, id string) error { return m.Remove(t.Context(), id) },
+	} {
+		w := newWorld()
+		w.stuck = make(chan struct{})
+		m := newManager(t, w, t.TempDir())
+		id, err := m.Run(t.Context(), podConfig("a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resized := make(chan error)
+		go func() { resized <- m.UpdateResources(t.Context(), id, nil, &Resources{MemoryLimit: 20}) }()
+		<-w.stuck
+		if err := end(m, id); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := <-resized; !errdefs.IsAborted(err) || !strings.Contains(err.Error(), "stopped") {
+			t.Errorf("%s: the resize: %v", name, err)
+		}
+	}
+}
+
+// TestEmptyRecords: what a crash of the machine leaves of a record that nobody waited for is a file without content, beside an
+// older record or alone. The one is the sandbox as it was, of the other everything is removed.
+func TestEmptyRecords(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	first := newManager(t, w, dir)
+	known, err := first.Run(t.Context(), podConfig("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost, err := first.Run(t.Context(), podConfig("b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, lost+".json")); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{known, lost} {
+		if err := os.WriteFile(filepath.Join(dir, id+".soon"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := newManager(t, w, dir)
+	if err := again.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := again.Status(t.Context(), known); err != nil || s.State != Ready {
+		t.Errorf("beside an older record: %v, %v", s.State, err)
+	}
+	if s, err := again.Status(t.Context(), lost); !errdefs.IsNotFound(err) {
+		t.Errorf("alone: %v, %v", s.State, err)
+	}
+	for _, left := range w.left() {
+		if strings.Contains(left, lost) {
+			t.Errorf("left of it: %s", left)
+		}
+	}
+	if _, err := again.Run(t.Context(), podConfig("b")); err != nil {
+		t.Errorf("its name: %v", err)
 	}
 }
 
@@ -493,7 +569,7 @@ func TestWaitingForAClaimEndsWithTheContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	sb, _ := m.find(id)
-	release, err := sb.acquire(t.Context())
+	release, err := sb.claim.Acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

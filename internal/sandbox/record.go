@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"path/filepath"
@@ -12,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/pistis-run/pistis/internal/event"
+	"github.com/pistis-run/pistis/internal/lifecycle"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/network"
 )
@@ -64,8 +64,8 @@ func (r record) launchRequest() LaunchRequest {
 
 // sandbox is one sandbox in memory.
 type sandbox struct {
-	// claim has one element while an operation runs.
-	claim chan struct{}
+	// claim is held while an operation runs.
+	claim *lifecycle.Claim
 	// writer orders changes of the record: memory and disk change together.
 	writer sync.Mutex
 
@@ -77,21 +77,11 @@ type sandbox struct {
 }
 
 func newSandbox(rec record) *sandbox {
-	sb := &sandbox{claim: make(chan struct{}, 1), rec: rec, ended: make(chan struct{})}
+	sb := &sandbox{claim: lifecycle.NewClaim(), rec: rec, ended: make(chan struct{})}
 	if rec.State == NotReady || rec.State == Removing {
 		close(sb.ended)
 	}
 	return sb
-}
-
-// acquire waits for the claim; the caller calls release.
-func (sb *sandbox) acquire(ctx context.Context) (release func(), err error) {
-	select {
-	case sb.claim <- struct{}{}:
-		return func() { <-sb.claim }, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("another operation on it is still running: %w", ctx.Err())
-	}
 }
 
 func (sb *sandbox) snapshot() (record, Instance) {

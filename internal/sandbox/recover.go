@@ -56,7 +56,7 @@ func (m *Manager) Recover(ctx context.Context) error {
 }
 
 func (m *Manager) recoverOne(ctx context.Context, sb *sandbox) error {
-	release, err := sb.acquire(ctx)
+	release, err := sb.claim.Acquire(ctx)
 	if err != nil {
 		return err
 	}

@@ -183,6 +183,7 @@ func (v *VM) supervise() {
 	v.agent.Close()
 	v.shares.close()
 	v.mu.Lock()
+	stopped := v.cause != nil
 	v.err = v.cause
 	if v.err == nil {
 		v.err = endReason(v.machine)
@@ -191,6 +192,9 @@ func (v *VM) supervise() {
 	cancel()
 	watch.Wait()
 	v.console.Close()
+	if stopped && errors.Is(v.machine.Err(), hypervisor.ErrPoweredOff) {
+		v.console.discard()
+	}
 	os.RemoveAll(v.runDir)
 	close(v.done)
 }

@@ -81,6 +81,8 @@ func hostPathKinds(t *testing.T) []volumeKind {
 	write(t, filepath.Join(dir, odd), "odd\n")
 	log := filepath.Join(volume(t), "termination")
 	write(t, log, "")
+	shm := volume(t)
+	write(t, filepath.Join(shm, "from-host"), "shm\n")
 	small := filepath.Join(volume(t), "small")
 	hostMount(t, "tmpfs", small, "tmpfs", 0, "size=1m")
 	at := func(m ...*runtime.Mount) []*runtime.Mount { return m }
@@ -94,6 +96,10 @@ func hostPathKinds(t *testing.T) []volumeKind {
 		{"hostPath file", at(&runtime.Mount{HostPath: file, ContainerPath: "/v/file"}), func(t *testing.T, p volumePod) {
 			expect(t, "content", p.in("cat /v/file", "echo two > /v/file"), "one\n")
 			expect(t, "on the host", read(t, file), "two\n")
+		}},
+		{"hostPath over /dev/shm", at(&runtime.Mount{HostPath: shm, ContainerPath: "/dev/shm"}), func(t *testing.T, p volumePod) {
+			expect(t, "content", p.in("cat /dev/shm/from-host", "echo guest > /dev/shm/from-guest"), "shm\n")
+			expect(t, "on the host", read(t, filepath.Join(shm, "from-guest")), "guest\n")
 		}},
 		{"a volume that is full", at(&runtime.Mount{HostPath: small, ContainerPath: "/v/small"}), func(t *testing.T, p volumePod) {
 			out := p.in("dd if=/dev/zero of=/v/small/full bs=64k count=32 conv=fsync 2>&1 || true", "rm /v/small/full", "echo room > /v/small/file")

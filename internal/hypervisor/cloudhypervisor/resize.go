@@ -21,41 +21,28 @@ const (
 
 // ResizeMemory has the guest take or give back memory, and waits until it has done so.
 func (v *vm) ResizeMemory(ctx context.Context, bytes uint64) (uint64, error) {
-	v.resizing.Lock()
-	defer v.resizing.Unlock()
-	now, err := v.resizeMemory(ctx, bytes)
-	if err != nil {
-		err = fmt.Errorf("resize memory: %w", err)
-	}
-	return v.cfg.Memory + now, err
+	return v.Machine.ResizeMemory(ctx, v.cfg.Size, bytes, &v.added)
 }
 
-func (v *vm) resizeMemory(ctx context.Context, bytes uint64) (uint64, error) {
-	added, err := v.cfg.Added(bytes)
-	if v.cfg.Growth() == 0 {
-		return 0, err
-	}
-	request, done := vmm.Unbroken(ctx)
-	defer done()
-	now, askErr := v.addedMemory(request)
-	if err != nil || askErr != nil {
-		return now, errors.Join(err, askErr)
-	}
-	if ctx.Err() != nil {
-		return now, context.Cause(ctx)
-	}
-	if added != v.asked { // it refuses to be asked again for the same
-		if err := v.do(request, "vm.resize", resize{RAM: v.cfg.Memory + added}); err != nil {
-			return now, err
-		}
-		v.asked = added
-	}
-	return v.AwaitAdded(ctx, added, v.addedMemory)
+// added is the memory that a guest has beside what it was started with.
+type added struct {
+	vm    *vm
+	asked uint64 // as it was told last
 }
 
-// addedMemory is what the guest has taken.
-func (v *vm) addedMemory(ctx context.Context) (uint64, error) {
-	answer, err := v.api.Do(ctx, "GET", apiPrefix+"vm.info", nil)
+func (a *added) Request(ctx context.Context, bytes uint64) error {
+	if bytes == a.asked { // it refuses to be asked again for the same
+		return nil
+	}
+	err := a.vm.do(ctx, "vm.resize", resize{RAM: a.vm.cfg.Memory + bytes})
+	if err == nil {
+		a.asked = bytes
+	}
+	return err
+}
+
+func (a *added) Added(ctx context.Context) (uint64, error) {
+	answer, err := a.vm.api.Do(ctx, "GET", apiPrefix+"vm.info", nil)
 	if err != nil {
 		return 0, err
 	}
@@ -63,7 +50,7 @@ func (v *vm) addedMemory(ctx context.Context) (uint64, error) {
 	if err := json.Unmarshal(answer, &info); err != nil {
 		return 0, fmt.Errorf("what it says of the VM: %w: %w", err, errdefs.ErrInternal)
 	}
-	return info.Memory - min(info.Memory, v.cfg.Memory), nil
+	return info.Memory - min(info.Memory, a.vm.cfg.Memory), nil
 }
 
 // ResizeVCPUs plugs or unplugs processors.

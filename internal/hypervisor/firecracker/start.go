@@ -272,8 +272,8 @@ func (v *vm) boot(ctx context.Context, cfg hypervisor.Config, taps []string) err
 
 func (v *vm) attachAll(ctx context.Context, disks []hypervisor.Disk) error {
 	for _, d := range disks {
-		if _, err := v.attach(ctx, d); err != nil {
-			return fmt.Errorf("disk %s: %w", d.ID, err)
+		if _, err := v.AttachDisk(ctx, d); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -19,13 +19,12 @@ import (
 // vm is a running Firecracker.
 type vm struct {
 	*vmm.Machine
-	cfg      hypervisor.Config
-	can      abilities
-	slots    *vmm.Slots
-	resizing sync.Mutex // one change of the memory at a time
-	metrics  *metrics
-	pipe     *transport.Client
-	running  bool // set before Start has returned: the guest has begun
+	cfg     hypervisor.Config
+	can     abilities
+	slots   *vmm.Slots
+	metrics *metrics
+	pipe    *transport.Client
+	running bool // set before Start has returned: the guest has begun
 
 	mu     sync.Mutex
 	api    *vmm.API // nil before it is connected to

@@ -58,7 +58,7 @@ func (d *Driver) Start(_ context.Context, cfg hypervisor.Config) (hypervisor.VM,
 		fmt.Fprint(cfg.Console, d.Console)
 	}
 	if d.Agent != nil {
-		d.Agent.setOff(func() { m.End(nil) })
+		d.Agent.setOff(func() { m.End(hypervisor.ErrPoweredOff) })
 	}
 	d.mu.Lock()
 	d.machines = append(d.machines, m)
