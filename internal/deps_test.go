@@ -157,7 +157,7 @@ func layers() [][]string {
 			"internal/systemd", "internal/telemetry", "internal/userdb",
 		},
 		{ // one pod, and how the daemon reaches it
-			"internal/monitor", "internal/shimclient", "internal/taskshim", "internal/vm",
+			"internal/monitor", "internal/shim/volumes", "internal/shimclient", "internal/taskshim", "internal/vm",
 		},
 		{ // all pods
 			"internal/container", "internal/hostpod", "internal/nri", "internal/podfiles", "internal/sandbox", "internal/vmpod",

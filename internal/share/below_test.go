@@ -87,3 +87,31 @@ func TestPassingMounts(t *testing.T) {
 		}
 	}
 }
+
+func TestFindPart(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: it mounts: it needs root")
+	}
+	pod := filepath.Join(t.TempDir(), "pods/uid")
+	empty, other := filepath.Join(pod, "volumes/kubernetes.io~empty-dir/data"), filepath.Join(pod, "volumes/kubernetes.io~local-volume/data")
+	for _, dir := range []string{empty + "/a/b", other + "/a"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := func(n string) string { return filepath.Join(pod, "volume-subpaths/data/c", n) }
+	hostMount(t, empty+"/a/b", at("0"), "", unix.MS_BIND, "")
+	hostMount(t, other+"/a", at("1"), "", unix.MS_BIND, "")
+	hostMount(t, empty, at("2"), "", unix.MS_BIND, "")
+	hostMount(t, empty+"/a", at("3"), "", unix.MS_BIND, "")
+	if err := errors.Join(os.Rename(empty+"/a", empty+"/moved"), os.MkdirAll(empty+"/a/b", 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	// The kernel tells the new name of what was mounted.
+	for path, want := range map[string]string{at("0"): "moved/b", at("3"): "moved", at("1"): "", at("2"): "", empty: "", empty + "/a": "", at("none"): ""} {
+		found, err := share.FindPart(path)
+		if err != nil || want == "" && found != nil || want != "" && (found == nil || found.Path != want || found.Volume != empty) {
+			t.Errorf("%s: %+v, %v, want %q", path, found, err, want)
+		}
+	}
+}
