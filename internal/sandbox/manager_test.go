@@ -206,6 +206,46 @@ func TestEmptyRecords(t *testing.T) {
 	}
 }
 
+// otherKinds are handlers that have become others.
+type otherKinds struct{ kind string }
+
+func (k otherKinds) Of(string) string { return k.kind }
+
+func (k otherKinds) Check(id, handler, kind string) error {
+	if kind == k.kind {
+		return nil
+	}
+	return fmt.Errorf("pod %s was made by handler %s as %s: %w", id, handler, kind, errdefs.ErrFailedPrecondition)
+}
+
+// TestHandlerOfAnotherKind: nothing is touched of a sandbox that its handler cannot end any more.
+func TestHandlerOfAnotherKind(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	first := newManager(t, w, dir)
+	first.kinds = otherKinds{"microvm"}
+	id, err := first.Run(t.Context(), podConfig("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := w.left()
+	again := newManager(t, w, dir)
+	again.kinds = otherKinds{"oci"}
+	if err := again.Recover(t.Context()); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), id) || !strings.Contains(err.Error(), "microvm") {
+		t.Errorf("another kind: %v", err)
+	}
+	if left := w.left(); !slices.Equal(left, before) {
+		t.Errorf("left %v, want %v", left, before)
+	}
+	back := newManager(t, w, dir)
+	back.kinds = otherKinds{"microvm"}
+	if err := back.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := back.Status(t.Context(), id); err != nil || s.State != Ready {
+		t.Errorf("set back: %v, %v", s.State, err)
+	}
+}
+
 func TestUnknownIDs(t *testing.T) {
 	m := newManager(t, newWorld(), t.TempDir())
 	if err := m.Stop(t.Context(), "none"); err != nil {

@@ -25,6 +25,8 @@ type record struct {
 	State   State
 	Created time.Time
 	Reason  string `json:",omitempty"`
+	// Kind is what the runtime handler was when it made the sandbox; empty in records of older versions.
+	Kind string `json:",omitempty"`
 	// NetNS is set before the namespace is made, and empty again when it was removed.
 	NetNS string `json:",omitempty"`
 	// Networked: a set-up of the network may have begun and has not been undone.

@@ -28,8 +28,8 @@ func Unbroken(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), hypervisor.ControlTimeout)
 }
 
-// MemoryControl is how a VMM is asked about the memory that its guest has beside what it was started with.
-type MemoryControl interface {
+// memoryControl is how a VMM is asked about the memory that its guest has beside what it was started with.
+type memoryControl interface {
 	// Added tells how much the guest has taken.
 	Added(ctx context.Context) (uint64, error)
 	// Request has the guest take so much in all.
@@ -38,7 +38,7 @@ type MemoryControl interface {
 
 // ResizeMemory has the guest take or give back memory, and waits until it has done so, one caller after the other. It does what
 // hypervisor.MemoryResizer says.
-func (m *Machine) ResizeMemory(ctx context.Context, size hypervisor.Size, bytes uint64, control MemoryControl) (uint64, error) {
+func (m *Machine) ResizeMemory(ctx context.Context, size hypervisor.Size, bytes uint64, control memoryControl) (uint64, error) {
 	m.resizing.Lock()
 	defer m.resizing.Unlock()
 	now, err := m.resizeMemory(ctx, size, bytes, control)
@@ -48,7 +48,7 @@ func (m *Machine) ResizeMemory(ctx context.Context, size hypervisor.Size, bytes 
 	return size.Memory + now, err
 }
 
-func (m *Machine) resizeMemory(ctx context.Context, size hypervisor.Size, bytes uint64, control MemoryControl) (uint64, error) {
+func (m *Machine) resizeMemory(ctx context.Context, size hypervisor.Size, bytes uint64, control memoryControl) (uint64, error) {
 	added, err := size.Added(bytes)
 	if size.Growth() == 0 {
 		return 0, err
