@@ -15,6 +15,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	"github.com/pistis-run/pistis/internal/hostmount"
 	"github.com/pistis-run/pistis/internal/share"
 )
 
@@ -94,7 +95,7 @@ func findPart(want *share.Share, parts bool) (string, error) {
 	if !parts || want.Follow || want.Recursive || want.Watch {
 		return "", nil
 	}
-	found, err := share.FindPart(want.Path)
+	found, err := hostmount.FindPart(want.Path)
 	if err != nil || found == nil {
 		return "", err
 	}
@@ -115,7 +116,7 @@ func memoryMounts(mounts []specs.Mount) ([]*agentv1.MemoryMount, error) {
 		if m.Type != "bind" {
 			continue
 		}
-		found, err := share.FindMemory(m.Source)
+		found, err := hostmount.FindMemory(m.Source)
 		if err != nil {
 			return nil, fmt.Errorf("mount at %s: %w", m.Destination, err)
 		}
@@ -136,7 +137,7 @@ func keepsModes(s share.Share) bool {
 	if !s.ReadOnly || s.Recursive {
 		return false
 	}
-	below, err := share.MountsBelow(s.Path)
+	below, err := hostmount.Below(s.Path)
 	return s.Follow || below && err == nil // a path that is not there is refused where it is shared
 }
 

@@ -1,4 +1,8 @@
-package share
+// Package hostmount reads the host's table of mounts: what is mounted below a directory, and of which of the kubelet's volumes a
+// path is a part.
+//
+// It owns nothing and imports nothing of ours.
+package hostmount
 
 import (
 	"bufio"
@@ -56,8 +60,8 @@ func unescape(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// MountsBelow says whether something is mounted below a path of the host.
-func MountsBelow(path string) (bool, error) {
+// Below says whether something is mounted below a path of the host.
+func Below(path string) (bool, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return false, err
