@@ -167,6 +167,11 @@ func (c *Client) CreateContainer(ctx context.Context, req *agentv1.CreateContain
 			return 0, task.User{}, fmt.Errorf("create container: %w", err)
 		}
 	}
+	if len(req.ShareParts) > 0 {
+		if err := c.needs(agentv1.FeatureShareParts, "parts of volumes"); err != nil {
+			return 0, task.User{}, fmt.Errorf("create container: %w", err)
+		}
+	}
 	if len(req.Devices) > 0 {
 		if err := c.needs(agentv1.FeatureBlockDevices, "block devices"); err != nil {
 			return 0, task.User{}, fmt.Errorf("create container: %w", err)

@@ -32,6 +32,7 @@ func TestModulesOnDemand(t *testing.T) {
 	c.Linux.SecurityContext.Privileged = true
 	id := d.launch(pod, config, c)
 	loaded := func() []string { return strings.Fields(d.execSync(id, "sh", "-c", "cut -d' ' -f1 /proc/modules")) }
+	expect(t, "where random numbers come from", d.execSync(id, "cat", "/sys/class/misc/hw_random/rng_current"), "virtio_rng.0\n")
 	before := loaded()
 	netfilter := guestSide(t, "netfilter", "TestNetfilterInGuest", "/tmp")
 	netfilter.Linux.SecurityContext.Capabilities = &runtime.Capability{AddCapabilities: []string{"NET_ADMIN"}}

@@ -169,9 +169,11 @@ func hostMount(t *testing.T, source, target, fstype string, flags uintptr, data 
 func emptyDirKinds(t *testing.T, pods string) []volumeKind {
 	needs(t)
 	disk, memory := filepath.Join(pods, "volumes/kubernetes.io~empty-dir/disk"), filepath.Join(pods, "volumes/kubernetes.io~empty-dir/memory")
-	if err := errors.Join(os.MkdirAll(disk, 0o755), os.Chmod(disk, 0o777)); err != nil {
+	if err := errors.Join(os.MkdirAll(filepath.Join(disk, "part"), 0o755), os.Chmod(disk, 0o777)); err != nil {
 		t.Fatal(err)
 	}
+	diskPart := filepath.Join(pods, "volume-subpaths/disk/one/0")
+	hostMount(t, filepath.Join(disk, "part"), diskPart, "", unix.MS_BIND, "")
 	hostMount(t, "tmpfs", memory, "tmpfs", 0, "size=1m")
 	if err := errors.Join(os.Chown(memory, 0, 4000), os.Chmod(memory, os.ModeSetgid|0o777), os.Mkdir(filepath.Join(memory, "part"), 0o777)); err != nil {
 		t.Fatal(err)
@@ -183,6 +185,10 @@ func emptyDirKinds(t *testing.T, pods string) []volumeKind {
 			p.in("echo shared > /v/disk/file")
 			expect(t, "in the other container", p.inTwo("cat /v/disk/file"), "shared\n")
 			expect(t, "on the host, where the kubelet watches its size", read(t, filepath.Join(disk, "file")), "shared\n")
+		}},
+		{"subPath of an emptyDir on disk", []*runtime.Mount{{HostPath: diskPart, ContainerPath: "/v/diskpart"}}, func(t *testing.T, p volumePod) {
+			p.in("mkfifo /v/diskpart/fifo", "(echo through > /v/diskpart/fifo) </dev/null >/dev/null 2>&1 &")
+			expect(t, "in the whole", p.inTwo("cat /v/disk/part/fifo"), "through\n")
 		}},
 		{"emptyDir in memory", []*runtime.Mount{{HostPath: memory, ContainerPath: "/v/memory"}}, func(t *testing.T, p volumePod) {
 			p.in("echo shared > /v/memory/file")

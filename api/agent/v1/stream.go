@@ -49,6 +49,8 @@ const (
 	FeatureBlockDevices = "block-devices"
 	// FeatureClock: it knows AdjustClock.
 	FeatureClock = "clock"
+	// FeatureShareParts: it knows CreateContainerRequest.share_parts.
+	FeatureShareParts = "share-parts"
 	// FeatureResize: it knows Resize.
 	FeatureResize = "resize"
 
