@@ -146,7 +146,7 @@ func layers() [][]string {
 	return [][]string{
 		{ // contracts, vocabulary and leaves
 			"api/...", "internal/cleanup", "internal/config", "internal/debian", "internal/event", "internal/failpoint",
-			"internal/hypervisor", "internal/lifecycle", "internal/logfields", "internal/oci", "internal/reaper",
+			"internal/hostmount", "internal/hypervisor", "internal/lifecycle", "internal/logfields", "internal/oci", "internal/reaper",
 			"internal/rtnl", "internal/span", "internal/steps/...", "internal/stats", "internal/stdio", "internal/store", "internal/task", "internal/transport", "internal/version",
 		},
 		{ // mechanisms: each does one thing, and knows no pods
@@ -157,7 +157,7 @@ func layers() [][]string {
 			"internal/systemd", "internal/telemetry", "internal/userdb",
 		},
 		{ // one pod, and how the daemon reaches it
-			"internal/monitor", "internal/shimclient", "internal/taskshim", "internal/vm",
+			"internal/monitor", "internal/shim/volumes", "internal/shimclient", "internal/taskshim", "internal/vm",
 		},
 		{ // all pods
 			"internal/container", "internal/hostpod", "internal/nri", "internal/podfiles", "internal/sandbox", "internal/vmpod",

@@ -154,7 +154,7 @@ func machineType(vm config.VM, m machine) string {
 // which the guest's kernel and agent live on and containers without limits too, plus limits and overhead.
 //
 // Limits that are wider than the host are none on the host's kernel either: unless the configuration bounds it, such a pod has all
-// processors that there are.
+// processors and as much memory as there is.
 func size(cfg sandbox.Config, vm config.VM, most bounds) (vcpus uint32, memoryBytes uint64) {
 	const mib = 1 << 20
 	vcpus = max(vm.VCPUs, 1)
@@ -164,8 +164,11 @@ func size(cfg sandbox.Config, vm config.VM, most bounds) (vcpus uint32, memoryBy
 	if vm.MaxVCPUs == 0 {
 		vcpus = min(vcpus, most.host)
 	}
-	memoryBytes = base(cfg, vm) + uint64(max(cfg.Resources.MemoryLimit, 0))
-	return vcpus, (memoryBytes + mib - 1) / mib * mib
+	memoryBytes = (base(cfg, vm) + uint64(max(cfg.Resources.MemoryLimit, 0)) + mib - 1) / mib * mib
+	if vm.MaxMemoryMiB == 0 {
+		memoryBytes = min(memoryBytes, most.memory/mib*mib)
+	}
+	return vcpus, memoryBytes
 }
 
 // check refuses the size of a new VM that the configuration does not allow: the pod would never reach its limits. One that runs has

@@ -482,9 +482,10 @@ func TestSize(t *testing.T) {
 		{"more than the host", cpu(100000 * 100), sandbox.Resources{}, 8, 256 * mib},
 		{"overhead alone is no limit", sandbox.Resources{}, cpu(25000), 2, 256 * mib},
 		{"memory", sandbox.Resources{MemoryLimit: 100*mib + 1}, sandbox.Resources{MemoryLimit: 10 * mib}, 2, 367 * mib},
+		{"more memory than the host", sandbox.Resources{MemoryLimit: 1 << 50}, sandbox.Resources{}, 2, 4096 * mib},
 		{"unlimited", sandbox.Resources{CPUQuota: -1, CPUPeriod: 100000, MemoryLimit: -1}, sandbox.Resources{}, 2, 256 * mib},
 	} {
-		most := bounds{vcpus: 8, host: 8}
+		most := bounds{vcpus: 8, memory: 4096*mib + 1, host: 8}
 		vcpus, memory := size(sandbox.Config{Resources: c.resources, Overhead: c.overhead}, vm, most)
 		if err := most.check(vm, vcpus, memory); err != nil || vcpus != c.vcpus || memory != c.memory {
 			t.Errorf("%s: %d vcpus, %d bytes, %v, want %d, %d", c.name, vcpus, memory, err, c.vcpus, c.memory)

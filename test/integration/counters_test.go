@@ -102,7 +102,7 @@ func TestVMMCounters(t *testing.T) {
 	}
 	d.stop()
 	d.configure(func(s string) string {
-		return s + fmt.Sprintf("\n[firecracker]\ndisk_bandwidth = %d\nnet_bandwidth = %d\ncpu_template = %q\n", size, size/8, template)
+		return s + fmt.Sprintf("\n[firecracker]\ndisk_bandwidth = %d\nnet_bandwidth = %d\ncpu_template = %q\n", size/8, size/8, template)
 	})
 	d.start()
 	for what, n := range d.vmmMetrics(address, free) {

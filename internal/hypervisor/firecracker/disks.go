@@ -112,6 +112,11 @@ func (v *vm) AttachDisk(ctx context.Context, disk hypervisor.Disk) (hypervisor.D
 
 // plug gives a disk that Firecracker can see to a device.
 func (v *vm) plug(ctx context.Context, disk hypervisor.Disk) error {
+	if v.running && !v.can.early {
+		if err := v.pipe.Ready(ctx); err != nil {
+			return vmm.NotAsked{Err: err}
+		}
+	}
 	to, spare, err := v.drives.take(disk)
 	if err != nil {
 		return vmm.NotAsked{Err: err}
@@ -120,7 +125,9 @@ func (v *vm) plug(ctx context.Context, disk hypervisor.Disk) error {
 	method, r := "PUT", driveRequest(disk, to.name, v.cfg.DiskRate)
 	if spare {
 		release = v.drives.giveBack
-		method, r = "PATCH", imageRequest(to.name, diskPrefix+disk.ID)
+		if v.running {
+			method, r = "PATCH", imageRequest(to.name, diskPrefix+disk.ID)
+		}
 	}
 	_, err = v.do(ctx, method, r.path, r.body)
 	if vmm.Undone(err) {

@@ -40,14 +40,17 @@ const (
 
 // abilities are what versions differ in.
 type abilities struct {
+	version string
 	// plug: disks can be plugged while the VM runs, as PCI devices. Without it the VM has placeholders from its start on.
 	plug bool
 	// memory can be added, and given back.
 	memory bool
+	// early: a disk may come while the guest boots. Before, its interrupt kills a guest whose driver does not expect it yet.
+	early bool
 }
 
 func abilitiesOf(version string) abilities {
-	return abilities{plug: vmm.AtLeast(version, 1, 16), memory: vmm.AtLeast(version, 1, 14)}
+	return abilities{version: version, plug: vmm.AtLeast(version, 1, 16), memory: vmm.AtLeast(version, 1, 14), early: vmm.AtLeast(version, 1, 13)}
 }
 
 // placeholders are how many drives a VM gets that cannot be plugged any.

@@ -66,8 +66,17 @@ func TestContract(t *testing.T) { contract(t, Driver{}) }
 func TestContractWithoutPlugging(t *testing.T) { contract(t, Driver{mmio: true}) }
 
 func contract(t *testing.T, driver Driver) {
+	config := vmmtest.RealGuest(t, Driver{}, minMemory)
+	version, err := driver.Version(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fixed := ""
+	if !abilitiesOf(version).memory {
+		fixed = "1.14 or later"
+	}
 	hypervisortest.Run(t, driver, hypervisortest.Options{
-		Config: vmmtest.RealGuest(t, Driver{}, minMemory), Work: 3 * time.Second,
+		Config: config, FixedMemory: fixed, Work: 3 * time.Second,
 		Address: func(_ int, d hypervisor.Disk) hypervisor.DiskAddress { return addressOf(t, d.File) },
 	})
 }

@@ -11,7 +11,7 @@ import (
 // ResizeMemory has the guest take or give back memory, and waits until it has done so.
 func (v *vm) ResizeMemory(ctx context.Context, bytes uint64) (uint64, error) {
 	if !v.can.memory && bytes > v.cfg.Memory {
-		return v.cfg.Memory, fmt.Errorf("resize memory: Firecracker adds memory from 1.14 on, and this one is older: %w", errdefs.ErrFailedPrecondition)
+		return v.cfg.Memory, fmt.Errorf("resize memory: Firecracker %s adds no memory, 1.14 or later does: %w", v.can.version, errdefs.ErrFailedPrecondition)
 	}
 	return v.Machine.ResizeMemory(ctx, v.cfg.Size, bytes, memoryDevice{v})
 }

@@ -52,7 +52,7 @@ func (d Driver) start(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
 	can.plug = can.plug && !d.mmio
 	if !can.memory {
 		if cfg.Reclaim {
-			return nil, fmt.Errorf("version %s gives no memory back, 1.14 or later does: unset vm.reclaim: %w", version, errdefs.ErrFailedPrecondition)
+			return nil, fmt.Errorf("Firecracker %s gives no memory back, 1.14 or later does: unset vm.reclaim: %w", version, errdefs.ErrFailedPrecondition)
 		}
 		cfg.MaxMemory = 0
 	}
@@ -250,15 +250,28 @@ func (v *vm) boot(ctx context.Context, cfg hypervisor.Config, taps []string) err
 			return err
 		}
 	}
+	// A disk of the start is as any other: plugged, or given to a placeholder, which has it before the guest sees it.
+	if !v.can.plug {
+		if err := v.attachAll(ctx, cfg.Disks); err != nil {
+			return err
+		}
+	}
 	if _, err := v.do(ctx, "PUT", "/actions", map[string]string{"action_type": "InstanceStart"}); err != nil {
 		return err
 	}
+	v.running = true
 	if err := v.Confined(false); err != nil {
 		return fmt.Errorf("%w; it was built without one (as builds for GNU's C library are): use a release of the project, or put a compiled filter where it is looked for, at %s from the program",
 			err, filterFile)
 	}
-	// As all others are: there is one way for a disk to come.
-	for _, d := range cfg.Disks {
+	if v.can.plug {
+		return v.attachAll(ctx, cfg.Disks)
+	}
+	return nil
+}
+
+func (v *vm) attachAll(ctx context.Context, disks []hypervisor.Disk) error {
+	for _, d := range disks {
 		if _, err := v.AttachDisk(ctx, d); err != nil {
 			return err
 		}

@@ -23,6 +23,8 @@ type vm struct {
 	can     abilities
 	slots   *vmm.Slots
 	metrics *metrics
+	pipe    *transport.Client
+	running bool // set before Start has returned: the guest has begun
 
 	mu     sync.Mutex
 	api    *vmm.API // nil before it is connected to
@@ -49,9 +51,9 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 	if n := s.can.placeholders(cfg); n > 0 {
 		v.drives = newPlaceholders(n)
 	}
-	pipe := transport.NewClient(transport.Hybrid{Path: filepath.Join(cfg.RunDir, vsockSocket)}.Pipe())
-	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, pipe.Dial, func(m *vmm.Machine) error {
-		pipe.Close()
+	v.pipe = transport.NewClient(transport.Hybrid{Path: filepath.Join(cfg.RunDir, vsockSocket)}.Pipe())
+	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, v.pipe.Dial, func(m *vmm.Machine) error {
+		v.pipe.Close()
 		s.log.writer.Close()
 		s.metrics.writer.Close()
 		readers.Wait()

@@ -42,6 +42,13 @@ func (s *suite) resizeMemory(t *testing.T) {
 	v, stop := s.start(t, c)
 	defer stop()
 	r := v.(hypervisor.MemoryResizer)
+	if s.FixedMemory != "" {
+		now, err := r.ResizeMemory(t.Context(), c.MaxMemory)
+		if now != c.Memory || !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), s.FixedMemory) {
+			t.Errorf("resize: %d MiB, %v, want FailedPrecondition that says %q", now/mib, err, s.FixedMemory)
+		}
+		return
+	}
 	first := memory(t, v, c.VCPUs)
 	for _, step := range []struct{ ask, want uint64 }{
 		{c.Memory + 3*hypervisor.MemoryStep - mib, c.Memory + 3*hypervisor.MemoryStep}, // rounded up
@@ -123,6 +130,12 @@ func (s *suite) reclaim(t *testing.T) {
 	if !s.driver.Capabilities().Reclaims {
 		if _, err := s.driver.Start(t.Context(), c); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("start with memory to be given back: %v, want InvalidArgument", err)
+		}
+		return
+	}
+	if s.FixedMemory != "" {
+		if _, err := s.driver.Start(t.Context(), c); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), s.FixedMemory) {
+			t.Errorf("start with memory to be given back: %v, want FailedPrecondition that says %q", err, s.FixedMemory)
 		}
 		return
 	}

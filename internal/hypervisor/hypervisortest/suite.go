@@ -36,6 +36,9 @@ type Options struct {
 	Address func(n int, d hypervisor.Disk) hypervisor.DiskAddress
 	// Crash is a program that exits at once with an error whatever its arguments are; empty is /bin/false.
 	Crash string
+	// FixedMemory says that this version of the VMM neither adds memory nor gives any back, though others do: the words that a
+	// refusal has.
+	FixedMemory string
 	// Work is how long the guest does nothing but file work, which shows errors of an emulated processor.
 	Work time.Duration
 }
@@ -138,6 +141,9 @@ func start(t *testing.T, driver hypervisor.Driver, c hypervisor.Config) (hypervi
 			t.Errorf("kill: %v", err)
 		}
 		wait(t, v)
+		if t.Failed() {
+			t.Logf("the VM's end: %v", v.Err())
+		}
 	}
 }
 
