@@ -182,10 +182,21 @@ func (l *Layers) Ensure(ctx context.Context, img image.Image) ([]string, error) 
 	return paths, nil
 }
 
-// Prepare makes the layers of an image ahead of their use.
-func (l *Layers) Prepare(ctx context.Context, img image.Image) error {
-	_, err := l.Ensure(ctx, img)
-	return err
+// Begin begins to make the uppermost of a stack of layers ahead of its use, or goes on with it. wait returns when it is there; it
+// has to be called.
+func (l *Layers) Begin(ctx context.Context, stack []image.Layer) (wait func() error) {
+	if id := stack[len(stack)-1].DiffID; id.Validate() != nil {
+		return func() error {
+			return fmt.Errorf("%s: layer %q: no digest: %w", l.form.what, id, errdefs.ErrInvalidArgument)
+		}
+	}
+	j := l.join(stack)
+	return func() error {
+		if _, err := l.await(ctx, j); err != nil {
+			return fmt.Errorf("%s: %w", l.form.what, err)
+		}
+		return nil
+	}
 }
 
 // keyOf is the last layer of a stack.
