@@ -42,7 +42,8 @@ func (m *Manager) SetLimits(ctx context.Context, id string, resources *specs.Lin
 	if err != nil {
 		return err
 	}
-	release, err := c.acquire(ctx)
+	// A virtual machine may have to grow for them.
+	ctx, release, err := c.acquireYielding(ctx)
 	if err != nil {
 		return err
 	}
@@ -50,8 +51,10 @@ func (m *Manager) SetLimits(ctx context.Context, id string, resources *specs.Lin
 	return m.updateLimits(ctx, c, resources)
 }
 
+// updateLimits records the new limits before they hold: what cannot be recorded is not done.
 func (m *Manager) updateLimits(ctx context.Context, c *container, resources *specs.LinuxResources) error {
 	rec := c.snapshot()
+	apply := func() error { return nil }
 	if slices.Contains([]State{Created, Running}, rec.State) {
 		pod, err := m.sandboxes.Status(ctx, rec.Config.SandboxID)
 		if err != nil {
@@ -70,11 +73,16 @@ func (m *Manager) updateLimits(ctx context.Context, c *container, resources *spe
 		if !ok {
 			return fmt.Errorf("its runtime cannot change limits: %w", errdefs.ErrNotImplemented)
 		}
-		if err := updater.Update(ctx, rec.ID, resources); err != nil {
-			return err
-		}
+		apply = func() error { return updater.Update(ctx, rec.ID, resources) }
 	}
-	return m.update(c, func(r *record) { r.Config.Resources = mergeResources(r.Config.Resources, resources) })
+	if err := m.update(c, func(r *record) { r.Config.Resources = mergeResources(r.Config.Resources, resources) }); err != nil {
+		return err
+	}
+	err := apply()
+	if err != nil {
+		m.restore(c, func(r *record) { r.Config.Resources = rec.Config.Resources })
+	}
+	return err
 }
 
 // mergeResources returns old with what is set in change. Both are left as they are.

@@ -468,6 +468,30 @@ func TestUpdateMerges(t *testing.T) {
 }
 
 // TestUpdateOnTheHost: what a guest has not is handed on to the runtime, and what has ended keeps the change for its status.
+// TestStopCutsUpdate: who ends a container does not wait for a guest that makes no room for its limits.
+func TestStopCutsUpdate(t *testing.T) {
+	for name, end := range map[string]func(*Manager, string) error{
+		"stop":   func(m *Manager, id string) error { return m.Stop(t.Context(), id, 0) },
+		"remove": func(m *Manager, id string) error { return m.Remove(t.Context(), id) },
+	} {
+		w := newWorld()
+		w.stuck = make(chan struct{})
+		m := newManager(t, w, t.TempDir())
+		id := mustStart(t, m)
+		limit, updated := int64(1<<20), make(chan error)
+		go func() {
+			updated <- m.Update(t.Context(), id, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}})
+		}()
+		<-w.stuck
+		if err := end(m, id); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := <-updated; !errdefs.IsAborted(err) {
+			t.Errorf("%s: the update: %v", name, err)
+		}
+	}
+}
+
 func TestUpdateOnTheHost(t *testing.T) {
 	w := newWorld()
 	w.host = true

@@ -49,7 +49,8 @@ func (m *Manager) UpdateResources(ctx context.Context, id string, overhead, reso
 	if err != nil {
 		return err
 	}
-	release, err := sb.acquire(ctx)
+	// A guest may take its time.
+	ctx, release, err := sb.claim.AcquireYielding(ctx)
 	if err != nil {
 		return err
 	}
@@ -70,15 +71,18 @@ func (m *Manager) UpdateResources(ctx context.Context, id string, overhead, reso
 			cfg.Resources = *resources
 		}
 	}
+	// The record comes first: what cannot be recorded is not done, and what could not be done is taken back in memory even where
+	// the disk is full.
+	if err := m.update(sb, func(r *record) { set(&r.Config) }); err != nil {
+		return err
+	}
 	if sized, ok := instance.(resizer); ok {
 		cfg := rec.Config
 		set(&cfg)
 		if err := sized.Resize(ctx, cfg); err != nil {
+			m.note(sb, func(r *record) { r.Config.Overhead, r.Config.Resources = rec.Config.Overhead, rec.Config.Resources })
 			return err
 		}
-	}
-	if err := m.update(sb, func(r *record) { set(&r.Config) }); err != nil {
-		return err
 	}
 	m.tell(ctx, Updated, sb)
 	return nil

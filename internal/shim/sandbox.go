@@ -180,14 +180,29 @@ func (s *Service) joinCgroup(path string) error {
 // supervise waits for the VM's end.
 func (s *Service) supervise(v *vm.VM) {
 	<-v.Done()
-	exit := vmExit(v)
+	exit := s.vmExit(v)
 	s.options.Log.Info("virtual machine has ended", logfields.Sandbox, s.options.ID, logfields.Reason, exit.Reason)
 	s.over(exit)
 }
 
 // vmExit is how everything in a VM that is done has ended.
-func vmExit(v *vm.VM) task.Exit {
-	return task.Exit{Code: exitUnknown, At: time.Now(), Reason: "the virtual machine ended: " + v.Err().Error()}
+func (s *Service) vmExit(v *vm.VM) task.Exit {
+	exit := task.Exit{Code: exitUnknown, At: time.Now(), Reason: "the virtual machine ended: " + v.Err().Error()}
+	if outOfMemory(s.asked.Options.GetCgroup()) {
+		exit.OOMKilled = true
+		exit.Reason = "the host's kernel killed a process of the pod's virtual machine, since the memory of the pod's cgroup was used up: " +
+			"raise the pod's memory limit, or the overhead of its RuntimeClass: " + exit.Reason
+	}
+	return exit
+}
+
+// outOfMemory tells whether the host's kernel has killed a process of a cgroup for want of memory.
+func outOfMemory(path string) bool {
+	if path == "" {
+		return false
+	}
+	group, err := cgroup.Open(path)
+	return err == nil && group.OOMKills() > 0
 }
 
 // over ends the sandbox, once.

@@ -131,7 +131,10 @@ func (v *VM) setVCPUs(ctx context.Context, n int) error {
 		}
 	}
 	used, _, err := v.agent.Resize(ctx, n)
-	if err != nil {
+	if errdefs.IsDeadlineExceeded(err) {
+		// Not the caller's time is over, but the guest's.
+		return fmt.Errorf("the guest does not bring %d processors into use: %v: %w", n, err, errdefs.ErrFailedPrecondition)
+	} else if err != nil {
 		return err
 	}
 	v.mu.Lock()

@@ -59,7 +59,11 @@ type instance struct {
 	client client
 	phases []phase // of its start
 	// size is what a pod's VM would get now.
-	size func(sandbox.Config) (vcpus uint32, memoryBytes uint64)
+	size func(sandbox.Config) (vcpus uint32, memoryBytes uint64, err error)
+	// console is where the guest's console is while it runs. whole tells where all of it is going to be when the VM has not
+	// ended as it should.
+	console string
+	whole   func() string
 
 	mu   sync.Mutex
 	told *shimv1.InfoResponse // last
@@ -83,7 +87,10 @@ func (i *instance) Refresh(ctx context.Context) error {
 
 // Resize gives the VM what the pod's resources come to. One of an older shim keeps what it has.
 func (i *instance) Resize(ctx context.Context, cfg sandbox.Config) error {
-	vcpus, memory := i.size(cfg)
+	vcpus, memory, err := i.size(cfg)
+	if err != nil {
+		return err
+	}
 	i.mu.Lock()
 	info := i.told
 	i.mu.Unlock()
@@ -102,7 +109,10 @@ func (i *instance) Tasks() task.Service { return i.client }
 
 func (i *instance) Wait(ctx context.Context) (string, error) {
 	exit, err := i.client.WaitSandbox(ctx)
-	return exit.Reason, err
+	if err != nil {
+		return "", err
+	}
+	return exit.Reason + i.whole(), nil
 }
 
 // Stop powers the guest off, and kills the VM when that takes too long.
@@ -117,7 +127,9 @@ func (i *instance) Stop(ctx context.Context) error {
 func (i *instance) Info() map[string]string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return describe(i.told)
+	out := describe(i.told)
+	out["console"] = i.console
+	return out
 }
 
 func (i *instance) Close() error { return i.client.Close() }

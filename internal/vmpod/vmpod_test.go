@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
+	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/sandbox"
@@ -103,7 +104,7 @@ func newTestLauncher(t *testing.T, uids *UIDs) (*Launcher, *fakeShims, string) {
 			return Machine{Hypervisor: "qemu", Binary: "/qemu", Accel: hypervisor.TCG, Guest: Guest{Kernel: "/kernel", Initrd: "/initrd"}}, nil
 		},
 		NewScratch: func(_ context.Context, path string, _ int64) error { return os.WriteFile(path, nil, 0o600) },
-		UIDs:       uids, Dir: filepath.Join(dir, "pods"), ScratchDir: filepath.Join(dir, "scratch"), CgroupParent: "pistis",
+		UIDs:       uids, Dir: filepath.Join(dir, "pods"), ScratchDir: filepath.Join(dir, "scratch"), ConsoleDir: filepath.Join(dir, "consoles"), CgroupParent: "pistis",
 		Log: slog.New(slog.DiscardHandler),
 	}, f)
 	if err != nil {
@@ -262,7 +263,12 @@ func TestMemoryRoom(t *testing.T) {
 	} {
 		var vm config.VM
 		vm.MemoryMiB, vm.MaxMemoryMiB = 256, c.mib
-		if got := sandboxOptions(c.cfg, vm, most).Vm.MaxMemoryBytes; got != c.want {
+		m := most
+		var err error
+		if m.vcpus, m.memory, err = size(c.cfg, vm, most.bounds); err != nil {
+			t.Fatal(err)
+		}
+		if got := sandboxOptions(c.cfg, vm, m).Vm.MaxMemoryBytes; got != c.want {
 			t.Errorf("%+v: %d, want %d", c, got, c.want)
 		}
 	}
@@ -380,6 +386,57 @@ func TestFailedCleanupKeepsTheUID(t *testing.T) {
 	}
 }
 
+// TestConsoleIsKept: of VMs that did not end as they should, the latest.
+func TestConsoleIsKept(t *testing.T) {
+	l, f, _ := newTestLauncher(t, NewUIDs(0, 0))
+	req, _ := request("s1")
+	i, err := l.Launch(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := func(id, old, text string) {
+		t.Helper()
+		console := bundle.Dir(l.bundle(id)).Console()
+		if err := errors.Join(os.WriteFile(console+".old", []byte(old), 0o600), os.WriteFile(console, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if reason, err := i.Wait(t.Context()); err != nil || reason != "powered off" {
+		t.Errorf("without a console: %q, %v", reason, err)
+	}
+	said("s1", "one\n", "two\n")
+	if at := i.Info()["console"]; at != filepath.Join(l.bundle("s1"), "console.log") {
+		t.Errorf("the console is told to be at %q", at)
+	}
+	if reason, err := i.Wait(t.Context()); err != nil || !strings.HasSuffix(reason, l.console("s1")) {
+		t.Errorf("reason: %q, %v", reason, err)
+	}
+	if err := l.Cleanup(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(l.console("s1")); err != nil || string(got) != "one\ntwo\n" {
+		t.Errorf("kept: %q, %v", got, err)
+	}
+	f.launchErr = errFault
+	for n := range keptConsoles + 3 {
+		req, _ := request(fmt.Sprintf("n%d", n))
+		if _, err := l.Launch(t.Context(), req); !errors.Is(err, errFault) {
+			t.Fatal(err)
+		}
+		said(req.ID, "", "panic\n")
+		if err := l.Cleanup(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left, err := os.ReadDir(l.ConsoleDir)
+	if err != nil || len(left) != keptConsoles {
+		t.Errorf("%d consoles are kept, %v", len(left), err)
+	}
+	if _, err := os.Stat(l.console("s1")); err == nil {
+		t.Error("the oldest is kept")
+	}
+}
+
 func TestSweep(t *testing.T) {
 	l, _, dir := newTestLauncher(t, NewUIDs(0, 0))
 	for _, path := range []string{l.bundle("kept"), l.bundle("lost")} {
@@ -428,11 +485,21 @@ func TestSize(t *testing.T) {
 		{"more than the host", cpu(100000 * 100), sandbox.Resources{}, 8, 256 * mib},
 		{"overhead alone is no limit", sandbox.Resources{}, cpu(25000), 2, 256 * mib},
 		{"memory", sandbox.Resources{MemoryLimit: 100*mib + 1}, sandbox.Resources{MemoryLimit: 10 * mib}, 2, 367 * mib},
+		{"more memory than the host", sandbox.Resources{MemoryLimit: 1 << 50}, sandbox.Resources{}, 2, 4096 * mib},
 		{"unlimited", sandbox.Resources{CPUQuota: -1, CPUPeriod: 100000, MemoryLimit: -1}, sandbox.Resources{}, 2, 256 * mib},
 	} {
-		if vcpus, memory := size(sandbox.Config{Resources: c.resources, Overhead: c.overhead}, vm, 8); vcpus != c.vcpus || memory != c.memory {
-			t.Errorf("%s: %d vcpus, %d bytes, want %d, %d", c.name, vcpus, memory, c.vcpus, c.memory)
+		vcpus, memory, err := size(sandbox.Config{Resources: c.resources, Overhead: c.overhead}, vm, bounds{vcpus: 8, memory: 4096*mib + 1, host: 8})
+		if err != nil || vcpus != c.vcpus || memory != c.memory {
+			t.Errorf("%s: %d vcpus, %d bytes, %v, want %d, %d", c.name, vcpus, memory, err, c.vcpus, c.memory)
 		}
+	}
+	limits := sandbox.Config{Resources: cpu(100000 * 3), Overhead: cpu(1000)}
+	if _, _, err := size(limits, vm, bounds{vcpus: 2, host: 8}); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("more than a VM has on a host that has more: %v", err)
+	}
+	vm.MaxVCPUs = 3
+	if _, _, err := size(limits, vm, bounds{vcpus: 3, host: 2}); !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "4 processors, and vm.max_vcpus allows 3") {
+		t.Errorf("more than is configured: %v", err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -427,6 +428,47 @@ func TestCgroupOfVM(t *testing.T) {
 		t.Errorf("left behind: %q", left)
 	}
 	d.nothing("after the VM")
+}
+
+// TestVMOutOfMemory: when the memory of a VM's cgroup is used up, pod and containers say so.
+func TestVMOutOfMemory(t *testing.T) {
+	d := startDaemon(t, "")
+	d.pull(testImage)
+	pod, config := d.runPod("hungry", nil)
+	id := d.launch(pod, config, shell("main", forever))
+	group := d.scope.Cgroup + "/pistis-" + pod
+	if d.systemdCgroups() {
+		group = d.scope.Cgroup + ".slice/pistis-" + pod + ".scope"
+	}
+	limited := false
+	for dir, names := range map[string][2]string{
+		"/sys/fs/cgroup/memory": {"memory.usage_in_bytes", "memory.limit_in_bytes"}, "/sys/fs/cgroup": {"memory.current", "memory.max"},
+	} {
+		text, err := os.ReadFile(filepath.Join(dir, group, names[0]))
+		if err != nil {
+			continue
+		}
+		used, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, group, names[1]), fmt.Append(nil, used+16<<20), 0); err != nil {
+			t.Fatal(err)
+		}
+		limited = true
+	}
+	if !limited {
+		t.Fatalf("no memory controller has %s", group)
+	}
+	// It does not return: the VM is killed.
+	_, _ = d.ExecSync(d.call(), &runtime.ExecSyncRequest{ContainerId: id, Cmd: []string{"dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"}})
+	status := d.wait(id)
+	expect(t, "the container's reason", status.Reason, "OOMKilled")
+	if !strings.Contains(status.Message, "overhead") || !strings.Contains(status.Message, "signal 9") {
+		t.Errorf("the container's message: %q", status.Message)
+	}
+	eventually(t, "the pod's reason", func() bool { return strings.Contains(d.info(pod)["info"], "memory of the pod's cgroup") })
+	d.stopAndRemove(pod)
 }
 
 // TestCgroupParentOfOtherDriver: a parent that the kubelet names for the other driver is refused.

@@ -99,7 +99,7 @@ func TestPullOnFullDisk(t *testing.T) {
 // TestPodOnFullDisk: a disk that fills up while a pod runs gives its writers an error and nobody else, whether they write to the
 // root file system, a volume or an emptyDir on the disk; the pod can be used, stopped and removed all the same, which makes room.
 func TestPodOnFullDisk(t *testing.T) {
-	d := onSmallDisk(t, 64)
+	d := onSmallDisk(t, 128) // Firecracker's kernel is on it too, and that has 51 MiB
 	d.pull(testImage)
 	filler := d.leave(0)
 	_, err := d.tryPod("no-room")
@@ -121,7 +121,7 @@ func TestPodOnFullDisk(t *testing.T) {
 		volumes.Mounts = append(volumes.Mounts, &runtime.Mount{HostPath: path, ContainerPath: at})
 	}
 	main := d.launch(pod, config, volumes)
-	writer := d.launch(pod, config, shell("writer", "dd if=/dev/urandom of=/big bs=1M count=96 conv=fsync; exit $?"))
+	writer := d.launch(pod, config, shell("writer", "dd if=/dev/urandom of=/big bs=1M count=160 conv=fsync; exit $?"))
 	s := d.wait(writer)
 	if said := d.logOf(s, "stderr"); s.ExitCode == 0 || !strings.Contains(said, "I/O error") && !strings.Contains(said, "nput/output error") {
 		t.Errorf("the writer ended with %d and said %q", s.ExitCode, said)

@@ -17,6 +17,7 @@ type vm struct {
 	*vmm.Machine
 	disks *disks
 	sizes sizes
+	meter *vmm.Meter
 
 	mu      sync.Mutex
 	monitor *qmp.Client
@@ -28,6 +29,7 @@ var (
 	_ hypervisor.Pauser        = (*vm)(nil)
 	_ hypervisor.MemoryResizer = (*vm)(nil)
 	_ hypervisor.VCPUResizer   = (*vm)(nil)
+	_ hypervisor.Meter         = (*vm)(nil)
 )
 
 // newVM watches over a QEMU that was just started, and owns it and the gift's sockets from now on, except
@@ -35,6 +37,7 @@ var (
 func newVM(cfg hypervisor.Config, proc *vmm.Process, g *gift) *vm {
 	dial, pipe := g.dialer()
 	v := &vm{disks: newDisks(cfg.Disks), sizes: sizes{cfg: cfg}}
+	v.meter = vmm.NewMeter(v.readCounters)
 	v.Machine = vmm.Watch(proc, g.console, cfg.Console, dial, func(m *vmm.Machine) error {
 		if pipe != nil {
 			<-pipe.Done() // the last bytes of streams are in
@@ -44,6 +47,7 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, g *gift) *vm {
 			<-monitor.Done() // the last events are in
 			monitor.Close()
 		}
+		v.meter.Close()
 		return v.why(m)
 	})
 	return v

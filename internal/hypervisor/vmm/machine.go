@@ -33,6 +33,8 @@ type Machine struct {
 	life    context.Context // ends with the VM
 	over    chan struct{}
 	err     error // set before over is closed
+
+	resizing sync.Mutex // one change of the memory at a time
 }
 
 // Watch takes over a process that was just started and its end of the guest's console, which is read until its end and

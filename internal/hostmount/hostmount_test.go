@@ -1,15 +1,14 @@
-package share_test
+package hostmount_test
 
 import (
 	"errors"
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/pistis-run/pistis/internal/share"
+	"github.com/pistis-run/pistis/internal/hostmount"
 )
 
 // hostMount mounts something on the host for the length of a test.
@@ -37,53 +36,45 @@ func TestFindMemory(t *testing.T) {
 	part, secretPart := filepath.Join(pod, "volume-subpaths/cache/c/0"), filepath.Join(pod, "volume-subpaths/s/c/0")
 	hostMount(t, memory+"/a/b", part, "", unix.MS_BIND, "")
 	hostMount(t, other+"/a", secretPart, "", unix.MS_BIND, "")
-	whole, err := share.FindMemory(memory)
+	whole, err := hostmount.FindMemory(memory)
 	if err != nil || whole == nil || whole.Size != 3<<20 || whole.Mode != 0o2777 || whole.UID != 5 || whole.GID != 6 || whole.Path != "" {
 		t.Fatalf("%+v, %v", whole, err)
 	}
-	sub, err := share.FindMemory(part)
+	sub, err := hostmount.FindMemory(part)
 	if err != nil || sub == nil || sub.Path != "a/b" || sub.Volume != whole.Volume || sub.Size != whole.Size || sub.Mode != whole.Mode {
 		t.Fatalf("%+v, %v", sub, err)
 	}
 	for _, path := range []string{other, secretPart, filepath.Join(pod, "volumes/kubernetes.io~empty-dir/disk"), pod, memory + "/a", "/none", "/dev/shm"} {
-		if found, err := share.FindMemory(path); err != nil || found != nil {
+		if found, err := hostmount.FindMemory(path); err != nil || found != nil {
 			t.Errorf("%s: %+v, %v", path, found, err)
 		}
 	}
 }
 
-// TestPassingMounts: what the host mounts below a share appears in it, and can be unmounted although the guest remembers
-// files of it; a file that the guest has open keeps it busy, as it would on the host.
-func TestPassingMounts(t *testing.T) {
-	h := startHost(t)
-	top, late := filepath.Join(t.TempDir(), "top"), t.TempDir()
-	hostMount(t, "tmpfs", top, "tmpfs", 0, "")
-	if err := errors.Join(unix.Mount("", top, "", unix.MS_SHARED, ""), os.MkdirAll(filepath.Join(top, "at"), 0o755), os.WriteFile(filepath.Join(late, "file"), []byte("late"), 0o600)); err != nil {
-		t.Fatal(err)
+func TestFindPart(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: it mounts: it needs root")
 	}
-	mnt, _ := mount(t, h, share.Share{Path: top, Follow: true, Valid: time.Millisecond})
-	for range 2 {
-		if err := unix.Mount(late, filepath.Join(top, "at"), "", unix.MS_BIND, ""); err != nil {
+	pod := filepath.Join(t.TempDir(), "pods/uid")
+	empty, other := filepath.Join(pod, "volumes/kubernetes.io~empty-dir/data"), filepath.Join(pod, "volumes/kubernetes.io~local-volume/data")
+	for _, dir := range []string{empty + "/a/b", other + "/a"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		var f *os.File
-		for f == nil { // until what was known before is not believed any more
-			f, _ = os.Open(filepath.Join(mnt, "at/file"))
-		}
-		if err := unix.Unmount(filepath.Join(top, "at"), 0); !errors.Is(err, unix.EBUSY) {
-			t.Errorf("unmounting what is in use: %v", err)
-		}
-		f.Close()
-		for err := unix.EBUSY; err != 0; { // the server hears of the end a moment later
-			err, _ = unix.Unmount(filepath.Join(top, "at"), 0).(unix.Errno)
-			if err != 0 && err != unix.EBUSY {
-				t.Fatal(err)
-			}
-		}
-		for { // likewise
-			if _, err := os.Stat(filepath.Join(mnt, "at/file")); errors.Is(err, os.ErrNotExist) {
-				break
-			}
+	}
+	at := func(n string) string { return filepath.Join(pod, "volume-subpaths/data/c", n) }
+	hostMount(t, empty+"/a/b", at("0"), "", unix.MS_BIND, "")
+	hostMount(t, other+"/a", at("1"), "", unix.MS_BIND, "")
+	hostMount(t, empty, at("2"), "", unix.MS_BIND, "")
+	hostMount(t, empty+"/a", at("3"), "", unix.MS_BIND, "")
+	if err := errors.Join(os.Rename(empty+"/a", empty+"/moved"), os.MkdirAll(empty+"/a/b", 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	// The kernel tells the new name of what was mounted.
+	for path, want := range map[string]string{at("0"): "moved/b", at("3"): "moved", at("1"): "", at("2"): "", empty: "", empty + "/a": "", at("none"): ""} {
+		found, err := hostmount.FindPart(path)
+		if err != nil || want == "" && found != nil || want != "" && (found == nil || found.Path != want || found.Volume != empty) {
+			t.Errorf("%s: %+v, %v, want %q", path, found, err, want)
 		}
 	}
 }
