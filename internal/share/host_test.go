@@ -41,7 +41,7 @@ func relay(point string, file bool) int {
 	if err != nil {
 		panic(err)
 	}
-	m, err := guest.New(point, file)
+	m, err := guest.New(point, file, nil)
 	if err != nil {
 		panic(err)
 	}

@@ -30,7 +30,7 @@ func startSession(t testing.TB, dir string) net.Conn {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = serve(theirs, fs, MaxWrite)
+		_ = serve(theirs, fs, MaxWrite, nil)
 		fs.close()
 	}()
 	t.Cleanup(func() {

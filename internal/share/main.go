@@ -28,7 +28,7 @@ const (
 	maxProcs  = 4
 )
 
-// order is what the shim asks of the server. Two descriptors come with it: the root and the stream.
+// order is what the shim asks of the server. Two or three descriptors come with it.
 type order struct {
 	// Number is in the answer too.
 	Number int `json:"number"`
@@ -42,6 +42,8 @@ type order struct {
 	Passing bool `json:"passing,omitempty"`
 	// Watch: the guest is told of changes.
 	Watch bool `json:"watch,omitempty"`
+	// Memory: a third descriptor is memory that the guest has too.
+	Memory bool `json:"memory,omitempty"`
 	// Handed: the stream's first byte says what messages pass through.
 	Handed bool `json:"handed,omitempty"`
 }
@@ -96,13 +98,15 @@ func tell(control *net.UnixConn, number int, err error) error {
 // obey takes orders until the shim has gone. Sessions end with the process.
 func obey(control *net.UnixConn, room *budget) error {
 	for {
-		o, root, stream, err := readOrder(control)
+		o, given, err := readOrder(control)
 		if err != nil {
 			return err
 		}
-		fs, err := open(o, root, room)
+		stream := given.stream
+		fs, err := open(o, given.root, room)
 		if err != nil {
 			stream.Close()
+			given.memory.close()
 			if err := tell(control, o.Number, err); err != nil {
 				return err
 			}
@@ -111,9 +115,10 @@ func obey(control *net.UnixConn, room *budget) error {
 		go func() {
 			defer stream.Close() // the last thing: it says that no file is open
 			defer fs.close()
+			defer given.memory.close() // nothing works on a request any more
 			guest, err := o.messages(stream)
 			if err == nil {
-				_ = serve(guest, fs, o.MaxWrite) // an error is the guest's, and the stream's end tells the shim
+				_ = serve(guest, fs, o.MaxWrite, given.memory) // an error is the guest's, and the stream's end tells the shim
 			}
 		}()
 		if err := tell(control, o.Number, nil); err != nil {
@@ -147,27 +152,44 @@ type halfClosed struct{ *net.UnixConn }
 
 func (h halfClosed) Close() error { return h.CloseRead() }
 
-func readOrder(control *net.UnixConn) (o order, root int, stream *net.UnixConn, err error) {
-	data, oob := make([]byte, maxControl), make([]byte, unix.CmsgSpace(2*4))
+// given is what comes with an order.
+type given struct {
+	root   int
+	stream *net.UnixConn
+	memory memory
+}
+
+func readOrder(control *net.UnixConn) (o order, g given, err error) {
+	const most = 3
+	data, oob := make([]byte, maxControl), make([]byte, unix.CmsgSpace(most*4))
 	n, oobn, _, _, err := control.ReadMsgUnix(data, oob)
 	if err != nil {
-		return o, 0, nil, err
+		return o, g, err
 	}
 	if n == 0 {
-		return o, 0, nil, io.EOF
+		return o, g, io.EOF
 	}
-	fds, err := rights(oob[:oobn], 2)
+	if err := json.Unmarshal(data[:n], &o); err != nil {
+		return o, g, err
+	}
+	want := most
+	if !o.Memory {
+		want--
+	}
+	fds, err := rights(oob[:oobn], want)
 	if err != nil {
-		return o, 0, nil, fmt.Errorf("an order: %w", err)
+		return o, g, fmt.Errorf("an order: %w", err)
 	}
 	f := os.NewFile(uintptr(fds[1]), "stream")
 	conn, err := net.FileConn(f)
 	f.Close()
-	if err == nil {
-		err = json.Unmarshal(data[:n], &o)
+	if err == nil && o.Memory {
+		g.memory, err = mapMemory(fds[2])
+		unix.Close(fds[2])
 	}
 	if err != nil {
-		return o, 0, nil, err
+		return o, g, err
 	}
-	return o, fds[0], conn.(*net.UnixConn), nil
+	g.root, g.stream = fds[0], conn.(*net.UnixConn)
+	return o, g, nil
 }

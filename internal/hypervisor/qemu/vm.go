@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
@@ -15,8 +16,9 @@ import (
 // vm is a running QEMU.
 type vm struct {
 	*vmm.Machine
-	disks *disks
-	sizes sizes
+	disks  *disks
+	sizes  sizes
+	memory *os.File
 
 	mu      sync.Mutex
 	monitor *qmp.Client
@@ -28,13 +30,14 @@ var (
 	_ hypervisor.Pauser        = (*vm)(nil)
 	_ hypervisor.MemoryResizer = (*vm)(nil)
 	_ hypervisor.VCPUResizer   = (*vm)(nil)
+	_ hypervisor.MemorySharer  = (*vm)(nil)
 )
 
 // newVM watches over a QEMU that was just started, and owns it and the gift's sockets from now on, except
 // the monitor's.
 func newVM(cfg hypervisor.Config, proc *vmm.Process, g *gift) *vm {
 	dial, pipe := g.dialer()
-	v := &vm{disks: newDisks(cfg.Disks), sizes: sizes{cfg: cfg}}
+	v := &vm{disks: newDisks(cfg.Disks), sizes: sizes{cfg: cfg}, memory: g.memory}
 	v.Machine = vmm.Watch(proc, g.console, cfg.Console, dial, func(m *vmm.Machine) error {
 		if pipe != nil {
 			<-pipe.Done() // the last bytes of streams are in
@@ -43,6 +46,9 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, g *gift) *vm {
 		if monitor := v.currentMonitor(); monitor != nil {
 			<-monitor.Done() // the last events are in
 			monitor.Close()
+		}
+		if v.memory != nil {
+			v.memory.Close()
 		}
 		return v.why(m)
 	})
@@ -99,6 +105,9 @@ func (v *vm) why(m *vmm.Machine) error {
 func (v *vm) Shutdown(ctx context.Context) error {
 	return v.Machine.Shutdown(ctx, func(ctx context.Context) error { return v.tell(ctx, "quit") })
 }
+
+// CommonMemory is what the guest has as a device, where its streams are slow.
+func (v *vm) CommonMemory() *os.File { return v.memory }
 
 // Pause stops the guest's processors.
 func (v *vm) Pause(ctx context.Context) error { return v.tell(ctx, "stop") }
