@@ -14,13 +14,13 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/share/confine"
 )
 
 const (
 	// controlFD is the server's socket to the shim.
 	controlFD = 3
-	// fdDir is where the server finds its own descriptors.
-	fdDir = "/fd"
 	// maxControl bounds a message on the control socket.
 	maxControl = 4 << 10
 	// gcPercent keeps a process small of which a node runs one per pod with volumes.
@@ -70,7 +70,7 @@ func Main(stderr io.Writer) int {
 	}
 	room, err := newBudget()
 	if err == nil {
-		err = confine()
+		err = confine.Confine()
 	}
 	if tellErr := tell(control, 0, err); err != nil || tellErr != nil {
 		return 1
@@ -135,7 +135,7 @@ type opened interface {
 
 // open takes over root, also on error.
 func open(o order, root int, room *budget) (opened, error) {
-	fs, err := newFiles(root, fdDir, o.Valid, room)
+	fs, err := newFiles(root, confine.FDDir, o.Valid, room)
 	if err != nil {
 		unix.Close(root)
 		return nil, err

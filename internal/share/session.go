@@ -49,22 +49,23 @@ const (
 	opReadDirPlus = 44
 )
 
-// served are the operations that this server answers. Locks are not among them: they are the guest's own affair.
-func served() []uint32 {
-	return []uint32{
-		1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, opRead, opWrite, 17, 18, 20, 21, opGetXAttr, opListXAttr, 24, 25, opInit, 27, opReadDir, 29, 30,
-		35, opInterrupt, 38, opBatchForget, 43, opReadDirPlus, 45, 46, 47,
+// served tells an operation that this server answers. Locks are not among them: they are the guest's own affair.
+func served(op uint32) bool {
+	switch op {
+	case 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, opRead, opWrite, 17, 18, 20, 21, opGetXAttr, opListXAttr, 24, 25, opInit, 27, opReadDir,
+		29, 30, 35, opInterrupt, 38, opBatchForget, 43, opReadDirPlus, 45, 46, 47:
+		return true
 	}
+	return false
 }
 
 // session serves one share over one stream.
 type session struct {
-	stream  io.ReadWriteCloser
-	in      *bufio.Reader
-	server  *fuse.ProtocolServer
-	allowed []uint32
-	memory  memory    // nil: all data passes through the stream
-	big     sync.Pool // buffers of maxFrame bytes
+	stream io.ReadWriteCloser
+	in     *bufio.Reader
+	server *fuse.ProtocolServer
+	memory memory    // nil: all data passes through the stream
+	big    sync.Pool // buffers of maxFrame bytes
 
 	reading sync.Mutex // one worker reads a message at a time
 	writing sync.Mutex // one writes
@@ -84,7 +85,7 @@ type session struct {
 // nothing works on a request any more. Changes of a watched share are told on the same stream.
 func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem, maxWrite int, common memory) error {
 	s := &session{
-		stream: stream, memory: common, in: bufio.NewReaderSize(stream, smallFrame), allowed: served(),
+		stream: stream, memory: common, in: bufio.NewReaderSize(stream, smallFrame),
 		repeated: make(chan struct{}, 1), ended: make(chan struct{}),
 		server: fuse.NewProtocolServer(fs, &fuse.MountOptions{
 			MaxWrite: maxWrite, MaxBackground: 32, Logger: log.New(io.Discard, "", 0), // the guest writes the messages
@@ -242,7 +243,7 @@ func (s *session) screen(frame []byte) fuse.Status {
 	op := opcode(frame)
 	node := binary.NativeEndian.Uint64(frame[16:])
 	switch {
-	case !slices.Contains(s.allowed, op):
+	case !served(op):
 		return fuse.ENOSYS
 	case op == opInit, binary.NativeEndian.Uint16(frame[36:]) != 0:
 		return fuse.EINVAL
