@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures a volume of a VM pod against the host and against virtio-fs, in one run: VOLUMES=1 make bench
 #   ROUNDS  how often each is measured
-#   SUBJECTS  what is measured: host,virtio-fs,pistis
+#   SUBJECTS  what is measured, as "pistis": host,virtio-fs,pistis by default
 #   LOAD    flags of test/bench/fsload, as "-mib 256 -files 2000"
 #   DIR     where the volumes lie; .cache/bench by default
 #   BUILT   1 takes the programs and fio that there are
