@@ -51,7 +51,8 @@ func (m *Manager) SetLimits(ctx context.Context, id string, resources *specs.Lin
 	return m.updateLimits(ctx, c, resources)
 }
 
-// updateLimits records the new limits before they hold: what cannot be recorded is not done.
+// updateLimits records that there are to be new limits before they hold: what cannot be recorded is not done, and what was not
+// done, or ended with the daemon in the middle, is not told.
 func (m *Manager) updateLimits(ctx context.Context, c *container, resources *specs.LinuxResources) error {
 	rec := c.snapshot()
 	apply := func() error { return nil }
@@ -75,13 +76,17 @@ func (m *Manager) updateLimits(ctx context.Context, c *container, resources *spe
 		}
 		apply = func() error { return updater.Update(ctx, rec.ID, resources) }
 	}
-	if err := m.update(c, func(r *record) { r.Config.Resources = mergeResources(r.Config.Resources, resources) }); err != nil {
+	merged := mergeResources(rec.Config.Resources, resources)
+	if err := m.update(c, func(r *record) { r.Pending = merged }); err != nil {
 		return err
 	}
 	err := apply()
-	if err != nil {
-		m.restore(c, func(r *record) { r.Config.Resources = rec.Config.Resources })
-	}
+	m.note(c, func(r *record) {
+		r.Pending = nil
+		if err == nil {
+			r.Config.Resources = merged
+		}
+	})
 	return err
 }
 

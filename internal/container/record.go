@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/event"
@@ -30,6 +31,9 @@ type record struct {
 	StopSignal unix.Signal // resolved from config and image
 	User       *task.User  `json:",omitempty"`
 	PID        uint32      `json:",omitempty"`
+	// Pending are limits that are being made to hold. Who finds them in the record of an earlier daemon does not know whether
+	// they do, and so they do not count.
+	Pending *specs.LinuxResources `json:",omitempty"`
 
 	Created, Started, Finished time.Time
 	ExitCode                   int32
@@ -130,14 +134,14 @@ func (m *Manager) update(c *container, change func(*record)) error {
 	return nil
 }
 
-// restore takes a change back, in memory even where it cannot be saved.
-func (m *Manager) restore(c *container, change func(*record)) {
+// note is update for what is so whether it can be saved or not.
+func (m *Manager) note(c *container, change func(*record)) {
 	c.writer.Lock()
 	defer c.writer.Unlock()
 	rec := c.snapshot()
 	change(&rec)
 	if err := m.records.PutSoon(rec.ID, rec); err != nil {
-		m.log.Warn("container record could not be saved; its last state is another", logfields.Container, rec.ID, logfields.Error, err)
+		m.log.Warn("container record could not be saved; its last state is older", logfields.Container, rec.ID, logfields.Error, err)
 	}
 	c.set(rec)
 }

@@ -140,7 +140,8 @@ func TestUpdateResources(t *testing.T) {
 	}
 }
 
-// TestStopCutsResize: who ends a pod does not wait for a guest that does not follow.
+// TestStopCutsResize: who ends a pod does not wait for a guest that does not follow. Nobody is told of a size before it is so, not
+// by a daemon either that starts after another has ended in the middle.
 func TestStopCutsResize(t *testing.T) {
 	for name, end := range map[string]func(*Manager, string) error{
 		"stop":   func(m *Manager, id string) error { return m.Stop(t.Context(), id) },
@@ -148,7 +149,8 @@ func TestStopCutsResize(t *testing.T) {
 	} {
 		w := newWorld()
 		w.stuck = make(chan struct{})
-		m := newManager(t, w, t.TempDir())
+		dir := t.TempDir()
+		m := newManager(t, w, dir)
 		id, err := m.Run(t.Context(), podConfig("a"))
 		if err != nil {
 			t.Fatal(err)
@@ -156,6 +158,15 @@ func TestStopCutsResize(t *testing.T) {
 		resized := make(chan error)
 		go func() { resized <- m.UpdateResources(t.Context(), id, nil, &Resources{MemoryLimit: 20}) }()
 		<-w.stuck
+		again := newManager(t, w, dir)
+		if err := again.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range []*Manager{m, again} {
+			if s, err := m.Status(t.Context(), id); err != nil || s.Config.Resources.MemoryLimit == 20 {
+				t.Errorf("%s: %+v, %v", name, s.Config.Resources, err)
+			}
+		}
 		if err := end(m, id); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -71,18 +71,24 @@ func (m *Manager) UpdateResources(ctx context.Context, id string, overhead, reso
 			cfg.Resources = *resources
 		}
 	}
-	// The record comes first: what cannot be recorded is not done, and what could not be done is taken back in memory even where
-	// the disk is full.
-	if err := m.update(sb, func(r *record) { set(&r.Config) }); err != nil {
+	// The intention is recorded first: what cannot be recorded is not done, and what was not done, or ended with the daemon in the
+	// middle, is not told.
+	cfg := rec.Config
+	set(&cfg)
+	if err := m.update(sb, func(r *record) { r.Pending = &cfg }); err != nil {
 		return err
 	}
 	if sized, ok := instance.(resizer); ok {
-		cfg := rec.Config
-		set(&cfg)
-		if err := sized.Resize(ctx, cfg); err != nil {
-			m.note(sb, func(r *record) { r.Config.Overhead, r.Config.Resources = rec.Config.Overhead, rec.Config.Resources })
-			return err
+		err = sized.Resize(ctx, cfg)
+	}
+	m.note(sb, func(r *record) {
+		r.Pending = nil
+		if err == nil {
+			set(&r.Config)
 		}
+	})
+	if err != nil {
+		return err
 	}
 	m.tell(ctx, Updated, sb)
 	return nil
