@@ -59,6 +59,9 @@ func TestLife(t *testing.T) {
 	if _, err := m.Tasks(ctx, id); err != nil {
 		t.Error(err)
 	}
+	if _, err := m.Counters(ctx, id); !errdefs.IsNotImplemented(err) {
+		t.Errorf("counters of what counts nothing: %v", err)
+	}
 	for range 2 {
 		if err := m.Stop(ctx, id); err != nil {
 			t.Fatal(err)
