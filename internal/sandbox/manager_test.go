@@ -260,6 +260,25 @@ func TestHandlerOfAnotherKind(t *testing.T) {
 	}
 }
 
+// TestKindOfAnOlderRecord: a sandbox that an older daemon has made is of the kind that it was first found running as.
+func TestKindOfAnOlderRecord(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	id, err := newManager(t, w, dir).Run(t.Context(), podConfig("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := newManager(t, w, dir)
+	found.kinds = otherKinds{"microvm"}
+	if err := found.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	again := newManager(t, w, dir)
+	again.kinds = otherKinds{"oci"}
+	if err := again.Recover(t.Context()); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), id) {
+		t.Errorf("another kind: %v", err)
+	}
+}
+
 func TestUnknownIDs(t *testing.T) {
 	m := newManager(t, newWorld(), t.TempDir())
 	if err := m.Stop(t.Context(), "none"); err != nil {
