@@ -51,8 +51,8 @@ func (m *Manager) SetLimits(ctx context.Context, id string, resources *specs.Lin
 	return m.updateLimits(ctx, c, resources)
 }
 
-// updateLimits records that there are to be new limits before they hold: what cannot be recorded is not done, and what was not
-// done, or ended with the daemon in the middle, is not told.
+// updateLimits writes the record before as well, as it is: where none can be written nothing is done. New limits are in it when they
+// hold, so that those which a daemon did not come to are not told by the next.
 func (m *Manager) updateLimits(ctx context.Context, c *container, resources *specs.LinuxResources) error {
 	rec := c.snapshot()
 	apply := func() error { return nil }
@@ -76,18 +76,14 @@ func (m *Manager) updateLimits(ctx context.Context, c *container, resources *spe
 		}
 		apply = func() error { return updater.Update(ctx, rec.ID, resources) }
 	}
-	merged := mergeResources(rec.Config.Resources, resources)
-	if err := m.update(c, func(r *record) { r.Pending = merged }); err != nil {
+	if err := m.update(c, func(*record) {}); err != nil {
 		return err
 	}
-	err := apply()
-	m.note(c, func(r *record) {
-		r.Pending = nil
-		if err == nil {
-			r.Config.Resources = merged
-		}
-	})
-	return err
+	if err := apply(); err != nil {
+		return err
+	}
+	m.note(c, func(r *record) { r.Config.Resources = mergeResources(r.Config.Resources, resources) })
+	return nil
 }
 
 // mergeResources returns old with what is set in change. Both are left as they are.

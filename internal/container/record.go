@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/event"
@@ -31,9 +30,6 @@ type record struct {
 	StopSignal unix.Signal // resolved from config and image
 	User       *task.User  `json:",omitempty"`
 	PID        uint32      `json:",omitempty"`
-	// Pending are limits that are being made to hold. Who finds them in the record of an earlier daemon does not know whether
-	// they do, and so they do not count.
-	Pending *specs.LinuxResources `json:",omitempty"`
 
 	Created, Started, Finished time.Time
 	ExitCode                   int32

@@ -27,9 +27,6 @@ type record struct {
 	Reason  string `json:",omitempty"`
 	// Kind is what the runtime handler was when it made the sandbox; empty in records of older versions.
 	Kind string `json:",omitempty"`
-	// Pending is Config with resources that are being made to hold. Who finds it in the record of an earlier daemon does not know
-	// whether they do, and so it does not count.
-	Pending *Config `json:",omitempty"`
 	// NetNS is set before the namespace is made, and empty again when it was removed.
 	NetNS string `json:",omitempty"`
 	// Networked: a set-up of the network may have begun and has not been undone.
@@ -116,8 +113,8 @@ func (m *Manager) update(sb *sandbox, change func(*record)) error {
 	return nil
 }
 
-// note records that something was freed, or is as was recorded before that it was to be. Where it cannot be saved, as on a full
-// disk, memory changes all the same: who reads the old record only does it again.
+// note records what is so whether it can be saved or not, as that something was freed. Where it cannot, as on a full disk, memory
+// changes all the same: who reads the old record only does it again.
 func (m *Manager) note(sb *sandbox, change func(*record)) {
 	sb.writer.Lock()
 	defer sb.writer.Unlock()

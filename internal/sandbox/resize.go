@@ -71,25 +71,19 @@ func (m *Manager) UpdateResources(ctx context.Context, id string, overhead, reso
 			cfg.Resources = *resources
 		}
 	}
-	// The intention is recorded first: what cannot be recorded is not done, and what was not done, or ended with the daemon in the
-	// middle, is not told.
-	cfg := rec.Config
-	set(&cfg)
-	if err := m.update(sb, func(r *record) { r.Pending = &cfg }); err != nil {
+	// The record is written before as well, as it is: where none can be written nothing is done. The new resources are in it when
+	// the instance holds them, so that those which a daemon did not come to are not told by the next.
+	if err := m.update(sb, func(*record) {}); err != nil {
 		return err
 	}
 	if sized, ok := instance.(resizer); ok {
-		err = sized.Resize(ctx, cfg)
-	}
-	m.note(sb, func(r *record) {
-		r.Pending = nil
-		if err == nil {
-			set(&r.Config)
+		cfg := rec.Config
+		set(&cfg)
+		if err := sized.Resize(ctx, cfg); err != nil {
+			return err
 		}
-	})
-	if err != nil {
-		return err
 	}
+	m.note(sb, func(r *record) { set(&r.Config) })
 	m.tell(ctx, Updated, sb)
 	return nil
 }
