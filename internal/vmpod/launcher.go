@@ -273,7 +273,7 @@ func (l *Launcher) instance(ctx context.Context, id string, client client) (*ins
 		phases = append(phases, phase{p.GetName(), p.GetDuration().AsDuration()})
 	}
 	i := &instance{
-		client: client, phases: phases, console: bundle.Dir(l.bundle(id)).Console(),
+		client: client, phases: phases, bundle: bundle.Dir(l.bundle(id)),
 		whole: func() string { return l.whole(id) },
 		size:  func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, bounds) },
 	}

@@ -79,7 +79,7 @@ func (c fakeClient) Info(context.Context) (*shimv1.InfoResponse, error) {
 	if c.vm != nil {
 		return &shimv1.InfoResponse{Vm: proto.CloneOf(c.vm), Features: c.features}, nil
 	}
-	return &shimv1.InfoResponse{ShimPid: 5, Vm: &shimv1.VM{Hypervisor: "qemu", Phases: []*shimv1.Phase{{Name: "boot"}}}}, nil
+	return &shimv1.InfoResponse{ShimPid: 5, Features: c.features, Vm: &shimv1.VM{Hypervisor: "qemu", Phases: []*shimv1.Phase{{Name: "boot"}}}}, nil
 }
 
 func (c fakeClient) ResizeVM(_ context.Context, vcpus uint32, memory uint64) error {
@@ -386,6 +386,7 @@ func TestFailedCleanupKeepsTheUID(t *testing.T) {
 // TestConsoleIsKept: of VMs that did not end as they should, the latest.
 func TestConsoleIsKept(t *testing.T) {
 	l, f, _ := newTestLauncher(t, NewUIDs(0, 0))
+	f.features = []string{shimv1.FeatureConsole}
 	req, _ := request("s1")
 	i, err := l.Launch(t.Context(), req)
 	if err != nil {
@@ -414,6 +415,9 @@ func TestConsoleIsKept(t *testing.T) {
 	if got, err := os.ReadFile(l.console("s1")); err != nil || string(got) != "one\ntwo\n" {
 		t.Errorf("kept: %q, %v", got, err)
 	}
+	if err := os.Chtimes(l.console("s1"), time.Time{}, time.Unix(1, 0)); err != nil { // the oldest, however fast the others come
+		t.Fatal(err)
+	}
 	f.launchErr = errFault
 	for n := range keptConsoles + 3 {
 		req, _ := request(fmt.Sprintf("n%d", n))
@@ -431,6 +435,28 @@ func TestConsoleIsKept(t *testing.T) {
 	}
 	if _, err := os.Stat(l.console("s1")); err == nil {
 		t.Error("the oldest is kept")
+	}
+}
+
+// TestConsoleOfAnOlderShim: it leaves the console of a VM that was stopped as well, which is not one to keep.
+func TestConsoleOfAnOlderShim(t *testing.T) {
+	l, _, _ := newTestLauncher(t, NewUIDs(0, 0))
+	req, _ := request("s1")
+	i, err := l.Launch(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(bundle.Dir(l.bundle("s1")).Console(), []byte("booted\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if reason, err := i.Wait(t.Context()); err != nil || reason != "powered off" {
+		t.Errorf("reason: %q, %v", reason, err)
+	}
+	if err := errors.Join(i.Stop(t.Context()), l.Cleanup(t.Context(), req)); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(l.ConsoleDir); err != nil || len(left) > 0 {
+		t.Errorf("kept: %v, %v", left, err)
 	}
 }
 
