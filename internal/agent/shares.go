@@ -75,11 +75,25 @@ func (a *Agent) serveShare(h *agentv1.ShareStream, conn duplex) error {
 	return nil
 }
 
-// mapShareMemory finds the memory for the data of shares, which only machines have whose streams are slow.
-func (a *Agent) mapShareMemory() *share.Memory {
-	data, err := transport.MapMemory(transport.PCIDevices)
+// findMemory says where in sysfs the memory is that guest and host have in common, which only machines have whose streams are
+// slow; nothing where there is none.
+func findMemory() (string, error) {
+	device, err := transport.MemoryDevice(transport.PCIDevices)
 	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return device, err
+}
+
+// mapShareMemory maps that memory, for the data of shares.
+func (a *Agent) mapShareMemory() *share.Memory {
+	device, err := a.memoryDevice()
+	if err == nil && device == "" {
 		return nil
+	}
+	var data []byte
+	if err == nil {
+		data, err = transport.MapMemory(device)
 	}
 	if err != nil {
 		a.Log.Warn("data of shares will pass through their streams", logfields.Error, err)

@@ -23,25 +23,30 @@ const (
 // PCIDevices is where a kernel shows the devices of its PCI bus.
 const PCIDevices = "/sys/bus/pci/devices"
 
-// MapMemory maps, in the guest, what it has in common with the host, for as long as the process lives. The error is
-// fs.ErrNotExist where there is no such device below devices.
-func MapMemory(devices string) ([]byte, error) {
+// MemoryDevice finds the device below devices, and says where it is when no link is left to follow. The error is
+// fs.ErrNotExist where there is none.
+func MemoryDevice(devices string) (string, error) {
 	entries, err := os.ReadDir(devices)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	for _, e := range entries {
 		device := filepath.Join(devices, e.Name())
-		if !attributeIs(device, "vendor", memoryVendor) || !attributeIs(device, "device", memoryDevice) {
-			continue
+		if attributeIs(device, "vendor", memoryVendor) && attributeIs(device, "device", memoryDevice) {
+			return filepath.EvalSymlinks(device)
 		}
-		data, err := mapRegion(device)
-		if err != nil {
-			return nil, fmt.Errorf("memory of the PCI device %s: %w", e.Name(), err)
-		}
-		return data, nil
 	}
-	return nil, fmt.Errorf("%s: no device of %s with number %s: %w", devices, memoryVendor, memoryDevice, fs.ErrNotExist)
+	return "", fmt.Errorf("%s: no device of %s with number %s: %w", devices, memoryVendor, memoryDevice, fs.ErrNotExist)
+}
+
+// MapMemory maps, in the guest, what it has in common with the host, for as long as the process lives. device is where
+// MemoryDevice found it.
+func MapMemory(device string) ([]byte, error) {
+	data, err := mapRegion(device)
+	if err != nil {
+		return nil, fmt.Errorf("memory of the PCI device %s: %w", filepath.Base(device), err)
+	}
+	return data, nil
 }
 
 func attributeIs(device, name, want string) bool {

@@ -21,11 +21,19 @@ func TestMapMemory(t *testing.T) {
 	}
 	device("0000:00:01.0", "0x8086", "0x1110", MemorySize)
 	device("0000:00:02.0", "0x1af4", "0x1043", MemorySize)
-	if _, err := MapMemory(dir); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := MemoryDevice(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("without the device: %v", err)
 	}
 	device("0000:00:03.0", "0x1af4", "0x1110", MemorySize)
-	data, err := MapMemory(dir)
+	links := t.TempDir()
+	if err := os.Symlink(filepath.Join(dir, "0000:00:03.0"), filepath.Join(links, "0000:00:03.0")); err != nil {
+		t.Fatal(err)
+	}
+	at, err := MemoryDevice(links)
+	if want := filepath.Join(dir, "0000:00:03.0"); err != nil || at != want {
+		t.Fatalf("found at %s and not at %s: %v", at, want, err)
+	}
+	data, err := MapMemory(at)
 	if err != nil || len(data) != MemorySize {
 		t.Fatalf("%d bytes, %v", len(data), err)
 	}
@@ -36,7 +44,7 @@ func TestMapMemory(t *testing.T) {
 	if err := os.Truncate(filepath.Join(dir, "0000:00:03.0", "resource2"), 4096); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := MapMemory(dir); err == nil || errors.Is(err, fs.ErrNotExist) {
+	if _, err := MapMemory(at); err == nil || errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a small one: %v", err)
 	}
 }
