@@ -79,6 +79,7 @@ func (c *session) fetch(ctx context.Context, desc ocispec.Descriptor) error {
 		return err
 	}
 	defer unlock()
+	defer c.progress.work()()
 	backoff, fruitless, fresh := firstBackoff, 0, false
 	for {
 		start, end, err := c.fetchOnce(ctx, desc)

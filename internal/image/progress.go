@@ -24,9 +24,9 @@ type progress struct {
 	status string
 	blobs  []BlobProgress
 	total  bool // all blobs are known
-	// last is when something moved; waiting counts what is idle because another pull works.
-	last    time.Time
-	waiting int
+	// last is when something moved; waiting counts what waits for its turn, working what has it.
+	last             time.Time
+	waiting, working int
 }
 
 func newProgress(ref string) *progress {
@@ -65,23 +65,29 @@ func (p *progress) at(d digest.Digest, offset int64) {
 	}
 }
 
-// wait marks that this pull is idle for another one's sake until the returned function is called.
-func (p *progress) wait() (done func()) {
+// wait marks that something waits for its turn until the returned function is called.
+func (p *progress) wait() (done func()) { return p.count(&p.waiting) }
+
+// work marks that something is being downloaded until the returned function is called.
+func (p *progress) work() (done func()) { return p.count(&p.working) }
+
+func (p *progress) count(what *int) (done func()) {
 	add := func(n int) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.waiting += n
+		*what += n
 		p.last = time.Now()
 	}
 	add(1)
 	return func() { add(-1) }
 }
 
-// idle is for how long nothing has come from the network. Making forms of the layers is not the network.
+// idle is for how long nothing has come from the network. Making forms of the layers is not the network. Who only waits is idle
+// for another pull's sake; who works too may be what it waits for.
 func (p *progress) idle() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.waiting > 0 || p.status == StatusConverting || p.status == StatusDone {
+	if (p.waiting > 0 && p.working == 0) || p.status == StatusConverting || p.status == StatusDone {
 		return 0
 	}
 	return time.Since(p.last)

@@ -3,13 +3,16 @@ package image
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 )
 
 func TestPullConcurrently(t *testing.T) {
@@ -105,10 +108,12 @@ func TestPullLastWaiter(t *testing.T) {
 }
 
 func TestPullStalls(t *testing.T) {
-	r, s := newRegistry(t), openService(t, func(o *Options) { o.PullTimeout = 100 * time.Millisecond })
-	ref := r.push(t, "app:1", makeImage(t, thisArch, "one"))
+	r, s := newRegistry(t), openService(t, func(o *Options) { o.PullTimeout, o.MaxConcurrentDownloads = 100*time.Millisecond, 2 })
+	src := makeImage(t, thisArch, "one", "two", "three") // the third layer waits for the others
+	_, _, layers := digests(t, src)
+	ref := r.push(t, "app:1", src)
 	r.setIntercept(func(w http.ResponseWriter, req *http.Request) bool {
-		if req.Method == http.MethodGet && strings.Contains(req.URL.Path, "/blobs/") {
+		if req.Method == http.MethodGet && slices.ContainsFunc(layers, func(d digest.Digest) bool { return strings.HasSuffix(req.URL.Path, d.String()) }) {
 			<-req.Context().Done()
 			return true
 		}
@@ -135,6 +140,26 @@ func TestPullMakesFormsMeanwhile(t *testing.T) {
 	mustPull(t, s, ref)
 	if len(forms.prepared) != 2 {
 		t.Errorf("made: %q", forms.prepared)
+	}
+}
+
+// TestFormFailsMeanwhile: a layer that is refused ends what comes above it, and is all that the pull says.
+func TestFormFailsMeanwhile(t *testing.T) {
+	r, s := newRegistry(t), openService(t, func(o *Options) { o.MaxConcurrentDownloads = 1 })
+	s.SetForms(&recordingForms{fail: fmt.Errorf("an entry: %w", errdefs.ErrInvalidArgument)})
+	src := makeImage(t, thisArch, "one", "two", "three")
+	_, _, layers := digests(t, src)
+	ref := r.push(t, "app:1", src)
+	r.setIntercept(func(_ http.ResponseWriter, req *http.Request) bool {
+		if req.Method != http.MethodGet || !strings.HasSuffix(req.URL.Path, layers[1].String()) {
+			return false
+		}
+		<-req.Context().Done()
+		return true
+	})
+	_, err := s.Pull(t.Context(), PullRequest{Ref: ref})
+	if !errdefs.IsInvalidArgument(err) || errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
 	}
 }
 
