@@ -108,7 +108,8 @@ func (o *OpenForwarding) ensureLegacy() error {
 		if err != nil {
 			return err
 		}
-		if read && !added {
+		// Only a table that did not change while it was looked at: what others added meanwhile is not in what was read before.
+		if after, still := f.digest(); !added && read && still && after == sum {
 			o.seen.Store(f.names, sum)
 		}
 	}
