@@ -80,6 +80,7 @@ type Layers struct {
 // flight is a conversion, for all that wait for it.
 type flight struct {
 	key     stacked
+	stack   []image.Layer // of the first of them
 	turn    *turn
 	began   bool // its turn has come; under Layers.mu
 	waiters int  // under Layers.mu
@@ -88,12 +89,6 @@ type flight struct {
 	// After done.
 	path string
 	err  error
-}
-
-// stacked is a layer on top of others. Few layers depend on those below.
-type stacked struct {
-	id    digest.Digest // the DiffID
-	below string        // tells the stacks below apart
 }
 
 // open opens the directory root, which it owns until Close, and removes what a process that died left unfinished.
@@ -199,15 +194,6 @@ func (l *Layers) Begin(ctx context.Context, stack []image.Layer) (wait func() er
 	}
 }
 
-// keyOf is the last layer of a stack.
-func keyOf(stack []image.Layer) stacked {
-	below := digest.Canonical.Digester()
-	for _, lower := range stack[:len(stack)-1] {
-		fmt.Fprintln(below.Hash(), lower.DiffID)
-	}
-	return stacked{id: stack[len(stack)-1].DiffID, below: below.Digest().Encoded()[:16]}
-}
-
 // joined is what join found of the last layer of a stack: a conversion to wait for, or its path.
 type joined struct {
 	key    stacked
@@ -222,8 +208,10 @@ func (l *Layers) await(ctx context.Context, j joined) (string, error) {
 	for j.flight != nil {
 		path, err := l.wait(ctx, j.flight)
 		late := errors.Is(err, errLate)
-		// What came of the layer on top of others is of use where it does not depend on them.
-		if ctx.Err() != nil || (!late && (j.flight.key == j.key || path == l.path(j.key.id))) {
+		// What came of the layer on top of others is of use where it does not depend on them. That it failed says something of
+		// the same blobs only.
+		mine := j.flight.key == j.key && (err == nil || sameBlobs(j.flight.stack, j.stack))
+		if ctx.Err() != nil || (!late && (mine || path == l.path(j.key.id))) {
 			return path, err
 		}
 		for i := range len(j.stack) - 1 {
@@ -269,9 +257,9 @@ func (l *Layers) join(stack []image.Layer) joined {
 		return j
 	}
 	ctx, cancel := context.WithCancel(l.ctx)
-	j.flight = &flight{key: j.key, turn: l.turns.ask(), waiters: 1, cancel: cancel, done: make(chan struct{})}
+	j.flight = &flight{key: j.key, stack: stack, turn: l.turns.ask(), waiters: 1, cancel: cancel, done: make(chan struct{})}
 	l.flights[j.key.id] = j.flight
-	l.wg.Go(func() { l.fly(ctx, stack, j.flight) })
+	l.wg.Go(func() { l.fly(ctx, j.flight) })
 	return j
 }
 
@@ -298,7 +286,9 @@ func (l *Layers) lower(ctx context.Context, stack []image.Layer) ([]string, erro
 		case late:
 			return nil, errLate
 		case path == "":
-			if path, err = l.wait(ctx, f); err != nil {
+			if path, err = l.wait(ctx, f); err != nil && ctx.Err() == nil && !sameBlobs(f.stack, stack[:end]) {
+				return nil, errLate // what is below is made of this stack's own blobs first
+			} else if err != nil {
 				return nil, err
 			}
 		}
@@ -349,9 +339,9 @@ func (l *Layers) leave(f *flight) {
 	}
 }
 
-func (l *Layers) fly(ctx context.Context, stack []image.Layer, f *flight) {
+func (l *Layers) fly(ctx context.Context, f *flight) {
 	defer f.cancel()
-	path, err := l.make(ctx, f, stack)
+	path, err := l.make(ctx, f)
 	l.turns.give(f.turn)
 	if err != nil && !errors.Is(err, errLate) {
 		err = fmt.Errorf("layer %s: %w", f.key.id, classify(err))
@@ -366,7 +356,7 @@ func (l *Layers) fly(ctx context.Context, stack []image.Layer, f *flight) {
 }
 
 // make converts the last layer of a stack when its turn comes, and gives the result its name.
-func (l *Layers) make(ctx context.Context, f *flight, stack []image.Layer) (path string, err error) {
+func (l *Layers) make(ctx context.Context, f *flight) (path string, err error) {
 	select {
 	case <-f.turn.came:
 	case <-ctx.Done():
@@ -381,9 +371,9 @@ func (l *Layers) make(ctx context.Context, f *flight, stack []image.Layer) (path
 			err = errors.Join(err, os.RemoveAll(temp))
 		}
 	}()
-	open := func() (io.ReadCloser, error) { return l.source.OpenLayer(ctx, stack[len(stack)-1]) }
+	open := func() (io.ReadCloser, error) { return l.source.OpenLayer(ctx, f.stack[len(f.stack)-1]) }
 	dependent, err := l.form.write(ctx, temp, open, func(dirs []string) (map[string]*entry, error) {
-		lower, err := l.lower(ctx, stack)
+		lower, err := l.lower(ctx, f.stack)
 		if err != nil {
 			return nil, err
 		}

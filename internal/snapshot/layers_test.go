@@ -318,6 +318,53 @@ func testEnsureConcurrently(t *testing.T, open openForm) {
 	}
 }
 
+// TestEnsureOtherBlob: an image whose config lies about a layer does not fail one that has this layer from a blob of its own.
+func TestEnsureOtherBlob(t *testing.T) { eachStore(t, testEnsureOtherBlob) }
+
+func testEnsureOtherBlob(t *testing.T, open openForm) {
+	source := &lyingSource{memorySource: newSource(), gate: make(chan struct{})}
+	l := open.must(t, t.TempDir(), source)
+	right := source.image(t, "one")
+	above := makeTar(t, regular("implied/file", "two")) // it waits for the layer below
+	source.layers[digest.FromBytes(above)] = above
+	right.Layers = append(right.Layers, image.Layer{DiffID: digest.FromBytes(above)})
+	wrong := slices.Clone(right.Layers)
+	right.Layers[0].Blob.Digest, wrong[0].Blob.Digest = digest.FromString("right"), digest.FromString("wrong")
+	var fails, works []func() error
+	for i := range wrong {
+		fails, works = append(fails, l.Begin(t.Context(), wrong[:i+1])), append(works, l.Begin(t.Context(), right.Layers[:i+1]))
+	}
+	close(source.gate)
+	var wg sync.WaitGroup
+	for i := range wrong {
+		wg.Go(func() {
+			if err := fails[i](); i == 0 && !errdefs.IsDataLoss(err) {
+				t.Errorf("the wrong one: %v", err)
+			}
+		})
+		wg.Go(func() {
+			if err := works[i](); err != nil {
+				t.Errorf("layer %d of the right one: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// lyingSource has one blob that does not hold what it should.
+type lyingSource struct {
+	*memorySource
+	gate chan struct{}
+}
+
+func (s *lyingSource) OpenLayer(ctx context.Context, l image.Layer) (io.ReadCloser, error) {
+	<-s.gate
+	if l.Blob.Digest == digest.FromString("wrong") {
+		return nil, errdefs.ErrDataLoss
+	}
+	return s.memorySource.OpenLayer(ctx, l)
+}
+
 // waitFor polls a condition that nothing announces.
 func waitFor(t testing.TB, ok func() bool) {
 	t.Helper()
