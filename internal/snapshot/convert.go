@@ -20,6 +20,8 @@ const (
 	maxFileBytes  = 32 << 30  // of one file; the converter's extent trees are right up to 42 GiB
 	maxEntries    = 1 << 20   // files and directories, also those that are only implied
 	maxNameBytes  = 4095
+	maxNames      = 256 << 20 // of all names, which are kept in memory
+	maxInherited  = 64 << 20  // of the extended attributes that implied directories inherit
 	maxComponent  = 255
 	readBuffer    = 256 << 10
 	minFreeDivide = 20 // a conversion leaves 1/20 of the file system free

@@ -5,11 +5,14 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/containerd/errdefs"
 )
 
 // Some tools write layers that hold a file but not the directories above it. Such a directory keeps the attributes that
@@ -55,7 +58,7 @@ func wishes(dirs []string) *wish {
 // inherit finds the attributes of directories in finished layers, given from the uppermost down. What no layer has is not
 // in the result. Each directory of a layer is read once at most.
 func inherit(ctx context.Context, dirs []string, lower []string, open func(path string) (lowerDir, io.Closer, error)) (map[string]*entry, error) {
-	root, found := wishes(dirs), map[string]*entry{}
+	root, found := wishes(dirs), inheritance{entries: map[string]*entry{}}
 	for _, path := range lower {
 		if len(root.below) == 0 {
 			break
@@ -64,15 +67,33 @@ func inherit(ctx context.Context, dirs []string, lower []string, open func(path 
 		if err != nil {
 			return nil, err
 		}
-		if err := errors.Join(root.lookIn(ctx, dir, found), closer.Close()); err != nil {
+		if err := errors.Join(root.lookIn(ctx, dir, &found), closer.Close()); err != nil {
 			return nil, err
 		}
 	}
-	return found, nil
+	return found.entries, nil
+}
+
+// inheritance is what was found.
+type inheritance struct {
+	entries map[string]*entry
+	size    int // of extended attributes
+}
+
+func (i *inheritance) add(name string, e *entry) error {
+	maps.DeleteFunc(e.xattrs, func(name, _ string) bool { return strings.HasPrefix(name, overlayPrefix) })
+	for name, value := range e.xattrs {
+		i.size += len(name) + len(value)
+	}
+	if i.size > maxInherited {
+		return fmt.Errorf("directories that the layer implies have more than %d MiB of extended attributes: %w", maxInherited>>20, errdefs.ErrInvalidArgument)
+	}
+	e.name, i.entries[name] = name, e
+	return nil
 }
 
 // lookIn notes what one layer has of what is wished for, and drops what the layers below it cannot tell.
-func (w *wish) lookIn(ctx context.Context, dir lowerDir, found map[string]*entry) error {
+func (w *wish) lookIn(ctx context.Context, dir lowerDir, found *inheritance) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -82,8 +103,10 @@ func (w *wish) lookIn(ctx context.Context, dir lowerDir, found map[string]*entry
 	}
 	opaque := e.xattrs[opaqueXattr] == "y"
 	if w.wanted {
-		maps.DeleteFunc(e.xattrs, func(name, _ string) bool { return strings.HasPrefix(name, overlayPrefix) })
-		e.name, w.wanted, found[w.name] = w.name, false, e
+		if err := found.add(w.name, e); err != nil {
+			return err
+		}
+		w.wanted = false
 	}
 	if len(w.below) == 0 {
 		return nil

@@ -69,8 +69,13 @@ func (d *plainDir) attributes() (*entry, error) {
 		if name == "" {
 			continue
 		}
-		if e.xattrs[name], err = readAttribute(func(b []byte) (int, error) { return unix.Fgetxattr(fd, name, b) }); err != nil {
+		value, err := readAttribute(func(b []byte) (int, error) { return unix.Fgetxattr(fd, name, b) })
+		if err != nil {
 			return nil, fmt.Errorf("lower layer: %s: attribute %s: %w", quote(d.name), quote(name), err)
+		}
+		// A file system has attributes of its own too, which no layer can give a directory.
+		if value, keep, err := xattr(name, value); err == nil && keep {
+			e.xattrs[name] = value
 		}
 	}
 	return e, nil

@@ -96,6 +96,7 @@ type tree struct {
 	replaced bool // some directory by a file
 	relinks  bool // whoever writes the layer can replace one of several hard links
 	subtrees int
+	names    int      // bytes of all entries' names
 	lastDir  string   // that is known to be a directory
 	implied  []string // directories that the last entry implied, the uppermost first
 }
@@ -116,6 +117,9 @@ func (t *tree) add(i int, e *entry) error {
 	}
 	if len(t.nodes) > maxEntries {
 		return errTooMany
+	}
+	if t.names += len(e.name); t.names > maxNames {
+		return fmt.Errorf("the names of files and directories come to more than %d MiB: %w", maxNames>>20, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
