@@ -329,12 +329,14 @@ func (l *Layers) leave(f *flight) {
 	l.mu.Lock()
 	f.waiters--
 	last := f.waiters == 0
-	if last && l.flights[f.key.id] == f {
-		delete(l.flights, f.key.id)
+	if last {
+		f.cancel() // before somebody else begins anew
+		if l.flights[f.key.id] == f {
+			delete(l.flights, f.key.id)
+		}
 	}
 	l.mu.Unlock()
 	if last {
-		f.cancel()
 		<-f.done
 	}
 }
@@ -390,7 +392,9 @@ func (l *Layers) make(ctx context.Context, f *flight) (path string, err error) {
 		return "", err
 	}
 	l.mu.Lock()
-	err = os.Rename(temp, path)
+	if err = ctx.Err(); err == nil { // else another one may be on its way already
+		err = os.Rename(temp, path)
+	}
 	l.mu.Unlock()
 	if err != nil {
 		return "", err

@@ -365,6 +365,47 @@ func (s *lyingSource) OpenLayer(ctx context.Context, l image.Layer) (io.ReadClos
 	return s.memorySource.OpenLayer(ctx, l)
 }
 
+// TestEnsureAgainAtTheEnd: who asks for a layer when the last of those before has just given it up gets it.
+func TestEnsureAgainAtTheEnd(t *testing.T) { eachStore(t, testEnsureAgain) }
+
+func testEnsureAgain(t *testing.T, open openForm) {
+	source := newSource()
+	l := open.must(t, t.TempDir(), source)
+	img := source.image(t, "one")
+	flying := func(yes bool) {
+		waitFor(t, func() bool {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			return (l.flights[img.Layers[0].DiffID] != nil) == yes
+		})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var once sync.Once
+	var wg sync.WaitGroup
+	write := l.form.write
+	l.form.write = func(ctx context.Context, path string, open opener, inherit inheriter) (bool, error) {
+		dependent, err := write(ctx, path, open, inherit)
+		once.Do(func() { // all is written, and has no name yet
+			cancel()
+			flying(false)
+			wg.Go(func() {
+				if _, err := l.Ensure(t.Context(), img); err != nil {
+					t.Error(err)
+				}
+			})
+			flying(true)
+		})
+		return dependent, err
+	}
+	if _, err := l.Ensure(ctx, img); !errors.Is(err, context.Canceled) {
+		t.Errorf("the one that gave up: %v", err)
+	}
+	wg.Wait()
+	if got := names(t, l.root); len(got) != 1 {
+		t.Errorf("there are %q", got)
+	}
+}
+
 // waitFor polls a condition that nothing announces.
 func waitFor(t testing.TB, ok func() bool) {
 	t.Helper()
