@@ -130,26 +130,18 @@ func testLateLayers(t *testing.T, open openForm) {
 
 func TestTurns(t *testing.T) {
 	turns := newTurns(2)
-	come := func(one *turn) bool {
-		select {
-		case <-one.came:
-			return true
-		default:
-			return false
-		}
-	}
 	a, b, c, d, e := turns.ask(), turns.ask(), turns.ask(), turns.ask(), turns.ask()
 	turns.give(d) // leaves the queue
-	if !come(a) || !come(b) || come(c) || come(e) {
+	if !a.here() || !b.here() || c.here() || e.here() {
 		t.Fatal("not the first two")
 	}
 	turns.give(b)
-	if !come(c) || come(d) || come(e) {
+	if !c.here() || d.here() || e.here() {
 		t.Error("not the third one")
 	}
 	turns.give(a)
 	turns.give(c)
-	if !come(e) || turns.free != 1 {
+	if !e.here() || turns.free != 1 {
 		t.Errorf("the last one's turn, and then %d are free", turns.free)
 	}
 }

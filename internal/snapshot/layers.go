@@ -82,8 +82,7 @@ type flight struct {
 	key     stacked
 	stack   []image.Layer // of the first of them
 	turn    *turn
-	began   bool // its turn has come; under Layers.mu
-	waiters int  // under Layers.mu
+	waiters int // under Layers.mu
 	cancel  context.CancelFunc
 	done    chan struct{}
 	// After done.
@@ -275,7 +274,7 @@ func (l *Layers) lower(ctx context.Context, stack []image.Layer) ([]string, erro
 		l.mu.Lock()
 		path, err := l.existing(key)
 		f := l.flights[key.id]
-		late := path == "" && (f == nil || f.key != key || !f.began)
+		late := path == "" && (f == nil || f.key != key || !f.turn.here())
 		if path == "" && err == nil && !late {
 			f.waiters++
 		}
@@ -364,9 +363,6 @@ func (l *Layers) make(ctx context.Context, f *flight) (path string, err error) {
 	case <-ctx.Done():
 		return "", ctx.Err()
 	}
-	l.mu.Lock()
-	f.began = true
-	l.mu.Unlock()
 	temp := filepath.Join(l.root, tempPrefix+rand.Text())
 	defer func() {
 		if err != nil {

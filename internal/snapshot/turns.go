@@ -16,6 +16,16 @@ type turn struct {
 	came chan struct{} // closed when it has come
 }
 
+// here tells whether it has come.
+func (t *turn) here() bool {
+	select {
+	case <-t.came:
+		return true
+	default:
+		return false
+	}
+}
+
 func newTurns(n int) *turns { return &turns{free: n} }
 
 // ask does not wait. Whoever asked gives the turn back in any case.
