@@ -70,6 +70,12 @@ type VCPUResizer interface {
 	ResizeVCPUs(ctx context.Context, n int) (now int, err error)
 }
 
+// MemorySharer has memory in common with the guest.
+type MemorySharer interface {
+	// CommonMemory is a file whose memory the guest maps with transport.MapMemory; nil: there is none. It stays the VM's.
+	CommonMemory() *os.File
+}
+
 // MemoryStep is what memory grows and shrinks by: a block of x86's kernels.
 const MemoryStep = 128 << 20
 

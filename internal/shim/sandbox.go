@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -18,6 +19,7 @@ import (
 	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/failpoint"
+	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/shim/limits"
 	"github.com/pistis-run/pistis/internal/task"
@@ -174,6 +176,7 @@ func (s *Service) joinCgroup(path string) error {
 	if err := group.Create(); err != nil {
 		return err
 	}
+	s.starting.oomKills = group.OOMKillsAround()
 	return group.Add(self.PID)
 }
 
@@ -188,7 +191,7 @@ func (s *Service) supervise(v *vm.VM) {
 // vmExit is how everything in a VM that is done has ended.
 func (s *Service) vmExit(v *vm.VM) task.Exit {
 	exit := task.Exit{Code: exitUnknown, At: time.Now(), Reason: "the virtual machine ended: " + v.Err().Error()}
-	if outOfMemory(s.asked.Options.GetCgroup()) {
+	if errors.Is(v.Err(), hypervisor.ErrKilled) && oomKills(s.asked.Options.GetCgroup()) > s.starting.oomKills {
 		exit.OOMKilled = true
 		exit.Reason = "the host's kernel killed a process of the pod's virtual machine, since the memory of the pod's cgroup was used up: " +
 			"raise the pod's memory limit, or the overhead of its RuntimeClass: " + exit.Reason
@@ -196,13 +199,16 @@ func (s *Service) vmExit(v *vm.VM) task.Exit {
 	return exit
 }
 
-// outOfMemory tells whether the host's kernel has killed a process of a cgroup for want of memory.
-func outOfMemory(path string) bool {
+// oomKills is how many processes the host's kernel has killed for want of memory in a cgroup, or in what it is a part of.
+func oomKills(path string) uint64 {
 	if path == "" {
-		return false
+		return 0
 	}
 	group, err := cgroup.Open(path)
-	return err == nil && group.OOMKills() > 0
+	if err != nil {
+		return 0
+	}
+	return group.OOMKillsAround()
 }
 
 // over ends the sandbox, once.

@@ -61,7 +61,7 @@ type instance struct {
 	client client
 	phases []phase // of its start
 	// size is what a pod's VM would get now.
-	size func(sandbox.Config) (vcpus uint32, memoryBytes uint64, err error)
+	size func(sandbox.Config) (vcpus uint32, memoryBytes uint64)
 	// bundle has the guest's console while it runs. whole tells where all of it is going to be when the VM has not ended as it
 	// should.
 	bundle bundle.Dir
@@ -96,10 +96,7 @@ func (i *instance) Refresh(ctx context.Context) error {
 
 // Resize gives the VM what the pod's resources come to. One of an older shim keeps what it has.
 func (i *instance) Resize(ctx context.Context, cfg sandbox.Config) error {
-	vcpus, memory, err := i.size(cfg)
-	if err != nil {
-		return err
-	}
+	vcpus, memory := i.size(cfg)
 	if i.has(shimv1.FeatureResize) {
 		return i.client.ResizeVM(ctx, vcpus, memory)
 	}

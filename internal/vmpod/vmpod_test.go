@@ -252,7 +252,7 @@ func TestResize(t *testing.T) {
 // TestMemoryRoom: a VM can grow whose pod has a limit, or where the configuration says so.
 func TestMemoryRoom(t *testing.T) {
 	limited := sandbox.Config{Resources: sandbox.Resources{MemoryLimit: 1 << 20}}
-	most := machine{bounds: bounds{vcpus: 1, memory: 1 << 40}}
+	most := machine{bounds: bounds{vcpus: 1, memory: 1 << 40, host: 1}}
 	for _, c := range []struct {
 		cfg       sandbox.Config
 		mib, want uint64
@@ -264,10 +264,7 @@ func TestMemoryRoom(t *testing.T) {
 		var vm config.VM
 		vm.MemoryMiB, vm.MaxMemoryMiB = 256, c.mib
 		m := most
-		var err error
-		if m.vcpus, m.memory, err = size(c.cfg, vm, most.bounds); err != nil {
-			t.Fatal(err)
-		}
+		m.vcpus, m.memory = size(c.cfg, vm, most.bounds)
 		if got := sandboxOptions(c.cfg, vm, m).Vm.MaxMemoryBytes; got != c.want {
 			t.Errorf("%+v: %d, want %d", c, got, c.want)
 		}
@@ -514,18 +511,30 @@ func TestSize(t *testing.T) {
 		{"more memory than the host", sandbox.Resources{MemoryLimit: 1 << 50}, sandbox.Resources{}, 2, 4096 * mib},
 		{"unlimited", sandbox.Resources{CPUQuota: -1, CPUPeriod: 100000, MemoryLimit: -1}, sandbox.Resources{}, 2, 256 * mib},
 	} {
-		vcpus, memory, err := size(sandbox.Config{Resources: c.resources, Overhead: c.overhead}, vm, bounds{vcpus: 8, memory: 4096*mib + 1, host: 8})
-		if err != nil || vcpus != c.vcpus || memory != c.memory {
+		most := bounds{vcpus: 8, memory: 4096*mib + 1, host: 8}
+		vcpus, memory := size(sandbox.Config{Resources: c.resources, Overhead: c.overhead}, vm, most)
+		if err := most.check(vm, vcpus, memory); err != nil || vcpus != c.vcpus || memory != c.memory {
 			t.Errorf("%s: %d vcpus, %d bytes, %v, want %d, %d", c.name, vcpus, memory, err, c.vcpus, c.memory)
 		}
 	}
-	limits := sandbox.Config{Resources: cpu(100000 * 3), Overhead: cpu(1000)}
-	if _, _, err := size(limits, vm, bounds{vcpus: 2, host: 8}); !errdefs.IsResourceExhausted(err) {
-		t.Errorf("more than a VM has on a host that has more: %v", err)
-	}
-	vm.MaxVCPUs = 3
-	if _, _, err := size(limits, vm, bounds{vcpus: 3, host: 2}); !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "4 processors, and vm.max_vcpus allows 3") {
-		t.Errorf("more than is configured: %v", err)
+	limits := sandbox.Config{Resources: cpu(100000 * 3), Overhead: cpu(1000)} // 4 processors
+	for _, c := range []struct {
+		name       string
+		configured uint32
+		most       bounds
+		vcpus      uint32
+		refusal    string
+	}{
+		{"more than a VM has on a host that has more", 0, bounds{vcpus: 3, host: 8}, 4, "a virtual machine has 3"},
+		{"more than is configured", 3, bounds{vcpus: 3, host: 2}, 4, "4 processors, and vm.max_vcpus allows 3"},
+		{"as much as is configured, and more than the host has", 4, bounds{vcpus: 4, host: 2}, 4, ""},
+	} {
+		vm.MaxVCPUs = c.configured
+		vcpus, memory := size(limits, vm, c.most)
+		err := c.most.check(vm, vcpus, memory)
+		if vcpus != c.vcpus || c.refusal == "" && err != nil || c.refusal != "" && (!errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), c.refusal)) {
+			t.Errorf("%s: %d, %v", c.name, vcpus, err)
+		}
 	}
 }
 

@@ -430,36 +430,38 @@ func TestCgroupOfVM(t *testing.T) {
 	d.nothing("after the VM")
 }
 
+// limitMemory leaves a group so much room beyond what it uses. Where it has no memory controller of its own it is the group above it
+// that is limited, as the kubelet does with a pod's.
+func limitMemory(t *testing.T, group string, room int) {
+	t.Helper()
+	root, used, limit := "/sys/fs/cgroup/memory", "memory.usage_in_bytes", "memory.limit_in_bytes"
+	if cgroupV2() {
+		root, used, limit = "/sys/fs/cgroup", "memory.current", "memory.max"
+		group = filepath.Dir(group)
+		if err := os.WriteFile(filepath.Join(root, filepath.Dir(group), "cgroup.subtree_control"), []byte("+memory"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile(filepath.Join(root, group, used))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, group, limit), fmt.Append(nil, n+room), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestVMOutOfMemory: when the memory of a VM's cgroup is used up, pod and containers say so.
 func TestVMOutOfMemory(t *testing.T) {
 	d := startDaemon(t, "")
 	d.pull(testImage)
 	pod, config := d.runPod("hungry", nil)
 	id := d.launch(pod, config, shell("main", forever))
-	group := d.scope.Cgroup + "/pistis-" + pod
-	if d.systemdCgroups() {
-		group = d.scope.Cgroup + ".slice/pistis-" + pod + ".scope"
-	}
-	limited := false
-	for dir, names := range map[string][2]string{
-		"/sys/fs/cgroup/memory": {"memory.usage_in_bytes", "memory.limit_in_bytes"}, "/sys/fs/cgroup": {"memory.current", "memory.max"},
-	} {
-		text, err := os.ReadFile(filepath.Join(dir, group, names[0]))
-		if err != nil {
-			continue
-		}
-		used, err := strconv.Atoi(strings.TrimSpace(string(text)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, group, names[1]), fmt.Append(nil, used+16<<20), 0); err != nil {
-			t.Fatal(err)
-		}
-		limited = true
-	}
-	if !limited {
-		t.Fatalf("no memory controller has %s", group)
-	}
+	limitMemory(t, groupsOf(t, d.info(pod)["vmmPid"])[0], 16<<20)
 	// It does not return: the VM is killed.
 	_, _ = d.ExecSync(d.call(), &runtime.ExecSyncRequest{ContainerId: id, Cmd: []string{"dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"}})
 	status := d.wait(id)
