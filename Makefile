@@ -15,9 +15,6 @@ export PATH := $(CURDIR)/.cache/go/bin:$(PATH)
 export CGO_ENABLED := 0
 LDFLAGS := -s -w -X github.com/pistis-run/pistis/internal/version.Version=$(VERSION)
 
-# What NRI's library has for plugins in WebAssembly is left out: decision 11.
-TAGS := nri_no_wasm
-
 COMMANDS := pistisd pistis pistis-monitor containerd-shim-pistis-v2
 
 .PHONY: all build guest tools run test fuzz bench soak conformance lab lab-test lab-host-test generate install setup clean
@@ -29,7 +26,7 @@ setup:
 build: setup
 	@echo "building the commands"
 	@mkdir -p $(BIN)
-	@go build -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(COMMANDS))
+	@go build -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(COMMANDS))
 
 # The guest: agent, static runc, kernel from the distribution's package, initrd.
 guest: build
