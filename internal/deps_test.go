@@ -146,18 +146,18 @@ func layers() [][]string {
 	return [][]string{
 		{ // contracts, vocabulary and leaves
 			"api/...", "internal/cleanup", "internal/config", "internal/debian", "internal/event", "internal/failpoint",
-			"internal/hypervisor", "internal/lifecycle", "internal/logfields", "internal/oci", "internal/reaper",
+			"internal/hostmount", "internal/hypervisor", "internal/lifecycle", "internal/logfields", "internal/oci", "internal/reaper",
 			"internal/rtnl", "internal/span", "internal/steps/...", "internal/stats", "internal/stdio", "internal/store", "internal/task", "internal/transport", "internal/version",
 		},
 		{ // mechanisms: each does one thing, and knows no pods
 			"internal/agent/...", "internal/agentclient", "internal/bundle",
 			"internal/cgroup", "internal/guestimage", "internal/hypervisor/cloudhypervisor", "internal/hypervisor/drivers", "internal/hypervisor/kvmprobe",
 			"internal/hypervisor/firecracker", "internal/hypervisor/qemu/...", "internal/hypervisor/vmm", "internal/image/...", "internal/network/...",
-			"internal/rootfs", "internal/runc", "internal/share", "internal/shim/limits", "internal/signature", "internal/snapshot",
+			"internal/rootfs", "internal/runc", "internal/share/...", "internal/shim/limits", "internal/signature", "internal/snapshot",
 			"internal/systemd", "internal/telemetry", "internal/userdb",
 		},
 		{ // one pod, and how the daemon reaches it
-			"internal/monitor", "internal/shimclient", "internal/taskshim", "internal/vm",
+			"internal/monitor", "internal/shim/volumes", "internal/shimclient", "internal/taskshim", "internal/vm",
 		},
 		{ // all pods
 			"internal/container", "internal/hostpod", "internal/nri", "internal/podfiles", "internal/sandbox", "internal/vmpod",

@@ -143,7 +143,7 @@ func (e *engine) openManagers(cfg config.NRI, volumes imageVolumes, counts *tele
 	pods := sandbox.Options{
 		Dir: e.paths.sandboxRecords(), NetNSDir: e.paths.netns(),
 		NetNS:   sandbox.NetNS{Create: netns.Create, CreateOwned: createOwned, Remove: netns.Remove, List: netns.List, UserNS: netns.UserNS},
-		Network: e.network, Launchers: e.handlers.launchers, Events: e.events, Swept: counts.Leak, Log: log,
+		Network: e.network, Launchers: e.handlers.launchers, Kinds: kinds{e.handlers.cfg.Handlers, e.paths}, Events: e.events, Swept: counts.Leak, Log: log,
 	}
 	containers := container.Options{
 		Dir: e.paths.containerRecords(), BundleDir: e.paths.bundles(), Images: e.images,

@@ -152,11 +152,11 @@ func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *root
 	if h.groups, err = newGroups(cfg); err != nil {
 		return nil, err
 	}
-	dirs := []string{p.pods()}
-	for name := range cfg.Handlers {
-		dirs = append(dirs, filepath.Join(p.hostPods(), name))
+	pods, err := podsOf(p)
+	if err != nil {
+		return nil, fmt.Errorf("daemon: %w", err)
 	}
-	if err := h.groups.settle(p.state, dirs...); err != nil {
+	if err := h.groups.settle(p.state, pods); err != nil {
 		return nil, err
 	}
 	for name, handler := range cfg.Handlers {

@@ -143,7 +143,8 @@ func TestUpdateResources(t *testing.T) {
 	}
 }
 
-// TestStopCutsResize: who ends a pod does not wait for a guest that does not follow.
+// TestStopCutsResize: who ends a pod does not wait for a guest that does not follow. Nobody is told of a size before it is so, not
+// by a daemon either that starts after another has ended in the middle.
 func TestStopCutsResize(t *testing.T) {
 	for name, end := range map[string]func(*Manager, string) error{
 		"stop":   func(m *Manager, id string) error { return m.Stop(t.Context(), id) },
@@ -151,7 +152,8 @@ func TestStopCutsResize(t *testing.T) {
 	} {
 		w := newWorld()
 		w.stuck = make(chan struct{})
-		m := newManager(t, w, t.TempDir())
+		dir := t.TempDir()
+		m := newManager(t, w, dir)
 		id, err := m.Run(t.Context(), podConfig("a"))
 		if err != nil {
 			t.Fatal(err)
@@ -159,6 +161,15 @@ func TestStopCutsResize(t *testing.T) {
 		resized := make(chan error)
 		go func() { resized <- m.UpdateResources(t.Context(), id, nil, &Resources{MemoryLimit: 20}) }()
 		<-w.stuck
+		again := newManager(t, w, dir)
+		if err := again.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range []*Manager{m, again} {
+			if s, err := m.Status(t.Context(), id); err != nil || s.Config.Resources.MemoryLimit == 20 {
+				t.Errorf("%s: %+v, %v", name, s.Config.Resources, err)
+			}
+		}
 		if err := end(m, id); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -206,6 +217,65 @@ func TestEmptyRecords(t *testing.T) {
 	}
 	if _, err := again.Run(t.Context(), podConfig("b")); err != nil {
 		t.Errorf("its name: %v", err)
+	}
+}
+
+// otherKinds are handlers that have become others.
+type otherKinds struct{ kind string }
+
+func (k otherKinds) Of(string) string { return k.kind }
+
+func (k otherKinds) Check(id, handler, kind string) error {
+	if kind == k.kind {
+		return nil
+	}
+	return fmt.Errorf("pod %s was made by handler %s as %s: %w", id, handler, kind, errdefs.ErrFailedPrecondition)
+}
+
+// TestHandlerOfAnotherKind: nothing is touched of a sandbox that its handler cannot end any more.
+func TestHandlerOfAnotherKind(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	first := newManager(t, w, dir)
+	first.kinds = otherKinds{"microvm"}
+	id, err := first.Run(t.Context(), podConfig("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := w.left()
+	again := newManager(t, w, dir)
+	again.kinds = otherKinds{"oci"}
+	if err := again.Recover(t.Context()); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), id) || !strings.Contains(err.Error(), "microvm") {
+		t.Errorf("another kind: %v", err)
+	}
+	if left := w.left(); !slices.Equal(left, before) {
+		t.Errorf("left %v, want %v", left, before)
+	}
+	back := newManager(t, w, dir)
+	back.kinds = otherKinds{"microvm"}
+	if err := back.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := back.Status(t.Context(), id); err != nil || s.State != Ready {
+		t.Errorf("set back: %v, %v", s.State, err)
+	}
+}
+
+// TestKindOfAnOlderRecord: a sandbox that an older daemon has made is of the kind that it was first found running as.
+func TestKindOfAnOlderRecord(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	id, err := newManager(t, w, dir).Run(t.Context(), podConfig("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := newManager(t, w, dir)
+	found.kinds = otherKinds{"microvm"}
+	if err := found.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	again := newManager(t, w, dir)
+	again.kinds = otherKinds{"oci"}
+	if err := again.Recover(t.Context()); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), id) {
+		t.Errorf("another kind: %v", err)
 	}
 }
 

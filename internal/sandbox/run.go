@@ -33,7 +33,7 @@ func (m *Manager) Run(ctx context.Context, cfg Config) (id string, err error) {
 	if err := m.names.Reserve(cfg.name(), id); err != nil {
 		return "", err
 	}
-	sb := newSandbox(record{ID: id, Config: cfg, State: Creating, Created: time.Now()})
+	sb := newSandbox(record{ID: id, Config: cfg, State: Creating, Created: time.Now(), Kind: m.kinds.Of(cfg.Handler)})
 	release, err := sb.claim.Acquire(ctx)
 	if err != nil {
 		m.names.Release(cfg.name(), id)

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agentclient"
@@ -100,12 +99,6 @@ func (v *VM) ReleaseDisks(ctx context.Context, disks []Disk, free []*agentv1.Dis
 	return v.disks.detach(ctx, free)
 }
 
-// SyncClock gives the guest the host's time. It is for the moments after which the guest's clock is wrong: it was
-// paused, or the host's clock was set.
-func (v *VM) SyncClock(ctx context.Context) error {
-	return v.agent.SetClock(ctx, &agentv1.SetClockRequest{Clock: timestamppb.Now()})
-}
-
 // Stop takes the VM down: the agent is told to power off, then the VMM to quit, and when ctx ends it is killed. It
 // returns when the VM is gone, which is soon after ctx's end at the latest. It is idempotent.
 func (v *VM) Stop(ctx context.Context) error {
@@ -172,7 +165,7 @@ func (v *VM) supervise() {
 	var watch sync.WaitGroup
 	watch.Go(func() {
 		// Without it the guest's clock is only right from boot on; that is no reason to end a VM.
-		_ = watchClock(ctx, func() { _ = v.SyncClock(ctx) })
+		_ = v.keepClock(ctx)
 	})
 	select {
 	case <-v.machine.Done():

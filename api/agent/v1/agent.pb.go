@@ -10,6 +10,7 @@ import (
 	v1 "github.com/pistis-run/pistis/api/stats/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -69,7 +70,7 @@ func (x StdioStream_FD) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StdioStream_FD.Descriptor instead.
 func (StdioStream_FD) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41, 0}
+	return file_agent_proto_rawDescGZIP(), []int{44, 0}
 }
 
 type ShareChange_Kind int32
@@ -121,7 +122,7 @@ func (x ShareChange_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ShareChange_Kind.Descriptor instead.
 func (ShareChange_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44, 0}
+	return file_agent_proto_rawDescGZIP(), []int{47, 0}
 }
 
 type Empty struct {
@@ -945,6 +946,95 @@ func (x *SetClockRequest) GetClock() *timestamppb.Timestamp {
 	return nil
 }
 
+type AdjustClockRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// by is how much the clock is behind, at most a second; none leaves it alone.
+	By            *durationpb.Duration `protobuf:"bytes,1,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdjustClockRequest) Reset() {
+	*x = AdjustClockRequest{}
+	mi := &file_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdjustClockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdjustClockRequest) ProtoMessage() {}
+
+func (x *AdjustClockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdjustClockRequest.ProtoReflect.Descriptor instead.
+func (*AdjustClockRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *AdjustClockRequest) GetBy() *durationpb.Duration {
+	if x != nil {
+		return x.By
+	}
+	return nil
+}
+
+type AdjustClockResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Clock         *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=clock,proto3" json:"clock,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdjustClockResponse) Reset() {
+	*x = AdjustClockResponse{}
+	mi := &file_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdjustClockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdjustClockResponse) ProtoMessage() {}
+
+func (x *AdjustClockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdjustClockResponse.ProtoReflect.Descriptor instead.
+func (*AdjustClockResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *AdjustClockResponse) GetClock() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Clock
+	}
+	return nil
+}
+
 // User is how the container asked for its user. The agent resolves names in the merged root.
 type User struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -961,7 +1051,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -973,7 +1063,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -986,7 +1076,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *User) GetUser() string {
@@ -1028,7 +1118,7 @@ type ResolvedUser struct {
 
 func (x *ResolvedUser) Reset() {
 	*x = ResolvedUser{}
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1130,7 @@ func (x *ResolvedUser) String() string {
 func (*ResolvedUser) ProtoMessage() {}
 
 func (x *ResolvedUser) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1143,7 @@ func (x *ResolvedUser) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolvedUser.ProtoReflect.Descriptor instead.
 func (*ResolvedUser) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ResolvedUser) GetUid() uint32 {
@@ -1095,14 +1185,16 @@ type CreateContainerRequest struct {
 	// feature "memory-volumes".
 	Memory []*MemoryMount `protobuf:"bytes,7,rep,name=memory,proto3" json:"memory,omitempty"`
 	// devices are disks that the container gets as block devices. They are known to agents with the feature "block-devices".
-	Devices       []*BlockDevice `protobuf:"bytes,8,rep,name=devices,proto3" json:"devices,omitempty"`
+	Devices []*BlockDevice `protobuf:"bytes,8,rep,name=devices,proto3" json:"devices,omitempty"`
+	// share_parts are mounts of the spec whose source is in a share. They are known to agents with the feature "share-parts".
+	ShareParts    []*SharePart `protobuf:"bytes,9,rep,name=share_parts,json=shareParts,proto3" json:"share_parts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1206,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1219,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -1186,6 +1278,76 @@ func (x *CreateContainerRequest) GetDevices() []*BlockDevice {
 	return nil
 }
 
+func (x *CreateContainerRequest) GetShareParts() []*SharePart {
+	if x != nil {
+		return x.ShareParts
+	}
+	return nil
+}
+
+// SharePart gives a bind mount of the spec its source.
+type SharePart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// mount is the index in the spec's mounts.
+	Mount uint32 `protobuf:"varint,1,opt,name=mount,proto3" json:"mount,omitempty"`
+	Share string `protobuf:"bytes,2,opt,name=share,proto3" json:"share,omitempty"`
+	// path is below the share's root. No symbolic link is followed.
+	Path          string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SharePart) Reset() {
+	*x = SharePart{}
+	mi := &file_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SharePart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SharePart) ProtoMessage() {}
+
+func (x *SharePart) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SharePart.ProtoReflect.Descriptor instead.
+func (*SharePart) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *SharePart) GetMount() uint32 {
+	if x != nil {
+		return x.Mount
+	}
+	return 0
+}
+
+func (x *SharePart) GetShare() string {
+	if x != nil {
+		return x.Share
+	}
+	return ""
+}
+
+func (x *SharePart) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
 // MemoryMount gives a bind mount of the spec its source. A volume is a tmpfs that is made for the first mount that names
 // it, is shared by all containers of the pod, and lives as long as the sandbox.
 type MemoryMount struct {
@@ -1208,7 +1370,7 @@ type MemoryMount struct {
 
 func (x *MemoryMount) Reset() {
 	*x = MemoryMount{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1220,7 +1382,7 @@ func (x *MemoryMount) String() string {
 func (*MemoryMount) ProtoMessage() {}
 
 func (x *MemoryMount) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1233,7 +1395,7 @@ func (x *MemoryMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryMount.ProtoReflect.Descriptor instead.
 func (*MemoryMount) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *MemoryMount) GetMount() uint32 {
@@ -1302,7 +1464,7 @@ type BlockDevice struct {
 
 func (x *BlockDevice) Reset() {
 	*x = BlockDevice{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1314,7 +1476,7 @@ func (x *BlockDevice) String() string {
 func (*BlockDevice) ProtoMessage() {}
 
 func (x *BlockDevice) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1327,7 +1489,7 @@ func (x *BlockDevice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockDevice.ProtoReflect.Descriptor instead.
 func (*BlockDevice) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *BlockDevice) GetDisk() *DiskAddress {
@@ -1387,7 +1549,7 @@ type PIDNamespace struct {
 
 func (x *PIDNamespace) Reset() {
 	*x = PIDNamespace{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1561,7 @@ func (x *PIDNamespace) String() string {
 func (*PIDNamespace) ProtoMessage() {}
 
 func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1574,7 @@ func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PIDNamespace.ProtoReflect.Descriptor instead.
 func (*PIDNamespace) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PIDNamespace) GetOf() isPIDNamespace_Of {
@@ -1469,7 +1631,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1643,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1656,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CreateContainerResponse) GetPid() uint32 {
@@ -1525,7 +1687,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1699,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1712,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExecRequest) GetContainer() string {
@@ -1599,7 +1761,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1773,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1786,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StartRequest) GetContainer() string {
@@ -1650,7 +1812,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1662,7 +1824,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1675,7 +1837,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StartResponse) GetPid() uint32 {
@@ -1698,7 +1860,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1710,7 +1872,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1723,7 +1885,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -1764,7 +1926,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +1938,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +1951,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WaitRequest) GetContainer() string {
@@ -1820,7 +1982,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1832,7 +1994,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1845,7 +2007,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WaitResponse) GetCode() uint32 {
@@ -1886,7 +2048,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1898,7 +2060,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1911,7 +2073,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeleteRequest) GetContainer() string {
@@ -1938,7 +2100,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1950,7 +2112,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1963,7 +2125,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DeleteResponse) GetDisks() []*DiskAddress {
@@ -1985,7 +2147,7 @@ type ResizeTerminalRequest struct {
 
 func (x *ResizeTerminalRequest) Reset() {
 	*x = ResizeTerminalRequest{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1997,7 +2159,7 @@ func (x *ResizeTerminalRequest) String() string {
 func (*ResizeTerminalRequest) ProtoMessage() {}
 
 func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2010,7 +2172,7 @@ func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ResizeTerminalRequest) GetContainer() string {
@@ -2050,7 +2212,7 @@ type ContainerRequest struct {
 
 func (x *ContainerRequest) Reset() {
 	*x = ContainerRequest{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2062,7 +2224,7 @@ func (x *ContainerRequest) String() string {
 func (*ContainerRequest) ProtoMessage() {}
 
 func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2075,7 +2237,7 @@ func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerRequest.ProtoReflect.Descriptor instead.
 func (*ContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ContainerRequest) GetContainer() string {
@@ -2094,7 +2256,7 @@ type PidsRequest struct {
 
 func (x *PidsRequest) Reset() {
 	*x = PidsRequest{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2268,7 @@ func (x *PidsRequest) String() string {
 func (*PidsRequest) ProtoMessage() {}
 
 func (x *PidsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2281,7 @@ func (x *PidsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsRequest.ProtoReflect.Descriptor instead.
 func (*PidsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PidsRequest) GetContainer() string {
@@ -2138,7 +2300,7 @@ type PidsResponse struct {
 
 func (x *PidsResponse) Reset() {
 	*x = PidsResponse{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2150,7 +2312,7 @@ func (x *PidsResponse) String() string {
 func (*PidsResponse) ProtoMessage() {}
 
 func (x *PidsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2163,7 +2325,7 @@ func (x *PidsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsResponse.ProtoReflect.Descriptor instead.
 func (*PidsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PidsResponse) GetPids() []*Pid {
@@ -2184,7 +2346,7 @@ type Pid struct {
 
 func (x *Pid) Reset() {
 	*x = Pid{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2196,7 +2358,7 @@ func (x *Pid) String() string {
 func (*Pid) ProtoMessage() {}
 
 func (x *Pid) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2209,7 +2371,7 @@ func (x *Pid) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pid.ProtoReflect.Descriptor instead.
 func (*Pid) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Pid) GetPid() uint32 {
@@ -2237,7 +2399,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2249,7 +2411,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2262,7 +2424,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UpdateRequest) GetContainer() string {
@@ -2288,7 +2450,7 @@ type RemoveShareRequest struct {
 
 func (x *RemoveShareRequest) Reset() {
 	*x = RemoveShareRequest{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2300,7 +2462,7 @@ func (x *RemoveShareRequest) String() string {
 func (*RemoveShareRequest) ProtoMessage() {}
 
 func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2313,7 +2475,7 @@ func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveShareRequest.ProtoReflect.Descriptor instead.
 func (*RemoveShareRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RemoveShareRequest) GetId() string {
@@ -2333,7 +2495,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2345,7 +2507,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2358,7 +2520,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ResizeRequest) GetVcpus() uint32 {
@@ -2380,7 +2542,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2392,7 +2554,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2405,7 +2567,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ResizeResponse) GetVcpus() uint32 {
@@ -2432,7 +2594,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2444,7 +2606,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2457,7 +2619,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StatsRequest) GetContainers() []string {
@@ -2484,7 +2646,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2496,7 +2658,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2509,7 +2671,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StatsResponse) GetContainers() []*ContainerStats {
@@ -2582,7 +2744,7 @@ type ContainerStats struct {
 
 func (x *ContainerStats) Reset() {
 	*x = ContainerStats{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2594,7 +2756,7 @@ func (x *ContainerStats) String() string {
 func (*ContainerStats) ProtoMessage() {}
 
 func (x *ContainerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2607,7 +2769,7 @@ func (x *ContainerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStats.ProtoReflect.Descriptor instead.
 func (*ContainerStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ContainerStats) GetId() string {
@@ -2683,7 +2845,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2695,7 +2857,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2708,7 +2870,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -2740,7 +2902,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +2914,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +2927,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StreamHeader) GetKind() isStreamHeader_Kind {
@@ -2838,7 +3000,7 @@ type StdioStream struct {
 
 func (x *StdioStream) Reset() {
 	*x = StdioStream{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2850,7 +3012,7 @@ func (x *StdioStream) String() string {
 func (*StdioStream) ProtoMessage() {}
 
 func (x *StdioStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2863,7 +3025,7 @@ func (x *StdioStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdioStream.ProtoReflect.Descriptor instead.
 func (*StdioStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StdioStream) GetContainer() string {
@@ -2900,7 +3062,7 @@ type DialStream struct {
 
 func (x *DialStream) Reset() {
 	*x = DialStream{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2912,7 +3074,7 @@ func (x *DialStream) String() string {
 func (*DialStream) ProtoMessage() {}
 
 func (x *DialStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2925,7 +3087,7 @@ func (x *DialStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialStream.ProtoReflect.Descriptor instead.
 func (*DialStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DialStream) GetNetwork() string {
@@ -2956,7 +3118,7 @@ type ShareStream struct {
 
 func (x *ShareStream) Reset() {
 	*x = ShareStream{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2968,7 +3130,7 @@ func (x *ShareStream) String() string {
 func (*ShareStream) ProtoMessage() {}
 
 func (x *ShareStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2981,7 +3143,7 @@ func (x *ShareStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareStream.ProtoReflect.Descriptor instead.
 func (*ShareStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ShareStream) GetId() string {
@@ -3017,7 +3179,7 @@ type ShareChange struct {
 
 func (x *ShareChange) Reset() {
 	*x = ShareChange{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3029,7 +3191,7 @@ func (x *ShareChange) String() string {
 func (*ShareChange) ProtoMessage() {}
 
 func (x *ShareChange) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3042,7 +3204,7 @@ func (x *ShareChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareChange.ProtoReflect.Descriptor instead.
 func (*ShareChange) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ShareChange) GetKind() ShareChange_Kind {
@@ -3085,7 +3247,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3097,7 +3259,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3110,7 +3272,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StreamReply) GetError() string {
@@ -3131,7 +3293,7 @@ var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
 	"\n" +
-	"\vagent.proto\x12\x0fpistis.agent.v1\x1a\x18api/stats/v1/stats.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\a\n" +
+	"\vagent.proto\x12\x0fpistis.agent.v1\x1a\x18api/stats/v1/stats.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\a\n" +
 	"\x05Empty\"(\n" +
 	"\fHelloRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\"\x9f\x01\n" +
@@ -3195,6 +3357,10 @@ const file_agent_proto_rawDesc = "" +
 	"\x14UpdateNetworkRequest\x122\n" +
 	"\anetwork\x18\x01 \x01(\v2\x18.pistis.agent.v1.NetworkR\anetwork\"C\n" +
 	"\x0fSetClockRequest\x120\n" +
+	"\x05clock\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05clock\"?\n" +
+	"\x12AdjustClockRequest\x12)\n" +
+	"\x02by\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x02by\"G\n" +
+	"\x13AdjustClockResponse\x120\n" +
 	"\x05clock\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05clock\"\x82\x01\n" +
 	"\x04User\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x15\n" +
@@ -3205,7 +3371,7 @@ const file_agent_proto_rawDesc = "" +
 	"\fResolvedUser\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x02 \x01(\rR\x03gid\x12'\n" +
-	"\x0fadditional_gids\x18\x03 \x03(\rR\x0eadditionalGids\"\xe5\x02\n" +
+	"\x0fadditional_gids\x18\x03 \x03(\rR\x0eadditionalGids\"\xa2\x03\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x124\n" +
@@ -3214,7 +3380,13 @@ const file_agent_proto_rawDesc = "" +
 	"\x05stdin\x18\x05 \x01(\bR\x05stdin\x12B\n" +
 	"\rpid_namespace\x18\x06 \x01(\v2\x1d.pistis.agent.v1.PIDNamespaceR\fpidNamespace\x124\n" +
 	"\x06memory\x18\a \x03(\v2\x1c.pistis.agent.v1.MemoryMountR\x06memory\x126\n" +
-	"\adevices\x18\b \x03(\v2\x1c.pistis.agent.v1.BlockDeviceR\adevices\"\xa6\x01\n" +
+	"\adevices\x18\b \x03(\v2\x1c.pistis.agent.v1.BlockDeviceR\adevices\x12;\n" +
+	"\vshare_parts\x18\t \x03(\v2\x1a.pistis.agent.v1.SharePartR\n" +
+	"shareParts\"K\n" +
+	"\tSharePart\x12\x14\n" +
+	"\x05mount\x18\x01 \x01(\rR\x05mount\x12\x14\n" +
+	"\x05share\x18\x02 \x01(\tR\x05share\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\"\xa6\x01\n" +
 	"\vMemoryMount\x12\x14\n" +
 	"\x05mount\x18\x01 \x01(\rR\x05mount\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x1d\n" +
@@ -3358,12 +3530,13 @@ const file_agent_proto_rawDesc = "" +
 	"\x06REMOVE\x10\x02\"7\n" +
 	"\vStreamReply\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\x12\x12\n" +
-	"\x04code\x18\x02 \x01(\rR\x04code2\x89\v\n" +
+	"\x04code\x18\x02 \x01(\rR\x04code2\xe3\v\n" +
 	"\x05Agent\x12F\n" +
 	"\x05Hello\x12\x1d.pistis.agent.v1.HelloRequest\x1a\x1e.pistis.agent.v1.HelloResponse\x12g\n" +
 	"\x10ConfigureSandbox\x12(.pistis.agent.v1.ConfigureSandboxRequest\x1a).pistis.agent.v1.ConfigureSandboxResponse\x12N\n" +
 	"\rUpdateNetwork\x12%.pistis.agent.v1.UpdateNetworkRequest\x1a\x16.pistis.agent.v1.Empty\x12D\n" +
-	"\bSetClock\x12 .pistis.agent.v1.SetClockRequest\x1a\x16.pistis.agent.v1.Empty\x12d\n" +
+	"\bSetClock\x12 .pistis.agent.v1.SetClockRequest\x1a\x16.pistis.agent.v1.Empty\x12X\n" +
+	"\vAdjustClock\x12#.pistis.agent.v1.AdjustClockRequest\x1a$.pistis.agent.v1.AdjustClockResponse\x12d\n" +
 	"\x0fCreateContainer\x12'.pistis.agent.v1.CreateContainerRequest\x1a(.pistis.agent.v1.CreateContainerResponse\x12<\n" +
 	"\x04Exec\x12\x1c.pistis.agent.v1.ExecRequest\x1a\x16.pistis.agent.v1.Empty\x12F\n" +
 	"\x05Start\x12\x1d.pistis.agent.v1.StartRequest\x1a\x1e.pistis.agent.v1.StartResponse\x12@\n" +
@@ -3393,7 +3566,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_agent_proto_goTypes = []any{
 	(StdioStream_FD)(0),              // 0: pistis.agent.v1.StdioStream.FD
 	(ShareChange_Kind)(0),            // 1: pistis.agent.v1.ShareChange.Kind
@@ -3409,130 +3582,139 @@ var file_agent_proto_goTypes = []any{
 	(*ConfigureSandboxResponse)(nil), // 11: pistis.agent.v1.ConfigureSandboxResponse
 	(*UpdateNetworkRequest)(nil),     // 12: pistis.agent.v1.UpdateNetworkRequest
 	(*SetClockRequest)(nil),          // 13: pistis.agent.v1.SetClockRequest
-	(*User)(nil),                     // 14: pistis.agent.v1.User
-	(*ResolvedUser)(nil),             // 15: pistis.agent.v1.ResolvedUser
-	(*CreateContainerRequest)(nil),   // 16: pistis.agent.v1.CreateContainerRequest
-	(*MemoryMount)(nil),              // 17: pistis.agent.v1.MemoryMount
-	(*BlockDevice)(nil),              // 18: pistis.agent.v1.BlockDevice
-	(*PIDNamespace)(nil),             // 19: pistis.agent.v1.PIDNamespace
-	(*CreateContainerResponse)(nil),  // 20: pistis.agent.v1.CreateContainerResponse
-	(*ExecRequest)(nil),              // 21: pistis.agent.v1.ExecRequest
-	(*StartRequest)(nil),             // 22: pistis.agent.v1.StartRequest
-	(*StartResponse)(nil),            // 23: pistis.agent.v1.StartResponse
-	(*SignalRequest)(nil),            // 24: pistis.agent.v1.SignalRequest
-	(*WaitRequest)(nil),              // 25: pistis.agent.v1.WaitRequest
-	(*WaitResponse)(nil),             // 26: pistis.agent.v1.WaitResponse
-	(*DeleteRequest)(nil),            // 27: pistis.agent.v1.DeleteRequest
-	(*DeleteResponse)(nil),           // 28: pistis.agent.v1.DeleteResponse
-	(*ResizeTerminalRequest)(nil),    // 29: pistis.agent.v1.ResizeTerminalRequest
-	(*ContainerRequest)(nil),         // 30: pistis.agent.v1.ContainerRequest
-	(*PidsRequest)(nil),              // 31: pistis.agent.v1.PidsRequest
-	(*PidsResponse)(nil),             // 32: pistis.agent.v1.PidsResponse
-	(*Pid)(nil),                      // 33: pistis.agent.v1.Pid
-	(*UpdateRequest)(nil),            // 34: pistis.agent.v1.UpdateRequest
-	(*RemoveShareRequest)(nil),       // 35: pistis.agent.v1.RemoveShareRequest
-	(*ResizeRequest)(nil),            // 36: pistis.agent.v1.ResizeRequest
-	(*ResizeResponse)(nil),           // 37: pistis.agent.v1.ResizeResponse
-	(*StatsRequest)(nil),             // 38: pistis.agent.v1.StatsRequest
-	(*StatsResponse)(nil),            // 39: pistis.agent.v1.StatsResponse
-	(*ContainerStats)(nil),           // 40: pistis.agent.v1.ContainerStats
-	(*PidsStats)(nil),                // 41: pistis.agent.v1.PidsStats
-	(*StreamHeader)(nil),             // 42: pistis.agent.v1.StreamHeader
-	(*StdioStream)(nil),              // 43: pistis.agent.v1.StdioStream
-	(*DialStream)(nil),               // 44: pistis.agent.v1.DialStream
-	(*ShareStream)(nil),              // 45: pistis.agent.v1.ShareStream
-	(*ShareChange)(nil),              // 46: pistis.agent.v1.ShareChange
-	(*StreamReply)(nil),              // 47: pistis.agent.v1.StreamReply
-	nil,                              // 48: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	(*timestamppb.Timestamp)(nil),    // 49: google.protobuf.Timestamp
-	(*v1.InterfaceStats)(nil),        // 50: pistis.stats.v1.InterfaceStats
-	(*v1.CPUStats)(nil),              // 51: pistis.stats.v1.CPUStats
-	(*v1.MemoryStats)(nil),           // 52: pistis.stats.v1.MemoryStats
-	(*v1.FileSystem)(nil),            // 53: pistis.stats.v1.FileSystem
-	(*v1.PSI)(nil),                   // 54: pistis.stats.v1.PSI
-	(*v1.IOStats)(nil),               // 55: pistis.stats.v1.IOStats
+	(*AdjustClockRequest)(nil),       // 14: pistis.agent.v1.AdjustClockRequest
+	(*AdjustClockResponse)(nil),      // 15: pistis.agent.v1.AdjustClockResponse
+	(*User)(nil),                     // 16: pistis.agent.v1.User
+	(*ResolvedUser)(nil),             // 17: pistis.agent.v1.ResolvedUser
+	(*CreateContainerRequest)(nil),   // 18: pistis.agent.v1.CreateContainerRequest
+	(*SharePart)(nil),                // 19: pistis.agent.v1.SharePart
+	(*MemoryMount)(nil),              // 20: pistis.agent.v1.MemoryMount
+	(*BlockDevice)(nil),              // 21: pistis.agent.v1.BlockDevice
+	(*PIDNamespace)(nil),             // 22: pistis.agent.v1.PIDNamespace
+	(*CreateContainerResponse)(nil),  // 23: pistis.agent.v1.CreateContainerResponse
+	(*ExecRequest)(nil),              // 24: pistis.agent.v1.ExecRequest
+	(*StartRequest)(nil),             // 25: pistis.agent.v1.StartRequest
+	(*StartResponse)(nil),            // 26: pistis.agent.v1.StartResponse
+	(*SignalRequest)(nil),            // 27: pistis.agent.v1.SignalRequest
+	(*WaitRequest)(nil),              // 28: pistis.agent.v1.WaitRequest
+	(*WaitResponse)(nil),             // 29: pistis.agent.v1.WaitResponse
+	(*DeleteRequest)(nil),            // 30: pistis.agent.v1.DeleteRequest
+	(*DeleteResponse)(nil),           // 31: pistis.agent.v1.DeleteResponse
+	(*ResizeTerminalRequest)(nil),    // 32: pistis.agent.v1.ResizeTerminalRequest
+	(*ContainerRequest)(nil),         // 33: pistis.agent.v1.ContainerRequest
+	(*PidsRequest)(nil),              // 34: pistis.agent.v1.PidsRequest
+	(*PidsResponse)(nil),             // 35: pistis.agent.v1.PidsResponse
+	(*Pid)(nil),                      // 36: pistis.agent.v1.Pid
+	(*UpdateRequest)(nil),            // 37: pistis.agent.v1.UpdateRequest
+	(*RemoveShareRequest)(nil),       // 38: pistis.agent.v1.RemoveShareRequest
+	(*ResizeRequest)(nil),            // 39: pistis.agent.v1.ResizeRequest
+	(*ResizeResponse)(nil),           // 40: pistis.agent.v1.ResizeResponse
+	(*StatsRequest)(nil),             // 41: pistis.agent.v1.StatsRequest
+	(*StatsResponse)(nil),            // 42: pistis.agent.v1.StatsResponse
+	(*ContainerStats)(nil),           // 43: pistis.agent.v1.ContainerStats
+	(*PidsStats)(nil),                // 44: pistis.agent.v1.PidsStats
+	(*StreamHeader)(nil),             // 45: pistis.agent.v1.StreamHeader
+	(*StdioStream)(nil),              // 46: pistis.agent.v1.StdioStream
+	(*DialStream)(nil),               // 47: pistis.agent.v1.DialStream
+	(*ShareStream)(nil),              // 48: pistis.agent.v1.ShareStream
+	(*ShareChange)(nil),              // 49: pistis.agent.v1.ShareChange
+	(*StreamReply)(nil),              // 50: pistis.agent.v1.StreamReply
+	nil,                              // 51: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	(*timestamppb.Timestamp)(nil),    // 52: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 53: google.protobuf.Duration
+	(*v1.InterfaceStats)(nil),        // 54: pistis.stats.v1.InterfaceStats
+	(*v1.CPUStats)(nil),              // 55: pistis.stats.v1.CPUStats
+	(*v1.MemoryStats)(nil),           // 56: pistis.stats.v1.MemoryStats
+	(*v1.FileSystem)(nil),            // 57: pistis.stats.v1.FileSystem
+	(*v1.PSI)(nil),                   // 58: pistis.stats.v1.PSI
+	(*v1.IOStats)(nil),               // 59: pistis.stats.v1.IOStats
 }
 var file_agent_proto_depIdxs = []int32{
 	7,  // 0: pistis.agent.v1.Network.interfaces:type_name -> pistis.agent.v1.Interface
 	8,  // 1: pistis.agent.v1.Network.routes:type_name -> pistis.agent.v1.Route
 	9,  // 2: pistis.agent.v1.Network.neighbors:type_name -> pistis.agent.v1.Neighbor
 	6,  // 3: pistis.agent.v1.ConfigureSandboxRequest.network:type_name -> pistis.agent.v1.Network
-	48, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	49, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
+	51, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	52, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
 	5,  // 6: pistis.agent.v1.ConfigureSandboxRequest.scratch:type_name -> pistis.agent.v1.DiskAddress
 	5,  // 7: pistis.agent.v1.ConfigureSandboxRequest.modules:type_name -> pistis.agent.v1.DiskAddress
 	6,  // 8: pistis.agent.v1.UpdateNetworkRequest.network:type_name -> pistis.agent.v1.Network
-	49, // 9: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
-	5,  // 10: pistis.agent.v1.CreateContainerRequest.layers:type_name -> pistis.agent.v1.DiskAddress
-	14, // 11: pistis.agent.v1.CreateContainerRequest.user:type_name -> pistis.agent.v1.User
-	19, // 12: pistis.agent.v1.CreateContainerRequest.pid_namespace:type_name -> pistis.agent.v1.PIDNamespace
-	17, // 13: pistis.agent.v1.CreateContainerRequest.memory:type_name -> pistis.agent.v1.MemoryMount
-	18, // 14: pistis.agent.v1.CreateContainerRequest.devices:type_name -> pistis.agent.v1.BlockDevice
-	5,  // 15: pistis.agent.v1.BlockDevice.disk:type_name -> pistis.agent.v1.DiskAddress
-	15, // 16: pistis.agent.v1.CreateContainerResponse.user:type_name -> pistis.agent.v1.ResolvedUser
-	14, // 17: pistis.agent.v1.ExecRequest.user:type_name -> pistis.agent.v1.User
-	49, // 18: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
-	5,  // 19: pistis.agent.v1.DeleteResponse.disks:type_name -> pistis.agent.v1.DiskAddress
-	33, // 20: pistis.agent.v1.PidsResponse.pids:type_name -> pistis.agent.v1.Pid
-	40, // 21: pistis.agent.v1.StatsResponse.containers:type_name -> pistis.agent.v1.ContainerStats
-	50, // 22: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.stats.v1.InterfaceStats
-	51, // 23: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.stats.v1.CPUStats
-	52, // 24: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.stats.v1.MemoryStats
-	49, // 25: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
-	53, // 26: pistis.agent.v1.StatsResponse.writable:type_name -> pistis.stats.v1.FileSystem
-	54, // 27: pistis.agent.v1.StatsResponse.guest_io:type_name -> pistis.stats.v1.PSI
-	51, // 28: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.stats.v1.CPUStats
-	52, // 29: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.stats.v1.MemoryStats
-	41, // 30: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
-	55, // 31: pistis.agent.v1.ContainerStats.io:type_name -> pistis.stats.v1.IOStats
-	43, // 32: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
-	44, // 33: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
-	45, // 34: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
-	0,  // 35: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
-	1,  // 36: pistis.agent.v1.ShareChange.kind:type_name -> pistis.agent.v1.ShareChange.Kind
-	3,  // 37: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
-	10, // 38: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
-	12, // 39: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
-	13, // 40: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
-	16, // 41: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
-	21, // 42: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
-	22, // 43: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
-	24, // 44: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
-	25, // 45: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
-	27, // 46: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
-	29, // 47: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
-	31, // 48: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
-	30, // 49: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
-	30, // 50: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
-	34, // 51: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
-	38, // 52: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
-	35, // 53: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
-	36, // 54: pistis.agent.v1.Agent.Resize:input_type -> pistis.agent.v1.ResizeRequest
-	2,  // 55: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
-	4,  // 56: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
-	11, // 57: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
-	2,  // 58: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
-	2,  // 59: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
-	20, // 60: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
-	2,  // 61: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
-	23, // 62: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
-	2,  // 63: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
-	26, // 64: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
-	28, // 65: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
-	2,  // 66: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
-	32, // 67: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
-	2,  // 68: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
-	2,  // 69: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
-	2,  // 70: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
-	39, // 71: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
-	2,  // 72: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
-	37, // 73: pistis.agent.v1.Agent.Resize:output_type -> pistis.agent.v1.ResizeResponse
-	2,  // 74: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
-	56, // [56:75] is the sub-list for method output_type
-	37, // [37:56] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	52, // 9: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
+	53, // 10: pistis.agent.v1.AdjustClockRequest.by:type_name -> google.protobuf.Duration
+	52, // 11: pistis.agent.v1.AdjustClockResponse.clock:type_name -> google.protobuf.Timestamp
+	5,  // 12: pistis.agent.v1.CreateContainerRequest.layers:type_name -> pistis.agent.v1.DiskAddress
+	16, // 13: pistis.agent.v1.CreateContainerRequest.user:type_name -> pistis.agent.v1.User
+	22, // 14: pistis.agent.v1.CreateContainerRequest.pid_namespace:type_name -> pistis.agent.v1.PIDNamespace
+	20, // 15: pistis.agent.v1.CreateContainerRequest.memory:type_name -> pistis.agent.v1.MemoryMount
+	21, // 16: pistis.agent.v1.CreateContainerRequest.devices:type_name -> pistis.agent.v1.BlockDevice
+	19, // 17: pistis.agent.v1.CreateContainerRequest.share_parts:type_name -> pistis.agent.v1.SharePart
+	5,  // 18: pistis.agent.v1.BlockDevice.disk:type_name -> pistis.agent.v1.DiskAddress
+	17, // 19: pistis.agent.v1.CreateContainerResponse.user:type_name -> pistis.agent.v1.ResolvedUser
+	16, // 20: pistis.agent.v1.ExecRequest.user:type_name -> pistis.agent.v1.User
+	52, // 21: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
+	5,  // 22: pistis.agent.v1.DeleteResponse.disks:type_name -> pistis.agent.v1.DiskAddress
+	36, // 23: pistis.agent.v1.PidsResponse.pids:type_name -> pistis.agent.v1.Pid
+	43, // 24: pistis.agent.v1.StatsResponse.containers:type_name -> pistis.agent.v1.ContainerStats
+	54, // 25: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.stats.v1.InterfaceStats
+	55, // 26: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.stats.v1.CPUStats
+	56, // 27: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.stats.v1.MemoryStats
+	52, // 28: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
+	57, // 29: pistis.agent.v1.StatsResponse.writable:type_name -> pistis.stats.v1.FileSystem
+	58, // 30: pistis.agent.v1.StatsResponse.guest_io:type_name -> pistis.stats.v1.PSI
+	55, // 31: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.stats.v1.CPUStats
+	56, // 32: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.stats.v1.MemoryStats
+	44, // 33: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
+	59, // 34: pistis.agent.v1.ContainerStats.io:type_name -> pistis.stats.v1.IOStats
+	46, // 35: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
+	47, // 36: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
+	48, // 37: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
+	0,  // 38: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
+	1,  // 39: pistis.agent.v1.ShareChange.kind:type_name -> pistis.agent.v1.ShareChange.Kind
+	3,  // 40: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
+	10, // 41: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
+	12, // 42: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
+	13, // 43: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
+	14, // 44: pistis.agent.v1.Agent.AdjustClock:input_type -> pistis.agent.v1.AdjustClockRequest
+	18, // 45: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
+	24, // 46: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
+	25, // 47: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
+	27, // 48: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
+	28, // 49: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
+	30, // 50: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
+	32, // 51: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
+	34, // 52: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
+	33, // 53: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
+	33, // 54: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
+	37, // 55: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
+	41, // 56: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
+	38, // 57: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
+	39, // 58: pistis.agent.v1.Agent.Resize:input_type -> pistis.agent.v1.ResizeRequest
+	2,  // 59: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
+	4,  // 60: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
+	11, // 61: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
+	2,  // 62: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
+	2,  // 63: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
+	15, // 64: pistis.agent.v1.Agent.AdjustClock:output_type -> pistis.agent.v1.AdjustClockResponse
+	23, // 65: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
+	2,  // 66: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
+	26, // 67: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
+	2,  // 68: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
+	29, // 69: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
+	31, // 70: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
+	2,  // 71: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
+	35, // 72: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
+	2,  // 73: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
+	2,  // 74: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
+	2,  // 75: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
+	42, // 76: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
+	2,  // 77: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
+	40, // 78: pistis.agent.v1.Agent.Resize:output_type -> pistis.agent.v1.ResizeResponse
+	2,  // 79: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
+	60, // [60:80] is the sub-list for method output_type
+	40, // [40:60] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3545,13 +3727,13 @@ func file_agent_proto_init() {
 		(*DiskAddress_Serial)(nil),
 		(*DiskAddress_Device)(nil),
 	}
-	file_agent_proto_msgTypes[12].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[17].OneofWrappers = []any{
+	file_agent_proto_msgTypes[14].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[20].OneofWrappers = []any{
 		(*PIDNamespace_Own)(nil),
 		(*PIDNamespace_Container)(nil),
 	}
-	file_agent_proto_msgTypes[38].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[40].OneofWrappers = []any{
+	file_agent_proto_msgTypes[41].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[43].OneofWrappers = []any{
 		(*StreamHeader_Stdio)(nil),
 		(*StreamHeader_Dial)(nil),
 		(*StreamHeader_Share)(nil),
@@ -3562,7 +3744,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   47,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

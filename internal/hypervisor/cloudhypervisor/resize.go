@@ -59,16 +59,42 @@ func (v *vm) ResizeVCPUs(ctx context.Context, n int) (int, error) {
 	defer v.resizing.Unlock()
 	err := v.resizeVCPUs(ctx, n)
 	if err != nil {
-		return v.vcpus, fmt.Errorf("resize processors: %w", err)
+		err = fmt.Errorf("resize processors: %w", err)
 	}
-	v.vcpus = n
-	return n, nil
+	return v.vcpus, err
 }
 
+// resizeVCPUs waits until the guest has let go of those that are taken away: Cloud Hypervisor has them until then, and takes a wish
+// for so many as are there for fulfilled, though some are about to go.
 func (v *vm) resizeVCPUs(ctx context.Context, n int) error {
 	if err := v.cfg.CheckVCPUs(n); err != nil {
 		return err
 	}
+	if v.leaving {
+		if err := v.settleVCPUs(ctx); err != nil {
+			return err
+		}
+	}
+	if err := v.askVCPUs(ctx, n); err != nil {
+		return err
+	}
+	v.leaving = n < v.vcpus
+	v.vcpus = n
+	if !v.leaving {
+		return nil
+	}
+	return v.settleVCPUs(ctx)
+}
+
+// settleVCPUs waits until there are no more processors than there are to be.
+func (v *vm) settleVCPUs(ctx context.Context) error {
+	err := v.askVCPUs(ctx, v.vcpus)
+	v.leaving = err != nil
+	return err
+}
+
+// askVCPUs asks until it is not refused because of processors that are leaving.
+func (v *vm) askVCPUs(ctx context.Context, n int) error {
 	tick := time.NewTicker(ejectInterval)
 	defer tick.Stop()
 	for {
@@ -87,7 +113,7 @@ func (v *vm) resizeVCPUs(ctx context.Context, n int) error {
 		case <-v.Done():
 			return v.Ended()
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", err, context.Cause(ctx))
+			return fmt.Errorf("the guest has not let go of processors: %w", context.Cause(ctx))
 		}
 	}
 }

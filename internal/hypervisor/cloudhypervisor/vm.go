@@ -24,8 +24,9 @@ type vm struct {
 	slots *vmm.Slots
 	added added
 
-	resizing sync.Mutex // one change of the processors at a time; it guards vcpus
-	vcpus    int
+	resizing sync.Mutex // one change of the processors at a time; it guards what follows
+	vcpus    int        // that there are to be
+	leaving  bool       // the guest may have some more
 
 	mu      sync.Mutex
 	reset   bool                     // the guest reset itself

@@ -12,12 +12,13 @@ import (
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/hypervisortest"
+	"github.com/pistis-run/pistis/internal/hypervisor/vmm/vmmtest"
 )
 
 // TestRates: a rate of disks is in force, for bytes and for operations. Firecracker counts how often it made the guest wait.
 func TestRates(t *testing.T) {
 	const size = 4 << 20
-	guest := realGuest(t)
+	guest := vmmtest.RealGuest(t, Driver{}, minMemory)
 	image, err := os.Create(filepath.Join(t.TempDir(), "image"))
 	if err != nil {
 		t.Fatal(err)
@@ -74,7 +75,7 @@ func (b bit) template() []byte {
 
 // TestCPUTemplate: what a template hides the guest has not, and one that Firecracker cannot apply it refuses.
 func TestCPUTemplate(t *testing.T) {
-	cfg := realGuest(t)
+	cfg := vmmtest.RealGuest(t, Driver{}, minMemory)
 	flags := func(cfg hypervisor.Config) []string {
 		v, stop := hypervisortest.Start(t, Driver{}, cfg)
 		defer stop()

@@ -78,6 +78,8 @@ func (m *Machine) why(err error) error {
 	switch poweredOff := errors.Is(err, hypervisor.ErrPoweredOff); {
 	case poweredOff && m.Success():
 		return hypervisor.ErrPoweredOff
+	case m.Killed():
+		err = fmt.Errorf("%s %w", m.name, hypervisor.ErrKilled)
 	case poweredOff || err == nil:
 		err = errors.New(m.End())
 	}

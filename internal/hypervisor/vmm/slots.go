@@ -20,6 +20,19 @@ type Slots struct {
 	settled map[string]bool // by id; false while a disk is being attached or detached
 }
 
+// PCISlots are on a guest's one bus.
+const PCISlots = 32
+
+// MaxDisks is how many disks a VM has PCI slots for beside its VMM's own devices and its cards; the device that gives memory back
+// has one as well.
+func MaxDisks(own, nics int, reclaim bool) int {
+	n := PCISlots - own - nics
+	if reclaim {
+		n--
+	}
+	return n
+}
+
 // NewSlots has room for so many.
 func NewSlots(n int) *Slots { return &Slots{max: n, settled: map[string]bool{}} }
 

@@ -240,7 +240,7 @@ func (a service) Hello(context.Context, *agentv1.HelloRequest) (*agentv1.HelloRe
 	if version == 0 {
 		version = agentv1.ProtocolVersion
 	}
-	return &agentv1.HelloResponse{Version: version, AgentVersion: "fake", Kernel: "Linux version 0.fake", Features: []string{agentv1.FeatureResize}}, nil
+	return &agentv1.HelloResponse{Version: version, AgentVersion: "fake", Kernel: "Linux version 0.fake", Features: []string{agentv1.FeatureResize, agentv1.FeatureClock}}, nil
 }
 
 func (a service) ConfigureSandbox(_ context.Context, r *agentv1.ConfigureSandboxRequest) (*agentv1.ConfigureSandboxResponse, error) {
@@ -252,6 +252,11 @@ func (a service) ConfigureSandbox(_ context.Context, r *agentv1.ConfigureSandbox
 
 func (a service) UpdateNetwork(context.Context, *agentv1.UpdateNetworkRequest) (*agentv1.Empty, error) {
 	return &agentv1.Empty{}, nil
+}
+
+// AdjustClock tells the test's own clock.
+func (a service) AdjustClock(context.Context, *agentv1.AdjustClockRequest) (*agentv1.AdjustClockResponse, error) {
+	return &agentv1.AdjustClockResponse{Clock: timestamppb.Now()}, nil
 }
 
 func (a service) SetClock(context.Context, *agentv1.SetClockRequest) (*agentv1.Empty, error) {

@@ -1,7 +1,3 @@
-// Package vmmtest plays VMMs that fail, for the tests of drivers whose VMM speaks HTTP and lives in a jail.
-//
-// A driver's test program is its own VMM: [Fake.Main], called by TestMain, plays it where it is started as one. What it does
-// there is what a file in its run directory says, which [Faults] writes.
 package vmmtest
 
 import (
@@ -162,5 +158,26 @@ func fails(t *testing.T, driver hypervisor.Driver, cfg hypervisor.Config, mode s
 	}
 	if err := os.RemoveAll(cfg.RunDir); err != nil {
 		t.Errorf("something is left that is in use: %v", err)
+	}
+}
+
+// Refusals: a driver's check refuses what such a VMM cannot have, as more processors than most.
+func Refusals(t *testing.T, check func(hypervisor.Config) error, most int) {
+	good := hypervisor.Config{ID: "x", Accel: hypervisor.KVM, Kernel: "/k", Size: hypervisor.Size{VCPUs: most, Memory: 1 << 30}, RunDir: "/r"}
+	if err := check(good); err != nil {
+		t.Fatal(err)
+	}
+	for what, change := range map[string]func(*hypervisor.Config){
+		"emulation":    func(c *hypervisor.Config) { c.Accel = hypervisor.TCG },
+		"processors":   func(c *hypervisor.Config) { c.VCPUs = most + 1 },
+		"directory":    func(c *hypervisor.Config) { c.RunDir = "" },
+		"machine type": func(c *hypervisor.Config) { c.Machine = "q35" },
+		"disks":        func(c *hypervisor.Config) { c.Disks = make([]hypervisor.Disk, 29) },
+	} {
+		c := good
+		change(&c)
+		if err := check(c); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }
