@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measures a volume of a VM pod against the host and against virtio-fs, in one run: VOLUMES=1 make bench
 #   ROUNDS  how often each is measured
+#   SUBJECTS  what is measured, as "pistis": host,virtio-fs,pistis by default
 #   LOAD    flags of test/bench/fsload, as "-mib 256 -files 2000"
 #   DIR     where the volumes lie; .cache/bench by default
 #   BUILT   1 takes the programs and fio that there are
@@ -28,4 +29,4 @@ start_registry "$dir" -cache "$cache/images" -storage
 start_daemon pistis-volumes "$dir" "$extra"
 read -ra load <<<"${LOAD:-}"
 "$BIN/bench-volumes/volumes" -image "$registry_address/pistis/fio:latest" -load "$BIN/bench-volumes/fsload" -dir "$dir" "${machine[@]}" \
-	-kernel "$GUEST/vmlinuz" -initrd "$GUEST/initrd" -virtiofs "$virtiofs" -rounds "${ROUNDS:-3}" -- "${load[@]}"
+	-kernel "$GUEST/vmlinuz" -initrd "$GUEST/initrd" -virtiofs "$virtiofs" -rounds "${ROUNDS:-3}" -subjects "${SUBJECTS:-host,virtio-fs,pistis}" -- "${load[@]}"

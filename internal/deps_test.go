@@ -153,7 +153,7 @@ func layers() [][]string {
 			"internal/agent/...", "internal/agentclient", "internal/bundle",
 			"internal/cgroup", "internal/guestimage", "internal/hypervisor/cloudhypervisor", "internal/hypervisor/drivers", "internal/hypervisor/kvmprobe",
 			"internal/hypervisor/firecracker", "internal/hypervisor/qemu/...", "internal/hypervisor/vmm", "internal/image/...", "internal/network/...",
-			"internal/rootfs", "internal/runc", "internal/share", "internal/shim/limits", "internal/signature", "internal/snapshot",
+			"internal/rootfs", "internal/runc", "internal/share/...", "internal/shim/limits", "internal/signature", "internal/snapshot",
 			"internal/systemd", "internal/telemetry", "internal/userdb",
 		},
 		{ // one pod, and how the daemon reaches it

@@ -17,6 +17,7 @@ import (
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agent/rootfs"
+	"github.com/pistis-run/pistis/internal/agent/share"
 	"github.com/pistis-run/pistis/internal/agent/volumes"
 	"github.com/pistis-run/pistis/internal/reaper"
 	"github.com/pistis-run/pistis/internal/runc"
@@ -62,6 +63,8 @@ type Agent struct {
 	resizing sync.Mutex // one change of the processors at a time
 	work     sync.WaitGroup
 	volumes  *volumes.Set
+	// shareMemory is what the guest has in common with the host, or nil.
+	shareMemory func() *share.Memory
 
 	mu         sync.Mutex
 	sandbox    sandbox
@@ -73,7 +76,12 @@ var _ agentv1.AgentService = (*Agent)(nil)
 
 // New returns an agent that serves nothing yet.
 func New(cfg Config) *Agent {
-	return &Agent{Config: cfg, shutdown: make(chan struct{}), volumes: volumes.New(filepath.Join(cfg.Dir, "memory"), agentv1.SharePath), containers: map[string]*container{}, shares: map[string]*hostShare{}}
+	a := &Agent{
+		Config: cfg, shutdown: make(chan struct{}), volumes: volumes.New(filepath.Join(cfg.Dir, "memory"), agentv1.SharePath),
+		containers: map[string]*container{}, shares: map[string]*hostShare{},
+	}
+	a.shareMemory = sync.OnceValue(a.mapShareMemory)
+	return a
 }
 
 // Serve takes calls on control and streams on streams until Shutdown was called, ctx ends or a listener fails.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -49,7 +50,7 @@ func (a *Agent) serveShare(h *agentv1.ShareStream, conn duplex) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return reply(conn, err)
 	}
-	mount, err := share.New(path, h.File)
+	mount, err := share.New(path, h.File, a.shareMemory())
 	if err != nil {
 		return reply(conn, err)
 	}
@@ -72,6 +73,19 @@ func (a *Agent) serveShare(h *agentv1.ShareStream, conn duplex) error {
 		a.Log.Warn("share lost", logfields.Share, h.Id, logfields.Error, err)
 	}
 	return nil
+}
+
+// mapShareMemory finds the memory for the data of shares, which only machines have whose streams are slow.
+func (a *Agent) mapShareMemory() *share.Memory {
+	data, err := transport.MapMemory(transport.PCIDevices)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		a.Log.Warn("data of shares will pass through their streams", logfields.Error, err)
+		return nil
+	}
+	return share.NewMemory(data)
 }
 
 func (a *Agent) claimShare(id string) (*hostShare, error) {

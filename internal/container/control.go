@@ -51,7 +51,8 @@ func (m *Manager) SetLimits(ctx context.Context, id string, resources *specs.Lin
 	return m.updateLimits(ctx, c, resources)
 }
 
-// updateLimits records the new limits before they hold: what cannot be recorded is not done.
+// updateLimits writes the record before as well, as it is: where none can be written nothing is done. New limits are in it when they
+// hold, so that those which a daemon did not come to are not told by the next.
 func (m *Manager) updateLimits(ctx context.Context, c *container, resources *specs.LinuxResources) error {
 	rec := c.snapshot()
 	apply := func() error { return nil }
@@ -75,14 +76,14 @@ func (m *Manager) updateLimits(ctx context.Context, c *container, resources *spe
 		}
 		apply = func() error { return updater.Update(ctx, rec.ID, resources) }
 	}
-	if err := m.update(c, func(r *record) { r.Config.Resources = mergeResources(r.Config.Resources, resources) }); err != nil {
+	if err := m.update(c, func(*record) {}); err != nil {
 		return err
 	}
-	err := apply()
-	if err != nil {
-		m.restore(c, func(r *record) { r.Config.Resources = rec.Config.Resources })
+	if err := apply(); err != nil {
+		return err
 	}
-	return err
+	m.note(c, func(r *record) { r.Config.Resources = mergeResources(r.Config.Resources, resources) })
+	return nil
 }
 
 // mergeResources returns old with what is set in change. Both are left as they are.

@@ -130,14 +130,14 @@ func (m *Manager) update(c *container, change func(*record)) error {
 	return nil
 }
 
-// restore takes a change back, in memory even where it cannot be saved.
-func (m *Manager) restore(c *container, change func(*record)) {
+// note is update for what is so whether it can be saved or not.
+func (m *Manager) note(c *container, change func(*record)) {
 	c.writer.Lock()
 	defer c.writer.Unlock()
 	rec := c.snapshot()
 	change(&rec)
 	if err := m.records.PutSoon(rec.ID, rec); err != nil {
-		m.log.Warn("container record could not be saved; its last state is another", logfields.Container, rec.ID, logfields.Error, err)
+		m.log.Warn("container record could not be saved; its last state is older", logfields.Container, rec.ID, logfields.Error, err)
 	}
 	c.set(rec)
 }

@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -29,8 +31,10 @@ func (k kinds) Check(id, handler, kind string) error {
 	if kind == config.HandlerVM {
 		dir = k.paths.pods()
 	}
-	if _, err := os.Lstat(filepath.Join(dir, id)); err != nil {
+	if _, err := os.Lstat(filepath.Join(dir, id)); errors.Is(err, fs.ErrNotExist) {
 		return nil // as after the machine's restart
+	} else if err != nil {
+		return err
 	}
 	return fmt.Errorf("pod %.13s was made by handler %s of type %q, which is %q now: set handlers.%s.type = %q, and stop and remove its pods before it is changed: %w",
 		id, handler, kind, now.Type, handler, kind, errdefs.ErrFailedPrecondition)

@@ -18,10 +18,11 @@ import (
 
 // mountLine is a line of mountinfo.
 type mountLine struct {
-	device string // major:minor
-	root   string // the directory of the file system that is mounted
-	point  string
-	fstype string
+	device  string // major:minor
+	root    string // the directory of the file system that is mounted
+	point   string
+	options string // of this mount, which a bind mount has from what it is of
+	fstype  string
 }
 
 // readMounts lists the mounts of this process's namespace, in their order.
@@ -47,7 +48,7 @@ func parseMounts(r io.Reader) ([]mountLine, error) {
 		if separator < 6 || len(fields) < separator+2 {
 			return nil, fmt.Errorf("mountinfo: %.200q is no line of it", lines.Text())
 		}
-		all = append(all, mountLine{device: fields[2], root: unescape(fields[3]), point: unescape(fields[4]), fstype: fields[separator+1]})
+		all = append(all, mountLine{device: fields[2], root: unescape(fields[3]), point: unescape(fields[4]), options: fields[5], fstype: fields[separator+1]})
 	}
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("mountinfo: %w", err)
@@ -162,7 +163,8 @@ func FindPart(path string) (*Part, error) {
 	volume := before + emptyDirs + name // in its file system
 	for _, m := range mounts {
 		below, ok := strings.CutPrefix(volume, strings.TrimSuffix(m.root, "/")+"/")
-		if !ok || m.device != asked.device {
+		// The file system may be mounted elsewhere in another way: read-only, for one, as hosts do whose system is an image.
+		if !ok || m.device != asked.device || m.options != asked.options {
 			continue
 		}
 		found := &Part{Volume: filepath.Join(m.point, below), Path: part}

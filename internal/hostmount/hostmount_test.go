@@ -51,6 +51,32 @@ func TestFindMemory(t *testing.T) {
 	}
 }
 
+// TestFindPartReadOnlyElsewhere: hosts whose system is an image have all of their disk mounted read-only, and a directory of it
+// again to be written.
+func TestFindPartReadOnlyElsewhere(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: it mounts: it needs root")
+	}
+	dir := t.TempDir()
+	disk, written := filepath.Join(dir, "sysroot"), filepath.Join(dir, "var")
+	hostMount(t, "tmpfs", disk, "tmpfs", 0, "")
+	if err := os.MkdirAll(filepath.Join(disk, "var"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	hostMount(t, disk+"/var", written, "", unix.MS_BIND, "")
+	if err := unix.Mount("", disk, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	empty, part := filepath.Join(written, "pods/uid/volumes/kubernetes.io~empty-dir/data"), filepath.Join(written, "pods/uid/volume-subpaths/data/c/0")
+	if err := os.MkdirAll(empty+"/a", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	hostMount(t, empty+"/a", part, "", unix.MS_BIND, "")
+	if found, err := hostmount.FindPart(part); err != nil || found == nil || found.Volume != empty || found.Path != "a" {
+		t.Errorf("%+v, %v, want %s", found, err, empty)
+	}
+}
+
 func TestFindPart(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED: it mounts: it needs root")

@@ -57,7 +57,8 @@ type Pauser interface {
 // MemoryResizer changes how much memory the running guest has.
 type MemoryResizer interface {
 	// ResizeMemory makes it so many bytes, rounded up to MemoryStep beyond Config.Memory, which it never falls below, and at
-	// most Config.MaxMemory. It waits for the guest, until ctx ends; what the guest has then is returned, with an error too.
+	// most Config.MaxMemory. It waits for the guest, until ctx ends; what the guest has then is returned, with an error too,
+	// and 0 where the VMM does not tell.
 	ResizeMemory(ctx context.Context, bytes uint64) (now uint64, err error)
 }
 
@@ -67,6 +68,12 @@ type VCPUResizer interface {
 	// returns, and the guest has to bring them into use. Those beyond n, which the guest has put out of use, are taken away,
 	// unless the VMM cannot do that. How many the guest has then is returned, with an error too.
 	ResizeVCPUs(ctx context.Context, n int) (now int, err error)
+}
+
+// MemorySharer has memory in common with the guest.
+type MemorySharer interface {
+	// CommonMemory is a file whose memory the guest maps with transport.MapMemory; nil: there is none. It stays the VM's.
+	CommonMemory() *os.File
 }
 
 // MemoryStep is what memory grows and shrinks by: a block of x86's kernels.

@@ -59,6 +59,9 @@ func TestLife(t *testing.T) {
 	if _, err := m.Tasks(ctx, id); err != nil {
 		t.Error(err)
 	}
+	if _, err := m.Counters(ctx, id); !errdefs.IsNotImplemented(err) {
+		t.Errorf("counters of what counts nothing: %v", err)
+	}
 	for range 2 {
 		if err := m.Stop(ctx, id); err != nil {
 			t.Fatal(err)
@@ -140,7 +143,8 @@ func TestUpdateResources(t *testing.T) {
 	}
 }
 
-// TestStopCutsResize: who ends a pod does not wait for a guest that does not follow.
+// TestStopCutsResize: who ends a pod does not wait for a guest that does not follow. Nobody is told of a size before it is so, not
+// by a daemon either that starts after another has ended in the middle.
 func TestStopCutsResize(t *testing.T) {
 	for name, end := range map[string]func(*Manager, string) error{
 		"stop":   func(m *Manager, id string) error { return m.Stop(t.Context(), id) },
@@ -148,7 +152,8 @@ func TestStopCutsResize(t *testing.T) {
 	} {
 		w := newWorld()
 		w.stuck = make(chan struct{})
-		m := newManager(t, w, t.TempDir())
+		dir := t.TempDir()
+		m := newManager(t, w, dir)
 		id, err := m.Run(t.Context(), podConfig("a"))
 		if err != nil {
 			t.Fatal(err)
@@ -156,6 +161,15 @@ func TestStopCutsResize(t *testing.T) {
 		resized := make(chan error)
 		go func() { resized <- m.UpdateResources(t.Context(), id, nil, &Resources{MemoryLimit: 20}) }()
 		<-w.stuck
+		again := newManager(t, w, dir)
+		if err := again.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range []*Manager{m, again} {
+			if s, err := m.Status(t.Context(), id); err != nil || s.Config.Resources.MemoryLimit == 20 {
+				t.Errorf("%s: %+v, %v", name, s.Config.Resources, err)
+			}
+		}
 		if err := end(m, id); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -243,6 +257,25 @@ func TestHandlerOfAnotherKind(t *testing.T) {
 	}
 	if s, err := back.Status(t.Context(), id); err != nil || s.State != Ready {
 		t.Errorf("set back: %v, %v", s.State, err)
+	}
+}
+
+// TestKindOfAnOlderRecord: a sandbox that an older daemon has made is of the kind that it was first found running as.
+func TestKindOfAnOlderRecord(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	id, err := newManager(t, w, dir).Run(t.Context(), podConfig("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := newManager(t, w, dir)
+	found.kinds = otherKinds{"microvm"}
+	if err := found.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	again := newManager(t, w, dir)
+	again.kinds = otherKinds{"oci"}
+	if err := again.Recover(t.Context()); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), id) {
+		t.Errorf("another kind: %v", err)
 	}
 }
 

@@ -113,8 +113,8 @@ func (m *Manager) update(sb *sandbox, change func(*record)) error {
 	return nil
 }
 
-// note records that something was freed. Where it cannot be saved, as on a full disk, memory changes all the same: who
-// reads the old record only frees it again.
+// note records what is so whether it can be saved or not, as that something was freed. Where it cannot, as on a full disk, memory
+// changes all the same: who reads the old record only does it again.
 func (m *Manager) note(sb *sandbox, change func(*record)) {
 	sb.writer.Lock()
 	defer sb.writer.Unlock()

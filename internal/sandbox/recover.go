@@ -98,6 +98,9 @@ func (m *Manager) reconnect(ctx context.Context, sb *sandbox, rec record) error 
 	instance, err := m.attach(ctx, rec)
 	if err == nil {
 		sb.setInstance(instance)
+		if rec.Kind == "" { // an older daemon's; what could be attached to is of the kind that the handler is
+			m.note(sb, func(r *record) { r.Kind = m.kinds.Of(r.Config.Handler) })
+		}
 		m.watch(sb)
 		m.log.InfoContext(ctx, "sandbox goes on", logfields.Sandbox, rec.ID)
 		return nil

@@ -71,19 +71,19 @@ func (m *Manager) UpdateResources(ctx context.Context, id string, overhead, reso
 			cfg.Resources = *resources
 		}
 	}
-	// The record comes first: what cannot be recorded is not done, and what could not be done is taken back in memory even where
-	// the disk is full.
-	if err := m.update(sb, func(r *record) { set(&r.Config) }); err != nil {
+	// The record is written before as well, as it is: where none can be written nothing is done. The new resources are in it when
+	// the instance holds them, so that those which a daemon did not come to are not told by the next.
+	if err := m.update(sb, func(*record) {}); err != nil {
 		return err
 	}
 	if sized, ok := instance.(resizer); ok {
 		cfg := rec.Config
 		set(&cfg)
 		if err := sized.Resize(ctx, cfg); err != nil {
-			m.note(sb, func(r *record) { r.Config.Overhead, r.Config.Resources = rec.Config.Overhead, rec.Config.Resources })
 			return err
 		}
 	}
+	m.note(sb, func(r *record) { set(&r.Config) })
 	m.tell(ctx, Updated, sb)
 	return nil
 }

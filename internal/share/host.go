@@ -42,6 +42,8 @@ type Share struct {
 	// Watch: who watches the root of the share in the guest is told of what changes there on the host, as it is by
 	// the kubelet's updates. It is for directories, and its guest must know of it.
 	Watch bool
+	// Memory, where it is not nil, is memory that the guest has too, for the data of large messages. Its size cannot change.
+	Memory *os.File
 	// Handed: Hand will say what the messages pass through.
 	Handed bool
 }
@@ -208,9 +210,15 @@ func (h *Host) Serve(ctx context.Context, s Share) (_ *Served, err error) {
 	defer theirs.Close()
 	below, err := hostmount.Below(s.Path)
 	quiet := err == nil && !below && !s.Follow && served.local
-	data, err := json.Marshal(order{Number: h.next, Quiet: quiet, Valid: s.Valid, MaxWrite: cmp.Or(s.MaxWrite, MaxWrite), Passing: s.Follow, Watch: s.Watch && !served.File, Handed: s.Handed})
+	o := order{Number: h.next, Quiet: quiet, Valid: s.Valid, MaxWrite: cmp.Or(s.MaxWrite, MaxWrite), Passing: s.Follow, Watch: s.Watch && !served.File, Handed: s.Handed}
+	files := []int{int(tree.Fd()), int(theirs.Fd())}
+	if s.Memory != nil {
+		o.Memory = true
+		files = append(files, int(s.Memory.Fd()))
+	}
+	data, err := json.Marshal(o)
 	if err == nil {
-		_, _, err = h.control.WriteMsgUnix(data, unix.UnixRights(int(tree.Fd()), int(theirs.Fd())), nil)
+		_, _, err = h.control.WriteMsgUnix(data, unix.UnixRights(files...), nil)
 	}
 	if err == nil {
 		err = h.hear(ctx, h.next)

@@ -2,9 +2,11 @@ package share_test
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -15,33 +17,44 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	guestv1 "github.com/pistis-run/pistis/api/agent/v1"
 	guest "github.com/pistis-run/pistis/internal/agent/share"
 	"github.com/pistis-run/pistis/internal/share"
 )
 
 // The test binary is the server, and the guest, too: a process that serves its own mount may wait for itself.
 const (
-	serverArg = "share-server"
-	guestArg  = "guest"
+	serverArg  = "share-server"
+	memorySize = 3 * guestv1.MaxShareWrite / 2
+	guestArg   = "guest"
 )
 
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == serverArg {
 		os.Exit(share.Main(os.Stderr))
 	}
-	if len(os.Args) == 4 && os.Args[1] == guestArg {
-		os.Exit(relay(os.Args[2], os.Args[3] == "file"))
+	if len(os.Args) == 5 && os.Args[1] == guestArg {
+		os.Exit(relay(os.Args[2], os.Args[3] == "file", os.Args[4] == "memory"))
 	}
 	os.Exit(m.Run())
 }
 
 // relay mounts what is served over descriptor 3, says so, and relays until its standard input ends and it has unmounted.
-func relay(point string, file bool) int {
+// Descriptor 4 may be memory that the server has too.
+func relay(point string, file, common bool) int {
 	conn, err := net.FileConn(os.NewFile(3, "stream"))
 	if err != nil {
 		panic(err)
 	}
-	m, err := guest.New(point, file)
+	var memory *guest.Memory
+	if common {
+		data, err := unix.Mmap(4, 0, memorySize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		if err != nil {
+			panic(err)
+		}
+		memory = guest.NewMemory(data)
+	}
+	m, err := guest.New(point, file, memory)
 	if err != nil {
 		panic(err)
 	}
@@ -96,8 +109,12 @@ func mount(t *testing.T, h *share.Host, s share.Share) (string, *share.Served) {
 	if served.File {
 		kind = "file"
 	}
-	cmd := exec.Command("/proc/self/exe", guestArg, point, kind)
+	cmd := exec.Command("/proc/self/exe", guestArg, point, kind, "")
 	cmd.Stderr, cmd.ExtraFiles = os.Stderr, []*os.File{stream}
+	if s.Memory != nil {
+		cmd.Args[len(cmd.Args)-1] = "memory"
+		cmd.ExtraFiles = append(cmd.ExtraFiles, s.Memory)
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -198,6 +215,55 @@ func TestHanded(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestCommonMemory: large reads and writes, of which there are more at once than the memory has pieces, are what they would be
+// without it, and so are small ones, ends of files and errors.
+func TestCommonMemory(t *testing.T) {
+	h := startHost(t)
+	dir := t.TempDir()
+	fd, err := unix.MemfdCreate("common", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory := os.NewFile(uintptr(fd), "common")
+	defer memory.Close()
+	if err := memory.Truncate(memorySize); err != nil {
+		t.Fatal(err)
+	}
+	mnt, _ := mount(t, h, share.Share{Path: dir, Valid: time.Second, Memory: memory})
+	var work sync.WaitGroup
+	for i, size := range []int{1, 8<<10 - 1, 8 << 10, 300_001, 512 << 10, 5<<20 + 7} {
+		work.Go(func() {
+			content := make([]byte, size)
+			rand.NewChaCha8([32]byte{byte(i)}).Read(content)
+			written, given := filepath.Join(mnt, fmt.Sprint("written", i)), fmt.Sprint("given", i)
+			if err := errors.Join(os.WriteFile(written, content, 0o644), os.WriteFile(filepath.Join(dir, given), content, 0o644)); err != nil {
+				t.Error(err)
+			}
+			for _, path := range []string{filepath.Join(dir, filepath.Base(written)), filepath.Join(mnt, given)} {
+				if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, content) {
+					t.Errorf("%s: %d bytes, %v; want %d of which all are the same", path, len(got), err, size)
+				}
+			}
+		})
+	}
+	work.Wait()
+	used := make([]byte, memorySize)
+	if _, err := memory.ReadAt(used, 0); err != nil || bytes.Count(used, []byte{0}) == memorySize {
+		t.Errorf("nothing passed through the memory: %v", err)
+	}
+	f, err := os.OpenFile(filepath.Join(mnt, "written5"), os.O_RDWR|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if n, err := f.ReadAt(make([]byte, 512<<10), 5<<20); n != 7 || err != io.EOF {
+		t.Errorf("the end of a file: %d bytes, %v", n, err)
+	}
+	if n, err := f.ReadAt(make([]byte, 512<<10), 6<<20); n != 0 || err != io.EOF {
+		t.Errorf("beyond the end of a file: %d bytes, %v", n, err)
+	}
 }
 
 func TestHost(t *testing.T) {

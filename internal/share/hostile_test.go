@@ -18,6 +18,12 @@ import (
 // startSession serves a directory in this process and returns the guest's end.
 func startSession(t testing.TB, dir string) net.Conn {
 	t.Helper()
+	return startSessionWith(t, dir, nil)
+}
+
+// startSessionWith has memory in common with the guest.
+func startSessionWith(t testing.TB, dir string, common memory) net.Conn {
+	t.Helper()
 	root, err := unix.Open(dir, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -30,7 +36,7 @@ func startSession(t testing.TB, dir string) net.Conn {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = serve(theirs, fs, MaxWrite)
+		_ = serve(theirs, fs, MaxWrite, common)
 		fs.close()
 	}()
 	t.Cleanup(func() {
@@ -160,7 +166,7 @@ func TestWhatIsNotKnown(t *testing.T) {
 		"node":             {request(3, 2, 77, make([]byte, 16)), unix.ESTALE},
 		"the library's":    {request(3, 2, ^uint64(0), make([]byte, 16)), unix.ESTALE},
 		"handle":           {request(opRead, 2, rootID, words(9, 0, 0, 0, 100, 0, 0, 0, 0, 0)), unix.EBADF},
-		"write handle":     {request(16, 2, rootID, words(9, 0, 0, 0, 4, 0, 0, 0, 0, 0), []byte("data")), unix.EBADF},
+		"write handle":     {request(opWrite, 2, rootID, words(9, 0, 0, 0, 4, 0, 0, 0, 0, 0), []byte("data")), unix.EBADF},
 		"huge read":        {request(opRead, 2, rootID, words(9, 0, 0, 0, 1<<31, 0, 0, 0, 0, 0)), unix.EINVAL},
 		"huge attribute":   {request(opGetXAttr, 2, rootID, words(1<<31, 0), []byte("user.x\x00")), unix.EINVAL},
 		"short":            {request(opRead, 2, rootID), unix.EIO},
@@ -272,13 +278,15 @@ func FuzzSession(f *testing.F) {
 	f.Add(request(6, 2, rootID, []byte("a\x00/etc/passwd\x00")))
 	f.Add(request(4, 2, rootID, make([]byte, 88)))
 	f.Add(words(0, 0))
+	f.Add(placed(opRead, 2, words(1, 0, 0, 0, 100, 0, 0, 0, 0, 0), 0, 100))
+	f.Add(append(request(35, 2, rootID, words(2, 0o644, 0, 0), []byte("file\x00")), placed(opWrite, 3, words(1, 0, 0, 0, 9, 0, 0, 0, 0, 0), 1<<12-9, 9)...))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		top := t.TempDir()
 		dir := filepath.Join(top, "share")
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		conn := startSession(t, dir)
+		conn := startSessionWith(t, dir, make(memory, 1<<12))
 		conn.SetDeadline(time.Now().Add(time.Minute))
 		go io.Copy(io.Discard, conn)
 		conn.Write(initRequest())

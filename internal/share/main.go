@@ -14,13 +14,13 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/share/confine"
 )
 
 const (
 	// controlFD is the server's socket to the shim.
 	controlFD = 3
-	// fdDir is where the server finds its own descriptors.
-	fdDir = "/fd"
 	// maxControl bounds a message on the control socket.
 	maxControl = 4 << 10
 	// gcPercent keeps a process small of which a node runs one per pod with volumes.
@@ -28,7 +28,7 @@ const (
 	maxProcs  = 4
 )
 
-// order is what the shim asks of the server. Two descriptors come with it: the root and the stream.
+// order is what the shim asks of the server. Two or three descriptors come with it.
 type order struct {
 	// Number is in the answer too.
 	Number int `json:"number"`
@@ -42,6 +42,8 @@ type order struct {
 	Passing bool `json:"passing,omitempty"`
 	// Watch: the guest is told of changes.
 	Watch bool `json:"watch,omitempty"`
+	// Memory: a third descriptor is memory that the guest has too.
+	Memory bool `json:"memory,omitempty"`
 	// Handed: the stream's first byte says what messages pass through.
 	Handed bool `json:"handed,omitempty"`
 }
@@ -68,7 +70,7 @@ func Main(stderr io.Writer) int {
 	}
 	room, err := newBudget()
 	if err == nil {
-		err = confine()
+		err = confine.Confine()
 	}
 	if tellErr := tell(control, 0, err); err != nil || tellErr != nil {
 		return 1
@@ -96,13 +98,15 @@ func tell(control *net.UnixConn, number int, err error) error {
 // obey takes orders until the shim has gone. Sessions end with the process.
 func obey(control *net.UnixConn, room *budget) error {
 	for {
-		o, root, stream, err := readOrder(control)
+		o, given, err := readOrder(control)
 		if err != nil {
 			return err
 		}
-		fs, err := open(o, root, room)
+		stream := given.stream
+		fs, err := open(o, given.root, room)
 		if err != nil {
 			stream.Close()
+			given.memory.close()
 			if err := tell(control, o.Number, err); err != nil {
 				return err
 			}
@@ -111,9 +115,10 @@ func obey(control *net.UnixConn, room *budget) error {
 		go func() {
 			defer stream.Close() // the last thing: it says that no file is open
 			defer fs.close()
+			defer given.memory.close() // nothing works on a request any more
 			guest, err := o.messages(stream)
 			if err == nil {
-				_ = serve(guest, fs, o.MaxWrite) // an error is the guest's, and the stream's end tells the shim
+				_ = serve(guest, fs, o.MaxWrite, given.memory) // an error is the guest's, and the stream's end tells the shim
 			}
 		}()
 		if err := tell(control, o.Number, nil); err != nil {
@@ -130,7 +135,7 @@ type opened interface {
 
 // open takes over root, also on error.
 func open(o order, root int, room *budget) (opened, error) {
-	fs, err := newFiles(root, fdDir, o.Valid, room)
+	fs, err := newFiles(root, confine.FDDir, o.Valid, room)
 	if err != nil {
 		unix.Close(root)
 		return nil, err
@@ -147,27 +152,44 @@ type halfClosed struct{ *net.UnixConn }
 
 func (h halfClosed) Close() error { return h.CloseRead() }
 
-func readOrder(control *net.UnixConn) (o order, root int, stream *net.UnixConn, err error) {
-	data, oob := make([]byte, maxControl), make([]byte, unix.CmsgSpace(2*4))
+// given is what comes with an order.
+type given struct {
+	root   int
+	stream *net.UnixConn
+	memory memory
+}
+
+func readOrder(control *net.UnixConn) (o order, g given, err error) {
+	const most = 3
+	data, oob := make([]byte, maxControl), make([]byte, unix.CmsgSpace(most*4))
 	n, oobn, _, _, err := control.ReadMsgUnix(data, oob)
 	if err != nil {
-		return o, 0, nil, err
+		return o, g, err
 	}
 	if n == 0 {
-		return o, 0, nil, io.EOF
+		return o, g, io.EOF
 	}
-	fds, err := rights(oob[:oobn], 2)
+	if err := json.Unmarshal(data[:n], &o); err != nil {
+		return o, g, err
+	}
+	want := most
+	if !o.Memory {
+		want--
+	}
+	fds, err := rights(oob[:oobn], want)
 	if err != nil {
-		return o, 0, nil, fmt.Errorf("an order: %w", err)
+		return o, g, fmt.Errorf("an order: %w", err)
 	}
 	f := os.NewFile(uintptr(fds[1]), "stream")
 	conn, err := net.FileConn(f)
 	f.Close()
-	if err == nil {
-		err = json.Unmarshal(data[:n], &o)
+	if err == nil && o.Memory {
+		g.memory, err = mapMemory(fds[2])
+		unix.Close(fds[2])
 	}
 	if err != nil {
-		return o, 0, nil, err
+		return o, g, err
 	}
-	return o, fds[0], conn.(*net.UnixConn), nil
+	g.root, g.stream = fds[0], conn.(*net.UnixConn)
+	return o, g, nil
 }

@@ -37,7 +37,7 @@ func watchedSession(t *testing.T, dir string) net.Conn {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = serve(theirs, w, MaxWrite)
+		_ = serve(theirs, w, MaxWrite, nil)
 		w.close()
 	}()
 	t.Cleanup(func() {

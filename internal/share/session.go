@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -37,6 +38,7 @@ const (
 	opLookup      = 1
 	opForget      = 2
 	opRead        = 15
+	opWrite       = 16
 	opGetXAttr    = 22
 	opListXAttr   = 23
 	opInit        = 26
@@ -47,21 +49,23 @@ const (
 	opReadDirPlus = 44
 )
 
-// served are the operations that this server answers. Locks are not among them: they are the guest's own affair.
-func served() []uint32 {
-	return []uint32{
-		1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, opRead, 16, 17, 18, 20, 21, opGetXAttr, opListXAttr, 24, 25, opInit, 27, opReadDir, 29, 30,
-		35, opInterrupt, 38, opBatchForget, 43, opReadDirPlus, 45, 46, 47,
+// served tells an operation that this server answers. Locks are not among them: they are the guest's own affair.
+func served(op uint32) bool {
+	switch op {
+	case 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, opRead, opWrite, 17, 18, 20, 21, opGetXAttr, opListXAttr, 24, 25, opInit, 27, opReadDir,
+		29, 30, 35, opInterrupt, 38, opBatchForget, 43, opReadDirPlus, 45, 46, 47:
+		return true
 	}
+	return false
 }
 
 // session serves one share over one stream.
 type session struct {
-	stream  io.ReadWriteCloser
-	in      *bufio.Reader
-	server  *fuse.ProtocolServer
-	allowed []uint32
-	big     sync.Pool // buffers of maxFrame bytes
+	stream io.ReadWriteCloser
+	in     *bufio.Reader
+	server *fuse.ProtocolServer
+	memory memory    // nil: all data passes through the stream
+	big    sync.Pool // buffers of maxFrame bytes
 
 	reading sync.Mutex // one worker reads a message at a time
 	writing sync.Mutex // one writes
@@ -77,11 +81,11 @@ type session struct {
 	err     error
 }
 
-// serve answers the requests on a stream, which have up to maxWrite bytes of data, until it ends, and closes it. It returns when nothing works on a request any
-// more. Changes of a watched share are told on the same stream.
-func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem, maxWrite int) error {
+// serve answers the requests on a stream, which have up to maxWrite bytes of data, until it ends, and closes it. It returns when
+// nothing works on a request any more. Changes of a watched share are told on the same stream.
+func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem, maxWrite int, common memory) error {
 	s := &session{
-		stream: stream, in: bufio.NewReaderSize(stream, smallFrame), allowed: served(),
+		stream: stream, memory: common, in: bufio.NewReaderSize(stream, smallFrame),
 		repeated: make(chan struct{}, 1), ended: make(chan struct{}),
 		server: fuse.NewProtocolServer(fs, &fuse.MountOptions{
 			MaxWrite: maxWrite, MaxBackground: 32, Logger: log.New(io.Discard, "", 0), // the guest writes the messages
@@ -109,10 +113,13 @@ func (s *session) begin() error {
 		return err
 	}
 	defer free()
+	if inMemory(frame) {
+		return errors.New("the first request has its data in memory")
+	}
 	if opcode(frame) != opInit {
 		return fmt.Errorf("the first request is operation %d and not INIT", opcode(frame))
 	}
-	return s.answer(frame, make([]byte, smallFrame))
+	return s.answer([][]byte{frame}, make([]byte, smallFrame))
 }
 
 func (s *session) spawn() {
@@ -179,6 +186,9 @@ func (s *session) read(small []byte) (frame []byte, free func(), err error) {
 		return nil, nil, err
 	}
 	n := binary.NativeEndian.Uint32(small)
+	if s.memory != nil {
+		n &^= agentv1.ShareInMemory
+	}
 	if n < headerSize || n > maxFrame {
 		return nil, nil, fmt.Errorf("a request of %d bytes: %d to %d are possible", n, headerSize, maxFrame)
 	}
@@ -195,6 +205,9 @@ func (s *session) read(small []byte) (frame []byte, free func(), err error) {
 	return frame[:n], free, nil
 }
 
+// inMemory tells a message whose data is in memory.
+func inMemory(frame []byte) bool { return binary.NativeEndian.Uint32(frame)&agentv1.ShareInMemory != 0 }
+
 func opcode(frame []byte) uint32 { return binary.NativeEndian.Uint32(frame[4:]) }
 
 // handle answers one request after the first.
@@ -206,6 +219,9 @@ func (s *session) handle(frame, small []byte) error {
 		}
 		return nil
 	}
+	if inMemory(frame) {
+		return s.handlePlaced(frame, small)
+	}
 	if code := s.screen(frame); !code.Ok() {
 		return s.refuse(frame, code)
 	}
@@ -214,11 +230,11 @@ func (s *session) handle(frame, small []byte) error {
 		return s.refuse(frame, fuse.EINVAL)
 	}
 	if size <= smallFrame {
-		return s.answer(frame, small)
+		return s.answer([][]byte{frame}, small)
 	}
 	b := s.big.Get().(*[]byte)
 	defer s.big.Put(b)
-	return s.answer(frame, *b)
+	return s.answer([][]byte{frame}, *b)
 }
 
 // screen refuses what the protocol library must not see: operations that are not served, a second INIT, extensions
@@ -227,7 +243,7 @@ func (s *session) screen(frame []byte) fuse.Status {
 	op := opcode(frame)
 	node := binary.NativeEndian.Uint64(frame[16:])
 	switch {
-	case !slices.Contains(s.allowed, op):
+	case !served(op):
 		return fuse.ENOSYS
 	case op == opInit, binary.NativeEndian.Uint16(frame[36:]) != 0:
 		return fuse.EINVAL
@@ -259,11 +275,11 @@ func payload(frame []byte) int {
 	return int(min(binary.NativeEndian.Uint32(frame[at:]), 2*maxFrame))
 }
 
-// answer has the library handle a request and sends what it says.
-func (s *session) answer(frame, out []byte) error {
-	n, code := s.server.HandleRequest([][]byte{frame}, [][]byte{out})
+// answer has the library handle a request, in one part or two, and sends what it says.
+func (s *session) answer(request [][]byte, out []byte) error {
+	n, code := s.server.HandleRequest(request, [][]byte{out})
 	if n == 0 && !code.Ok() {
-		return s.refuse(frame, code) // it was malformed
+		return s.refuse(request[0], code) // it was malformed
 	}
 	return s.send(out[:n])
 }

@@ -25,6 +25,11 @@
 // whose reader has gone. Whoever receives one fails its writes to that stream with EPIPE and sends its FIN;
 // what it has not read yet stays readable.
 //
+// # Memory in common
+//
+// A virtio-serial port takes large data in many small pieces. Beside it an emulated guest may have memory that the host has too,
+// a device that it maps with [MapMemory]. What lies there, and when, is for those to agree on who use it.
+//
 // # Ownership and concurrency
 //
 // A Client or Server owns the pipe that it is given, its yamux session and its goroutines; Close ends and

@@ -83,7 +83,7 @@ func Boot(ctx context.Context, req Request) (_ *VM, err error) {
 	if err := v.connect(phase, options, &undo); err != nil {
 		return nil, v.bootError(limit, err)
 	}
-	v.shares = newShares(req.ShareServer, v.agent)
+	v.shares = newShares(req.ShareServer, v.agent, v.machine)
 	end()
 
 	phase, end = watch.begin(ctx, PhaseConfigure)

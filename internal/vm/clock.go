@@ -23,7 +23,7 @@ const (
 // keepClock has the guest's clock follow the host's until ctx ends. The two drift apart, since nobody corrects the guest's
 // as NTP does the host's, and after a pause the guest's may be far behind.
 func (v *VM) keepClock(ctx context.Context) error {
-	return watchClock(ctx, clockInterval, func(set bool) {
+	return watchClock(ctx, clockInterval, unix.TimerfdSettime, func(set bool) {
 		// What fails is tried again in a while, and the guest's end is told elsewhere.
 		if set {
 			_ = v.setClock(ctx)
@@ -65,9 +65,12 @@ func correction(asked time.Time, took time.Duration, guest time.Time) (by time.D
 	return by, by.Abs() > clockJump
 }
 
+// settime is timerfd_settime.
+type settime func(fd, flags int, next, old *unix.ItimerSpec) error
+
 // watchClock calls wake in intervals of the host's wall clock, and with true whenever that was set or has jumped over a suspend
 // of the host, until ctx ends. It waits for the kernel's event and costs nothing meanwhile.
-func watchClock(ctx context.Context, interval time.Duration, wake func(set bool)) error {
+func watchClock(ctx context.Context, interval time.Duration, settime settime, wake func(set bool)) error {
 	fd, err := unix.TimerfdCreate(unix.CLOCK_REALTIME, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
 	if err != nil {
 		return err
@@ -83,23 +86,24 @@ func watchClock(ctx context.Context, interval time.Duration, wake func(set bool)
 	arm := func(fd uintptr) {
 		var next unix.Timespec
 		if next, err = unix.TimeToTimespec(time.Now().Add(interval)); err == nil {
-			err = unix.TimerfdSettime(int(fd), unix.TFD_TIMER_ABSTIME|unix.TFD_TIMER_CANCEL_ON_SET, &unix.ItimerSpec{Value: next}, nil)
+			err = settime(int(fd), unix.TFD_TIMER_ABSTIME|unix.TFD_TIMER_CANCEL_ON_SET, &unix.ItimerSpec{Value: next}, nil)
 		}
 	}
 	var expirations [8]byte
 	for {
-		if closed := raw.Control(arm); closed != nil || err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return errors.Join(closed, err)
+		closed := raw.Control(arm)
+		if closed == nil && err == nil {
+			_, err = f.Read(expirations[:])
 		}
-		_, err = f.Read(expirations[:])
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case err == nil, errors.Is(err, unix.ECANCELED):
-			wake(err != nil)
+		case closed != nil:
+			return closed
+		case err == nil:
+			wake(false)
+		case errors.Is(err, unix.ECANCELED): // arming the timer says so too, where the clock was set since it was armed before
+			wake(true)
 		default:
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
@@ -19,7 +20,9 @@ import (
 func TestWatchClock(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	woken, done := make(chan bool), make(chan error, 1)
-	go func() { done <- watchClock(ctx, time.Millisecond, func(set bool) { woken <- set }) }()
+	go func() {
+		done <- watchClock(ctx, time.Millisecond, unix.TimerfdSettime, func(set bool) { woken <- set })
+	}()
 	for range 3 {
 		<-woken
 	}
@@ -36,10 +39,33 @@ func TestWatchClock(t *testing.T) {
 	}
 }
 
+// TestClockSetWhileAwake: the kernel says when the timer is armed that the clock was set while nobody waited for it.
+func TestClockSetWhileAwake(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	armed := 0
+	settime := func(fd, flags int, next, old *unix.ItimerSpec) error {
+		armed++
+		err := unix.TimerfdSettime(fd, flags, next, old)
+		if armed == 2 {
+			err = unix.ECANCELED // the timer is armed all the same
+		}
+		return err
+	}
+	var woken []bool
+	err := watchClock(ctx, time.Millisecond, settime, func(set bool) {
+		if woken = append(woken, set); len(woken) == 3 {
+			cancel()
+		}
+	})
+	if err != nil || len(woken) != 3 || !woken[1] {
+		t.Errorf("woken %v, %v", woken, err)
+	}
+}
+
 func TestWatchClockEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- watchClock(ctx, time.Hour, func(bool) {}) }()
+	go func() { done <- watchClock(ctx, time.Hour, unix.TimerfdSettime, func(bool) {}) }()
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)

@@ -163,7 +163,7 @@ func (v *VM) setMemory(ctx context.Context, bytes uint64) error {
 		v.sizing.now.Memory = now
 	}
 	v.mu.Unlock()
-	if shrinks && now < bytes+hypervisor.MemoryStep && ctx.Err() != nil {
+	if shrinks && now > 0 && now < bytes+hypervisor.MemoryStep && ctx.Err() != nil {
 		return nil
 	}
 	return err

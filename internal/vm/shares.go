@@ -15,6 +15,7 @@ import (
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agentclient"
+	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/share"
 	"github.com/pistis-run/pistis/internal/transport"
 )
@@ -24,6 +25,7 @@ import (
 type shares struct {
 	command []string
 	agent   *agentclient.Client
+	memory  *os.File // what the guest and the servers have in common, or nil
 	relays  sync.WaitGroup
 	// starting is held by whoever starts the server.
 	starting chan struct{}
@@ -58,8 +60,12 @@ type shared struct {
 	busy     chan struct{}
 }
 
-func newShares(command []string, agent *agentclient.Client) *shares {
-	return &shares{command: command, agent: agent, starting: make(chan struct{}, 1), byKey: map[shareKey]*shared{}, byID: map[string]*shared{}}
+func newShares(command []string, agent *agentclient.Client, machine hypervisor.VM) *shares {
+	var memory *os.File
+	if m, ok := machine.(hypervisor.MemorySharer); ok {
+		memory = m.CommonMemory()
+	}
+	return &shares{command: command, agent: agent, memory: memory, starting: make(chan struct{}, 1), byKey: map[shareKey]*shared{}, byID: map[string]*shared{}}
 }
 
 // acquire counts a user of a share, which is mounted in the guest when it returns, and returns its id.
@@ -159,7 +165,7 @@ func (s *shares) mount(ctx context.Context, e *shared, want share.Share) (err er
 		want.MaxWrite = agentv1.SmallShareWrite
 	}
 	want.Watch = want.Watch && s.agent.Has(agentv1.FeatureShareChanges)
-	want.Handed = true
+	want.Handed, want.Memory = true, s.memory
 	if e.served, err = host.Serve(ctx, want); err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ const (
 func (l *Launcher) console(id string) string { return filepath.Join(l.ConsoleDir, id+consoleSuffix) }
 
 // consoles are the files of a bundle with what the guest wrote to its console, the older first; none where there is nothing
-// to be read. The shim removes them when its VM ends as it should.
+// to be read. The shim removes them when its VM ends as it should, and who stops an older shim does.
 func consoles(b bundle.Dir) (files []string) {
 	for _, path := range []string{b.Console() + ".old", b.Console()} {
 		if info, err := os.Stat(path); err == nil && info.Size() > 0 {

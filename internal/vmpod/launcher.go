@@ -193,8 +193,8 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 	if err != nil {
 		return machine{}, err
 	}
-	vcpus, memory, err := size(req.Config, l.Config, bounds)
-	if err != nil {
+	vcpus, memory := size(req.Config, l.Config, bounds)
+	if err := bounds.check(l.Config, vcpus, memory); err != nil {
 		return machine{}, err
 	}
 	tuning, err := tuningOf(l.Firecracker, l.Config, host)
@@ -273,9 +273,9 @@ func (l *Launcher) instance(ctx context.Context, id string, client client) (*ins
 		phases = append(phases, phase{p.GetName(), p.GetDuration().AsDuration()})
 	}
 	i := &instance{
-		client: client, phases: phases, console: bundle.Dir(l.bundle(id)).Console(),
+		client: client, phases: phases, bundle: bundle.Dir(l.bundle(id)),
 		whole: func() string { return l.whole(id) },
-		size:  func(cfg sandbox.Config) (uint32, uint64, error) { return size(cfg, l.Config, bounds) },
+		size:  func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, bounds) },
 	}
 	i.learn(info)
 	return i, nil

@@ -153,27 +153,38 @@ func machineType(vm config.VM, m machine) string {
 // containers and the overhead add up to, rounded up; without limits the configured default. Memory: the configured base,
 // which the guest's kernel and agent live on and containers without limits too, plus limits and overhead.
 //
-// What is more than the configuration allows is refused, as the pod would never reach its limits. Limits that are wider than the
-// host are none on the host's kernel either: such a pod has all processors and as much memory as there is.
-func size(cfg sandbox.Config, vm config.VM, most bounds) (vcpus uint32, memoryBytes uint64, err error) {
+// Limits that are wider than the host are none on the host's kernel either: unless the configuration bounds it, such a pod has all
+// processors and as much memory as there is.
+func size(cfg sandbox.Config, vm config.VM, most bounds) (vcpus uint32, memoryBytes uint64) {
 	const mib = 1 << 20
 	vcpus = max(vm.VCPUs, 1)
 	if milli := milliCPU(cfg.Resources); milli > 0 {
 		vcpus = uint32(min((milli+milliCPU(cfg.Overhead)+999)/1000, 1<<16))
 	}
-	memoryBytes = base(cfg, vm) + uint64(max(cfg.Resources.MemoryLimit, 0))
-	memoryBytes = (memoryBytes + mib - 1) / mib * mib
-	switch {
-	case vm.MaxVCPUs > 0 && vcpus > vm.MaxVCPUs:
-		err = fmt.Errorf("the pod's CPU limits and overhead come to %d processors, and vm.max_vcpus allows %d at most: lower the limits, or raise the setting: %w",
-			vcpus, vm.MaxVCPUs, errdefs.ErrResourceExhausted)
-	case vcpus > most.vcpus && most.vcpus < most.host:
-		err = fmt.Errorf("the pod's CPU limits and overhead come to %d processors, and a virtual machine has %d at most: %w", vcpus, most.vcpus, errdefs.ErrResourceExhausted)
-	case vm.MaxMemoryMiB > 0 && memoryBytes > most.memory:
-		err = fmt.Errorf("the pod's microVM would need %d MiB of memory, and vm.max_memory_mib allows %d MiB at most: lower the limits, or raise the setting: %w",
-			memoryBytes/mib, vm.MaxMemoryMiB, errdefs.ErrResourceExhausted)
+	if vm.MaxVCPUs == 0 {
+		vcpus = min(vcpus, most.host)
 	}
-	return min(vcpus, most.vcpus), min(memoryBytes, most.memory/mib*mib), err
+	memoryBytes = (base(cfg, vm) + uint64(max(cfg.Resources.MemoryLimit, 0)) + mib - 1) / mib * mib
+	if vm.MaxMemoryMiB == 0 {
+		memoryBytes = min(memoryBytes, most.memory/mib*mib)
+	}
+	return vcpus, memoryBytes
+}
+
+// check refuses the size of a new VM that the configuration does not allow: the pod would never reach its limits. One that runs has
+// the bounds that it was made with, which its shim holds.
+func (b bounds) check(vm config.VM, vcpus uint32, memoryBytes uint64) error {
+	switch {
+	case vcpus > b.vcpus && vm.MaxVCPUs == 0:
+		return fmt.Errorf("the pod's CPU limits and overhead come to %d processors, and a virtual machine has %d at most: %w", vcpus, b.vcpus, errdefs.ErrResourceExhausted)
+	case vcpus > b.vcpus:
+		return fmt.Errorf("the pod's CPU limits and overhead come to %d processors, and vm.max_vcpus allows %d at most: lower the limits, or raise the setting: %w",
+			vcpus, b.vcpus, errdefs.ErrResourceExhausted)
+	case vm.MaxMemoryMiB > 0 && memoryBytes > b.memory:
+		return fmt.Errorf("the pod's microVM would need %d MiB of memory, and vm.max_memory_mib allows %d MiB at most: lower the limits, or raise the setting: %w",
+			memoryBytes>>20, vm.MaxMemoryMiB, errdefs.ErrResourceExhausted)
+	}
+	return nil
 }
 
 // base is the part of the memory that does not come from the containers' limits.

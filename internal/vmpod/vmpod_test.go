@@ -79,7 +79,7 @@ func (c fakeClient) Info(context.Context) (*shimv1.InfoResponse, error) {
 	if c.vm != nil {
 		return &shimv1.InfoResponse{Vm: proto.CloneOf(c.vm), Features: c.features}, nil
 	}
-	return &shimv1.InfoResponse{ShimPid: 5, Vm: &shimv1.VM{Hypervisor: "qemu", Phases: []*shimv1.Phase{{Name: "boot"}}}}, nil
+	return &shimv1.InfoResponse{ShimPid: 5, Features: c.features, Vm: &shimv1.VM{Hypervisor: "qemu", Phases: []*shimv1.Phase{{Name: "boot"}}}}, nil
 }
 
 func (c fakeClient) ResizeVM(_ context.Context, vcpus uint32, memory uint64) error {
@@ -252,7 +252,7 @@ func TestResize(t *testing.T) {
 // TestMemoryRoom: a VM can grow whose pod has a limit, or where the configuration says so.
 func TestMemoryRoom(t *testing.T) {
 	limited := sandbox.Config{Resources: sandbox.Resources{MemoryLimit: 1 << 20}}
-	most := machine{bounds: bounds{vcpus: 1, memory: 1 << 40}}
+	most := machine{bounds: bounds{vcpus: 1, memory: 1 << 40, host: 1}}
 	for _, c := range []struct {
 		cfg       sandbox.Config
 		mib, want uint64
@@ -264,10 +264,7 @@ func TestMemoryRoom(t *testing.T) {
 		var vm config.VM
 		vm.MemoryMiB, vm.MaxMemoryMiB = 256, c.mib
 		m := most
-		var err error
-		if m.vcpus, m.memory, err = size(c.cfg, vm, most.bounds); err != nil {
-			t.Fatal(err)
-		}
+		m.vcpus, m.memory = size(c.cfg, vm, most.bounds)
 		if got := sandboxOptions(c.cfg, vm, m).Vm.MaxMemoryBytes; got != c.want {
 			t.Errorf("%+v: %d, want %d", c, got, c.want)
 		}
@@ -389,6 +386,7 @@ func TestFailedCleanupKeepsTheUID(t *testing.T) {
 // TestConsoleIsKept: of VMs that did not end as they should, the latest.
 func TestConsoleIsKept(t *testing.T) {
 	l, f, _ := newTestLauncher(t, NewUIDs(0, 0))
+	f.features = []string{shimv1.FeatureConsole}
 	req, _ := request("s1")
 	i, err := l.Launch(t.Context(), req)
 	if err != nil {
@@ -417,6 +415,9 @@ func TestConsoleIsKept(t *testing.T) {
 	if got, err := os.ReadFile(l.console("s1")); err != nil || string(got) != "one\ntwo\n" {
 		t.Errorf("kept: %q, %v", got, err)
 	}
+	if err := os.Chtimes(l.console("s1"), time.Time{}, time.Unix(1, 0)); err != nil { // the oldest, however fast the others come
+		t.Fatal(err)
+	}
 	f.launchErr = errFault
 	for n := range keptConsoles + 3 {
 		req, _ := request(fmt.Sprintf("n%d", n))
@@ -434,6 +435,28 @@ func TestConsoleIsKept(t *testing.T) {
 	}
 	if _, err := os.Stat(l.console("s1")); err == nil {
 		t.Error("the oldest is kept")
+	}
+}
+
+// TestConsoleOfAnOlderShim: it leaves the console of a VM that was stopped as well, which is not one to keep.
+func TestConsoleOfAnOlderShim(t *testing.T) {
+	l, _, _ := newTestLauncher(t, NewUIDs(0, 0))
+	req, _ := request("s1")
+	i, err := l.Launch(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(bundle.Dir(l.bundle("s1")).Console(), []byte("booted\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if reason, err := i.Wait(t.Context()); err != nil || reason != "powered off" {
+		t.Errorf("reason: %q, %v", reason, err)
+	}
+	if err := errors.Join(i.Stop(t.Context()), l.Cleanup(t.Context(), req)); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(l.ConsoleDir); err != nil || len(left) > 0 {
+		t.Errorf("kept: %v, %v", left, err)
 	}
 }
 
@@ -488,18 +511,30 @@ func TestSize(t *testing.T) {
 		{"more memory than the host", sandbox.Resources{MemoryLimit: 1 << 50}, sandbox.Resources{}, 2, 4096 * mib},
 		{"unlimited", sandbox.Resources{CPUQuota: -1, CPUPeriod: 100000, MemoryLimit: -1}, sandbox.Resources{}, 2, 256 * mib},
 	} {
-		vcpus, memory, err := size(sandbox.Config{Resources: c.resources, Overhead: c.overhead}, vm, bounds{vcpus: 8, memory: 4096*mib + 1, host: 8})
-		if err != nil || vcpus != c.vcpus || memory != c.memory {
+		most := bounds{vcpus: 8, memory: 4096*mib + 1, host: 8}
+		vcpus, memory := size(sandbox.Config{Resources: c.resources, Overhead: c.overhead}, vm, most)
+		if err := most.check(vm, vcpus, memory); err != nil || vcpus != c.vcpus || memory != c.memory {
 			t.Errorf("%s: %d vcpus, %d bytes, %v, want %d, %d", c.name, vcpus, memory, err, c.vcpus, c.memory)
 		}
 	}
-	limits := sandbox.Config{Resources: cpu(100000 * 3), Overhead: cpu(1000)}
-	if _, _, err := size(limits, vm, bounds{vcpus: 2, host: 8}); !errdefs.IsResourceExhausted(err) {
-		t.Errorf("more than a VM has on a host that has more: %v", err)
-	}
-	vm.MaxVCPUs = 3
-	if _, _, err := size(limits, vm, bounds{vcpus: 3, host: 2}); !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "4 processors, and vm.max_vcpus allows 3") {
-		t.Errorf("more than is configured: %v", err)
+	limits := sandbox.Config{Resources: cpu(100000 * 3), Overhead: cpu(1000)} // 4 processors
+	for _, c := range []struct {
+		name       string
+		configured uint32
+		most       bounds
+		vcpus      uint32
+		refusal    string
+	}{
+		{"more than a VM has on a host that has more", 0, bounds{vcpus: 3, host: 8}, 4, "a virtual machine has 3"},
+		{"more than is configured", 3, bounds{vcpus: 3, host: 2}, 4, "4 processors, and vm.max_vcpus allows 3"},
+		{"as much as is configured, and more than the host has", 4, bounds{vcpus: 4, host: 2}, 4, ""},
+	} {
+		vm.MaxVCPUs = c.configured
+		vcpus, memory := size(limits, vm, c.most)
+		err := c.most.check(vm, vcpus, memory)
+		if vcpus != c.vcpus || c.refusal == "" && err != nil || c.refusal != "" && (!errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), c.refusal)) {
+			t.Errorf("%s: %d, %v", c.name, vcpus, err)
+		}
 	}
 }
 

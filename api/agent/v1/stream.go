@@ -28,6 +28,13 @@ const (
 	// ShareRoom is how much of a share's stream may wait for its reader on either side: two large messages.
 	ShareRoom = 2 * MaxShareFrame
 
+	// ShareInMemory is set in the length of a FUSE message of a share whose data is in the memory that host and guest have in
+	// common, where the machine has such. The guest says where: a request to write or to read ends with an offset and a length, 32
+	// bits each, instead of the data, and the answer to the latter with how much was read.
+	ShareInMemory = 1 << 31
+	// SharePlace is the size of what such a request ends with, ShareCount of what such an answer ends with.
+	SharePlace, ShareCount = 8, 4
+
 	// ShareChanged is what the error of a FUSE message says that carries a ShareChange, and ShareRepeater the pid of
 	// requests that the agent makes to repeat it. Neither is a number that a kernel uses.
 	ShareChanged  = 0x70697374

@@ -29,12 +29,13 @@ type Mount struct {
 	once sync.Once
 
 	repeat  repeater
+	loans   loans
 	writing sync.Mutex // to the stream
 }
 
 // New mounts a file system at path, which is made: a directory, or with file a regular file. The server is asked only
-// when somebody uses the mount. On error nothing is left.
-func New(path string, file bool) (_ *Mount, err error) {
+// when somebody uses the mount. Large messages leave their data in memory, if it is not nil. On error nothing is left.
+func New(path string, file bool, memory *Memory) (_ *Mount, err error) {
 	mode := uint32(unix.S_IFDIR)
 	if file {
 		mode = unix.S_IFREG
@@ -59,7 +60,11 @@ func New(path string, file bool) (_ *Mount, err error) {
 	}
 	// A file only now: before it is mounted the device cannot be waited for. Non-blocking, so that closing it wakes
 	// who reads.
-	return &Mount{path: path, dev: os.NewFile(uintptr(fd), device), repeat: repeater{path: path, changes: make(chan *agentv1.ShareChange, 1)}}, nil
+	return &Mount{
+		path: path, dev: os.NewFile(uintptr(fd), device),
+		repeat: repeater{path: path, changes: make(chan *agentv1.ShareChange, 1)},
+		loans:  loans{memory: memory, pieces: map[uint64]uint32{}},
+	}, nil
 }
 
 func makePoint(path string, file bool) error {
@@ -115,7 +120,7 @@ func (m *Mount) requests(stream io.Writer) error {
 			return fmt.Errorf("read requests: %w", err)
 		}
 		m.repeat.mark(buf[:n])
-		if err := m.send(stream, buf[:n]); err != nil {
+		if err := m.send(stream, m.loans.place(buf[:n])); err != nil {
 			return fmt.Errorf("send request: %w", err)
 		}
 	}
@@ -158,6 +163,9 @@ func (m *Mount) replies(stream io.Reader) error {
 			}
 			continue
 		}
+		if frame, err = m.loans.collect(frame, buf); err != nil {
+			return err
+		}
 		_, err = m.dev.Write(frame)
 		switch {
 		case err == nil && !begun:
@@ -195,7 +203,7 @@ func readFrame(r io.Reader, buf []byte) ([]byte, error) {
 	if _, err := io.ReadFull(r, buf[:4]); err != nil {
 		return nil, err
 	}
-	n := binary.NativeEndian.Uint32(buf)
+	n := binary.NativeEndian.Uint32(buf) &^ agentv1.ShareInMemory
 	if n < minMessage || n > uint32(len(buf)) {
 		return nil, fmt.Errorf("a message of %d bytes: %d to %d are possible", n, minMessage, len(buf))
 	}

@@ -3,11 +3,11 @@ package hypervisortest
 import (
 	"context"
 	"errors"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
 )
@@ -88,7 +88,11 @@ func (s *suite) counters(t *testing.T) {
 
 // hungMeter: a VMM that hangs is not waited for, and nothing is lost by it when it goes on.
 func (s *suite) hungMeter(t *testing.T, v hypervisor.VM) {
-	if err := syscall.Kill(v.PID(), syscall.SIGSTOP); err != nil {
+	if err := unix.Kill(v.PID(), unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	// A thread of it may answer until all have stopped.
+	if err := unix.Waitid(unix.P_PID, v.PID(), nil, unix.WSTOPPED|unix.WNOWAIT, nil); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -99,7 +103,7 @@ func (s *suite) hungMeter(t *testing.T, v hypervisor.VM) {
 	if _, err := v.(hypervisor.Meter).Counters(t.Context()); !errdefs.IsUnavailable(err) {
 		t.Errorf("counters of a VMM that hangs, again: %v, want Unavailable", err)
 	}
-	if err := syscall.Kill(v.PID(), syscall.SIGCONT); err != nil {
+	if err := unix.Kill(v.PID(), unix.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
 	Ask(t, v, "version")

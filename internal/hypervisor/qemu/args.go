@@ -19,6 +19,7 @@ const (
 	consoleID   = "console"
 	monitorID   = "monitor"
 	transportID = "transport"
+	memoryID    = "common"
 	scsiID      = "scsi"
 	growthID    = "growth"
 )
@@ -28,10 +29,12 @@ type descriptors struct {
 	monitor, console int
 	kernel, initrd   int
 	// pipe is the virtio-serial transport's socket; 0 with vsock, which has the context id cid.
-	pipe  int
-	vsock int
-	cid   uint32
-	taps  []int
+	pipe int
+	// memory is what host and guest have in common; 0: nothing.
+	memory int
+	vsock  int
+	cid    uint32
+	taps   []int
 	// vhostNet has one for every tap, or none where the host has no vhost-net.
 	vhostNet []int
 	disks    []int
@@ -70,6 +73,11 @@ func commandLine(cfg hypervisor.Config, fds descriptors) []string {
 			"-device", `{"driver":"virtio-serial-pci","max_ports":2,"disable-legacy":"on"}`,
 			"-chardev", fmt.Sprintf("socket,id=%s,fd=%d", transportID, fds.pipe),
 			"-device", `{"driver":"virtserialport","chardev":"`+transportID+`","name":"`+transport.SerialPort+`"}`)
+	}
+	if fds.memory != 0 {
+		args = append(args,
+			"-object", fmt.Sprintf(`{"qom-type":"memory-backend-file","id":"%s","mem-path":"%s","size":%d,"share":true}`, memoryID, inherited(fds.memory), transport.MemorySize),
+			"-device", `{"driver":"ivshmem-plain","memdev":"`+memoryID+`"}`)
 	}
 	for i, nic := range cfg.NICs {
 		args = append(args, nicArgs(nic, i, fds)...)

@@ -24,7 +24,7 @@ func TestCommandLine(t *testing.T) {
 			ID: "pod,1", Accel: hypervisor.TCG, Size: hypervisor.Size{VCPUs: 1, Memory: 256 << 20},
 			Disks: []hypervisor.Disk{{ID: "layer-1", ReadOnly: true}, {ID: "scratch"}},
 			NICs:  []hypervisor.NIC{{ID: "eth0", MAC: mac, MTU: 1450}},
-		}, descriptors{monitor: 3, console: 4, kernel: 5, initrd: 6, pipe: 7, disks: []int{8, 9}, taps: []int{10}}},
+		}, descriptors{monitor: 3, console: 4, kernel: 5, initrd: 6, pipe: 7, memory: 11, disks: []int{8, 9}, taps: []int{10}}},
 		{"kvm-vsock", hypervisor.Config{
 			ID: "pod-2", Accel: hypervisor.KVM, Size: hypervisor.Size{VCPUs: 4, Memory: 1 << 30}, Params: []string{"loglevel=7", "audit=0"},
 			NICs: []hypervisor.NIC{{ID: "eth0", MAC: mac}},

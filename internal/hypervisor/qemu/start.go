@@ -104,6 +104,7 @@ type gift struct {
 	owned []io.Closer // of files, those to close after the fork
 
 	monitor, console, pipe *net.UnixConn // pipe is nil with vsock
+	memory                 *os.File      // what host and guest have in common, or nil
 }
 
 // prepare opens all that QEMU needs. On error nothing is left open.
@@ -134,6 +135,12 @@ func (g *gift) open(cfg hypervisor.Config) (err error) {
 	}
 	if err := g.transport(); err != nil {
 		return err
+	}
+	if g.pipe != nil && cfg.Accel == hypervisor.TCG {
+		if g.memory, err = vmm.CommonMemory(transport.MemorySize); err != nil {
+			return err
+		}
+		g.fds.memory = g.lend(g.memory)
 	}
 	for _, disk := range cfg.Disks {
 		f, err := diskFile(disk)
@@ -225,6 +232,9 @@ func (g *gift) closeOurs() {
 		if conn != nil {
 			conn.Close()
 		}
+	}
+	if g.memory != nil {
+		g.memory.Close()
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
@@ -15,9 +16,10 @@ import (
 // vm is a running QEMU.
 type vm struct {
 	*vmm.Machine
-	disks *disks
-	sizes sizes
-	meter *vmm.Meter
+	disks  *disks
+	sizes  sizes
+	meter  *vmm.Meter
+	memory *os.File
 
 	mu      sync.Mutex
 	monitor *qmp.Client
@@ -30,13 +32,14 @@ var (
 	_ hypervisor.MemoryResizer = (*vm)(nil)
 	_ hypervisor.VCPUResizer   = (*vm)(nil)
 	_ hypervisor.Meter         = (*vm)(nil)
+	_ hypervisor.MemorySharer  = (*vm)(nil)
 )
 
 // newVM watches over a QEMU that was just started, and owns it and the gift's sockets from now on, except
 // the monitor's.
 func newVM(cfg hypervisor.Config, proc *vmm.Process, g *gift) *vm {
 	dial, pipe := g.dialer()
-	v := &vm{disks: newDisks(cfg.Disks), sizes: sizes{cfg: cfg}}
+	v := &vm{disks: newDisks(cfg.Disks), sizes: sizes{cfg: cfg}, memory: g.memory}
 	v.meter = vmm.NewMeter(v.readCounters)
 	v.Machine = vmm.Watch(proc, g.console, cfg.Console, dial, func(m *vmm.Machine) error {
 		if pipe != nil {
@@ -48,6 +51,9 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, g *gift) *vm {
 			monitor.Close()
 		}
 		v.meter.Close()
+		if v.memory != nil {
+			v.memory.Close()
+		}
 		return v.why(m)
 	})
 	return v
@@ -103,6 +109,9 @@ func (v *vm) why(m *vmm.Machine) error {
 func (v *vm) Shutdown(ctx context.Context) error {
 	return v.Machine.Shutdown(ctx, func(ctx context.Context) error { return v.tell(ctx, "quit") })
 }
+
+// CommonMemory is what the guest has as a device, where its streams are slow.
+func (v *vm) CommonMemory() *os.File { return v.memory }
 
 // Pause stops the guest's processors.
 func (v *vm) Pause(ctx context.Context) error { return v.tell(ctx, "stop") }

@@ -45,32 +45,35 @@ func (m *Machine) ResizeMemory(ctx context.Context, size hypervisor.Size, bytes 
 	if err != nil {
 		err = fmt.Errorf("resize memory: %w", err)
 	}
-	return size.Memory + now, err
+	return now, err
 }
 
 func (m *Machine) resizeMemory(ctx context.Context, size hypervisor.Size, bytes uint64, control memoryControl) (uint64, error) {
 	added, err := size.Added(bytes)
 	if size.Growth() == 0 {
-		return 0, err
+		return size.Memory, err
 	}
 	request, done := Unbroken(ctx)
 	defer done()
 	now, askErr := control.Added(request)
-	if err != nil || askErr != nil {
-		return now, errors.Join(err, askErr)
+	if askErr != nil {
+		return 0, errors.Join(err, askErr)
 	}
-	if ctx.Err() != nil {
-		return now, context.Cause(ctx)
+	if err == nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
 	}
-	if err := control.Request(request, added); err != nil {
-		return now, err
+	if err == nil {
+		err = control.Request(request, added)
 	}
-	return m.awaitAdded(ctx, added, control.Added)
+	if err == nil {
+		now, err = m.awaitAdded(ctx, now, added, control.Added)
+	}
+	return size.Memory + now, err
 }
 
 // awaitAdded asks, until ctx or the VM ends, how much memory the guest has taken of what can be added, and returns the last
 // answer.
-func (m *Machine) awaitAdded(ctx context.Context, want uint64, ask func(context.Context) (uint64, error)) (now uint64, err error) {
+func (m *Machine) awaitAdded(ctx context.Context, now, want uint64, ask func(context.Context) (uint64, error)) (uint64, error) {
 	tick := time.NewTicker(growInterval)
 	defer tick.Stop()
 	for {

@@ -16,6 +16,8 @@ type guestMemory struct {
 	asked               int
 	full                func()
 	refusal             error
+	silent              error // of questions after the first answers
+	answers             int
 }
 
 func (g *guestMemory) Request(_ context.Context, bytes uint64) error {
@@ -27,6 +29,9 @@ func (g *guestMemory) Request(_ context.Context, bytes uint64) error {
 }
 
 func (g *guestMemory) Added(context.Context) (uint64, error) {
+	if g.answers--; g.silent != nil && g.answers < 0 {
+		return 0, g.silent
+	}
 	now := g.added
 	switch {
 	case g.added == g.most && g.wanted > g.most:
@@ -61,7 +66,11 @@ func TestResizeMemory(t *testing.T) {
 	resize("by a caller that has given up", ctx, 2*step, 5*step, enough, 0)
 	g.refusal = errdefs.ErrFailedPrecondition
 	resize("refused", t.Context(), 2*step, 5*step, errdefs.ErrFailedPrecondition, 1)
-	g.refusal = nil
+	g.refusal, g.silent, g.answers = nil, errors.New("no answer"), 0
+	resize("of a VMM that does not answer", t.Context(), 2*step, 0, g.silent, 0)
+	g.answers = 1
+	resize("of a VMM that does not answer any more", t.Context(), 5*step, 5*step, g.silent, 1)
+	g.silent = nil
 	m.err = hypervisor.ErrPoweredOff
 	close(m.over)
 	resize("of one that ends", t.Context(), 2*step, 5*step, errdefs.ErrUnavailable, 1)

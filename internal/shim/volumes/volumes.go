@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -67,6 +68,10 @@ func (p *Placed) share(ctx context.Context, v machine, mounts []specs.Mount, i i
 	if isUpdated(m.Source) {
 		// An update shows at once, the parts of it never mixed, and who watches for it is told.
 		want.Valid, want.Watch = 0, true
+	}
+	// One directory is one share, by whatever name it is asked for. What is not there is refused where it is shared.
+	if real, err := filepath.EvalSymlinks(want.Path); err == nil {
+		want.Path = real
 	}
 	part, err := findPart(&want, parts)
 	if err != nil {

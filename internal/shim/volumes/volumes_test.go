@@ -78,6 +78,17 @@ func TestPlace(t *testing.T) {
 			t.Errorf("part %+v of %+v", p.Parts[0], mounts[2])
 		}
 	}
+	// The kubelet's directory may be a symbolic link: the kernel tells where the part is, and the kubelet does not.
+	link := filepath.Join(t.TempDir(), "kubelet")
+	if err := os.Symlink(pod, link); err != nil {
+		t.Fatal(err)
+	}
+	linked := &fakeVM{}
+	if _, err := Place(t.Context(), linked, []specs.Mount{
+		{Destination: "/whole", Type: "bind", Source: filepath.Join(link, "volumes/kubernetes.io~empty-dir/data")}, {Destination: "/part", Type: "bind", Source: sub},
+	}, true); err != nil || !slices.Equal(linked.shared, []string{empty, empty}) {
+		t.Errorf("by a link: shared %v, %v", linked.shared, err)
+	}
 	v := &fakeVM{refuse: "/none"}
 	mounts := []specs.Mount{{Destination: "/whole", Type: "bind", Source: empty}, {Destination: "/x", Type: "bind", Source: "/none"}}
 	if p, err := Place(t.Context(), v, mounts, true); err == nil || len(p.Shares) > 0 || !slices.Equal(v.released, []string{"s1"}) {

@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -32,6 +33,7 @@ type options struct {
 	socket, image, load, dir, fio string
 	peer                          virtiofs.Guest
 	loadArgs                      []string
+	subjects                      string
 	rounds                        int
 }
 
@@ -43,6 +45,7 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "", "a directory of the file system to measure")
 	o.peer.Flags()
 	flag.StringVar(&o.fio, "fio", "fio", "the host's fio")
+	flag.StringVar(&o.subjects, "subjects", "host,virtio-fs,pistis", "what is measured")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each is measured, by turns")
 	flag.Parse()
 	o.loadArgs = flag.Args()
@@ -66,6 +69,9 @@ func run(ctx context.Context, o options) (err error) {
 			name    string
 			measure func(ctx context.Context, o options, dir string) (string, error)
 		}{{"host", onHost}, {"virtio-fs", onVirtioFS}, {"pistis", onPistis}} {
+			if !slices.Contains(strings.Split(o.subjects, ","), subject.name) {
+				continue
+			}
 			dir := filepath.Join(work, fmt.Sprint(subject.name, round))
 			if err := os.Mkdir(dir, 0o755); err != nil {
 				return err
@@ -92,17 +98,27 @@ func run(ctx context.Context, o options) (err error) {
 // report prints medians, and the median of the rounds' ratios: the machine may do other things in one round and not in another.
 func report(results map[string]map[string][]float64) {
 	fmt.Printf("%-32s %10s %10s %10s %16s\n", "", "host", "virtio-fs", "pistis", "pistis/virtio-fs")
-	for _, name := range slices.Sorted(maps.Keys(results["host"])) {
+	names := map[string]bool{}
+	for _, of := range results {
+		for name := range of {
+			names[name] = true
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
 		peer, ours := results["virtio-fs"][name], results["pistis"][name]
 		var ratios []float64
-		for i := range ours {
+		for i := range min(len(ours), len(peer)) {
 			ratios = append(ratios, ours[i]/peer[i])
 		}
 		fmt.Printf("%-32s %10.1f %10.1f %10.1f %16.2f\n", name, median(results["host"][name]), median(peer), median(ours), median(ratios))
 	}
 }
 
+// median is not a number where nothing was measured.
 func median(values []float64) float64 {
+	if len(values) == 0 {
+		return math.NaN()
+	}
 	values = slices.Sorted(slices.Values(values))
 	return values[len(values)/2]
 }

@@ -1,4 +1,4 @@
-package share
+package confine
 
 import (
 	"fmt"
@@ -9,9 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// confine makes this process a server: an empty root of its own, in which the shim will mount the shares, a handful of
+// FDDir is where a confined process finds its own descriptors.
+const FDDir = "/fd"
+
+// Confine confines this process: an empty root of its own, in which the shim will mount the shares, a handful of
 // capabilities, and the system calls of a file server. It was started in a new mount namespace.
-func confine() error {
+func Confine() error {
 	unix.Umask(0) // the guest's kernel applies its processes' own
 	if err := emptyRoot(); err != nil {
 		return fmt.Errorf("make an empty root: %w", err)
@@ -40,10 +43,10 @@ func emptyRoot() error {
 	if err := unix.Mount("shares", at, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700,size=1m,nr_inodes=4096"); err != nil {
 		return err
 	}
-	if err := os.Mkdir(at+fdDir, 0o700); err != nil {
+	if err := os.Mkdir(at+FDDir, 0o700); err != nil {
 		return err
 	}
-	if err := unix.MoveMount(own, "", unix.AT_FDCWD, at+fdDir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+	if err := unix.MoveMount(own, "", unix.AT_FDCWD, at+FDDir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return err
 	}
 	if err := unix.Chdir(at); err != nil {

@@ -1,0 +1,83 @@
+package share
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+)
+
+// memory is what a share's guest and its server have in common: the data of large messages lies there, where the guest says,
+// instead of passing through the stream. The guest may change it at any time; it is read by nothing but the system calls that
+// write it to a file.
+type memory []byte
+
+// mapMemory maps all of a file whose size cannot change.
+func mapMemory(fd int) (memory, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, err
+	}
+	data, err := unix.Mmap(fd, 0, int(st.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map the memory that the guest has too: %w", err)
+	}
+	return data, nil
+}
+
+func (m memory) close() {
+	if m != nil {
+		_ = unix.Munmap(m) // it cannot fail: all of it was mapped
+	}
+}
+
+// placedSize is a request to read or to write that says where in memory its data is: both have 40 bytes of their own.
+const placedSize = headerSize + 40 + agentv1.SharePlace
+
+// place takes from a request the end, which says where its data is.
+func (m memory) place(frame []byte) (request, data []byte, err error) {
+	if op := opcode(frame); len(frame) != placedSize || op != opRead && op != opWrite {
+		return nil, nil, fmt.Errorf("operation %d with %d bytes has no data in memory", op, len(frame))
+	}
+	request, end := frame[:placedSize-agentv1.SharePlace], frame[placedSize-agentv1.SharePlace:]
+	offset, length := uint64(binary.NativeEndian.Uint32(end)), uint64(binary.NativeEndian.Uint32(end[4:]))
+	if length > MaxWrite || offset+length > uint64(len(m)) {
+		return nil, nil, fmt.Errorf("a request with %d bytes at %d of a memory of %d", length, offset, len(m))
+	}
+	return request, m[offset : offset+length : offset+length], nil
+}
+
+// handlePlaced answers a request whose data is, or shall be, in memory.
+func (s *session) handlePlaced(frame, small []byte) error {
+	request, data, err := s.memory.place(frame)
+	if err != nil {
+		return err
+	}
+	size := len(request)
+	if opcode(request) == opWrite {
+		size += len(data)
+	}
+	binary.NativeEndian.PutUint32(request, uint32(size))
+	if code := s.screen(request); !code.Ok() {
+		return s.refuse(request, code)
+	}
+	if opcode(request) == opWrite {
+		return s.answer([][]byte{request, data}, small)
+	}
+	if payload(request) > len(data) {
+		return s.refuse(request, fuse.EINVAL)
+	}
+	n, code := s.server.HandleRequest([][]byte{request}, [][]byte{small[:replySize], data})
+	switch {
+	case n == 0 && !code.Ok():
+		return s.refuse(request, code)
+	case n > replySize:
+		binary.NativeEndian.PutUint32(small, agentv1.ShareInMemory|(replySize+agentv1.ShareCount))
+		binary.NativeEndian.PutUint32(small[replySize:], uint32(n-replySize))
+		n = replySize + agentv1.ShareCount
+	}
+	return s.send(small[:n])
+}
