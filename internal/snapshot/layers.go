@@ -36,8 +36,8 @@ type form struct {
 	// directories that the layer implies but does not describe, to get the attributes of those that are known.
 	// dependent says that there are such directories. What a failure leaves at path is for the caller to remove.
 	write func(ctx context.Context, path string, open opener, inherit inheriter) (dependent bool, err error)
-	// open opens the root directory of a finished layer.
-	open func(path string) (lowerDir, io.Closer, error)
+	// open opens a finished layer for those above it.
+	open func(path string) (lowerLayer, error)
 	// whole tells what a disk has cut off from a layer that is whole, at little cost; nil where nothing tells.
 	whole func(path string) (bool, error)
 }
@@ -81,8 +81,7 @@ type Layers struct {
 type flight struct {
 	key     stacked
 	turn    *turn
-	began   bool // its turn has come; under Layers.mu
-	waiters int  // under Layers.mu
+	waiters int // under Layers.mu
 	cancel  context.CancelFunc
 	done    chan struct{}
 	// After done.
@@ -287,7 +286,7 @@ func (l *Layers) lower(ctx context.Context, stack []image.Layer) ([]string, erro
 		l.mu.Lock()
 		path, err := l.existing(key)
 		f := l.flights[key.id]
-		late := path == "" && (f == nil || f.key != key || !f.began)
+		late := path == "" && (f == nil || f.key != key || !f.turn.has())
 		if path == "" && err == nil && !late {
 			f.waiters++
 		}
@@ -372,9 +371,6 @@ func (l *Layers) make(ctx context.Context, f *flight, stack []image.Layer) (path
 	case <-ctx.Done():
 		return "", ctx.Err()
 	}
-	l.mu.Lock()
-	f.began = true
-	l.mu.Unlock()
 	temp := filepath.Join(l.root, tempPrefix+rand.Text())
 	defer func() {
 		if err != nil {

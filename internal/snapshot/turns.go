@@ -16,6 +16,16 @@ type turn struct {
 	came chan struct{} // closed when it has come
 }
 
+// has tells whether the turn has come.
+func (t *turn) has() bool {
+	select {
+	case <-t.came:
+		return true
+	default:
+		return false
+	}
+}
+
 func newTurns(n int) *turns { return &turns{free: n} }
 
 // ask does not wait. Whoever asked gives the turn back in any case.
