@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The suites that need KVM, in a lab for each hypervisor whose program is on PATH:
 #   doctor    pistis tells the truth about this host
-#   contract  what every driver has to hold
+#   contract  what every driver has to hold, and rates and CPU templates of fc
 #   pods      pods through CRI: image, network, exec, logs and their rotation, attach, port-forward, resizing, stop
 #   volumes   every kind of volume, a row each
 #   critest   the specs of test/conformance/ci-specs-HANDLER.txt; not among the default, and for fc alone
@@ -17,7 +17,8 @@ export CGO_ENABLED=0 # the guest's programs are static
 out=$here/.cache/lab-test
 declare -A package=([qemu]=qemu [fc]=firecracker [clh]=cloudhypervisor)
 declare -A program=([qemu]=qemu-system-x86_64 [fc]=firecracker [clh]=cloud-hypervisor)
-pods='TestPod TestStreams TestNetwork TestLogRotation TestResizeInPlace'
+contract='TestContract TestRates TestCPUTemplate'
+pods='TestPod TestStreams TestNetwork TestLogRotation TestResizeInPlace TestVMMCounters'
 volumes='TestVolumes TestVolumeKinds TestBlockVolumes TestImageVolumesInVM TestReloaders TestRefusedVolumes'
 
 # What follows runs on this machine.
@@ -70,7 +71,7 @@ inside() {
 		echo "== suite $suite"
 		case $suite in
 		doctor) tests integration TestDoctor ;;
-		contract) tests "${package[$1]}" TestContract ;;
+		contract) tests "${package[$1]}" "${TESTS:-$contract}" ;;
 		pods) tests integration "${TESTS:-$pods}" ;;
 		volumes) tests integration "${TESTS:-$volumes}" ;;
 		critest) critest "$1" ;;

@@ -146,8 +146,8 @@ func layers() [][]string {
 	return [][]string{
 		{ // contracts, vocabulary and leaves
 			"api/...", "internal/cleanup", "internal/config", "internal/debian", "internal/event", "internal/failpoint",
-			"internal/hypervisor", "internal/lifecycle", "internal/logfields", "internal/oci", "internal/reaper",
-			"internal/rtnl", "internal/span", "internal/steps/...", "internal/stdio", "internal/store", "internal/task", "internal/transport", "internal/version",
+			"internal/hostmount", "internal/hypervisor", "internal/lifecycle", "internal/logfields", "internal/oci", "internal/reaper",
+			"internal/rtnl", "internal/span", "internal/steps/...", "internal/stats", "internal/stdio", "internal/store", "internal/task", "internal/transport", "internal/version",
 		},
 		{ // mechanisms: each does one thing, and knows no pods
 			"internal/agent/...", "internal/agentclient", "internal/bundle",
@@ -157,7 +157,7 @@ func layers() [][]string {
 			"internal/systemd", "internal/telemetry", "internal/userdb",
 		},
 		{ // one pod, and how the daemon reaches it
-			"internal/monitor", "internal/shimclient", "internal/taskshim", "internal/vm",
+			"internal/monitor", "internal/shim/volumes", "internal/shimclient", "internal/taskshim", "internal/vm",
 		},
 		{ // all pods
 			"internal/container", "internal/hostpod", "internal/nri", "internal/podfiles", "internal/sandbox", "internal/vmpod",
@@ -171,7 +171,7 @@ func layers() [][]string {
 		},
 		{"cmd/..."},
 		{ // for tests
-			"internal", "internal/hypervisor/hypervisortest/...", "internal/network/tap/taptest", "internal/vm/vmtest", "test/...",
+			"internal", "internal/hypervisor/hypervisortest/...", "internal/hypervisor/vmm/vmmtest", "internal/network/tap/taptest", "internal/vm/vmtest", "test/...",
 		},
 	}
 }

@@ -16,9 +16,9 @@ import (
 	"github.com/containerd/ttrpc"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
-	"github.com/pistis-run/pistis/internal/agent/memory"
 	"github.com/pistis-run/pistis/internal/agent/rootfs"
 	"github.com/pistis-run/pistis/internal/agent/share"
+	"github.com/pistis-run/pistis/internal/agent/volumes"
 	"github.com/pistis-run/pistis/internal/reaper"
 	"github.com/pistis-run/pistis/internal/runc"
 	"github.com/pistis-run/pistis/internal/version"
@@ -62,7 +62,7 @@ type Agent struct {
 	network  sync.Mutex // one configuration of the network at a time
 	resizing sync.Mutex // one change of the processors at a time
 	work     sync.WaitGroup
-	memory   *memory.Volumes
+	volumes  *volumes.Set
 	// shareMemory is what the guest has in common with the host, or nil.
 	shareMemory func() *share.Memory
 
@@ -77,7 +77,7 @@ var _ agentv1.AgentService = (*Agent)(nil)
 // New returns an agent that serves nothing yet.
 func New(cfg Config) *Agent {
 	a := &Agent{
-		Config: cfg, shutdown: make(chan struct{}), memory: memory.New(filepath.Join(cfg.Dir, "memory")),
+		Config: cfg, shutdown: make(chan struct{}), volumes: volumes.New(filepath.Join(cfg.Dir, "memory"), agentv1.SharePath),
 		containers: map[string]*container{}, shares: map[string]*hostShare{},
 	}
 	a.shareMemory = sync.OnceValue(a.mapShareMemory)
@@ -122,7 +122,7 @@ func (a *Agent) Hello(_ context.Context, req *agentv1.HelloRequest) (*agentv1.He
 		Version: agentv1.ProtocolVersion, AgentVersion: version.Version,
 		Kernel: string(kernel), UptimeNs: uint64(a.Uptime), Features: []string{
 			agentv1.FeatureShares, agentv1.FeatureShareChanges, agentv1.FeatureLargeShares, agentv1.FeaturePIDNamespaces,
-			agentv1.FeatureModules, agentv1.FeatureMemoryVolumes, agentv1.FeatureBlockDevices, agentv1.FeatureResize,
+			agentv1.FeatureModules, agentv1.FeatureMemoryVolumes, agentv1.FeatureBlockDevices, agentv1.FeatureResize, agentv1.FeatureClock, agentv1.FeatureShareParts,
 		},
 	}, nil
 }

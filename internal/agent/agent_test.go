@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agent/cgroup"
@@ -333,6 +334,10 @@ func TestCallsThatCannotWork(t *testing.T) {
 		"signal 65":               func() error { _, err := a.Signal(ctx, &agentv1.SignalRequest{Container: "c", Signal: 65}); return err },
 		"bad id": func() error {
 			_, err := a.CreateContainer(ctx, &agentv1.CreateContainerRequest{Id: "../x"})
+			return err
+		},
+		"too much for a clock": func() error {
+			_, err := a.AdjustClock(ctx, &agentv1.AdjustClockRequest{By: durationpb.New(2 * time.Second)})
 			return err
 		},
 		"no time": func() error { _, err := a.SetClock(ctx, &agentv1.SetClockRequest{}); return err },

@@ -182,7 +182,7 @@ func (a *Agent) create(ctx context.Context, c *container, place placement, req *
 		return nil, err
 	}
 	// A container has mounts of its own once it is created.
-	placed, err := a.memory.Place(c.id, spec.Mounts, req.Memory)
+	placed, err := a.volumes.Place(c.id, spec.Mounts, req.Memory, req.ShareParts)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
@@ -25,7 +26,7 @@ func (a *Agent) Resize(ctx context.Context, req *agentv1.ResizeRequest) (*agentv
 	}
 	a.resizing.Lock()
 	defer a.resizing.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, processorTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, processorTimeout, fmt.Errorf("the kernel has not brought them up within %s: %w", processorTimeout, errdefs.ErrFailedPrecondition))
 	defer cancel()
 	used, err := processors.Use(ctx, processors.Dir, int(req.Vcpus))
 	if err != nil {

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -136,25 +135,6 @@ func (a *Agent) UpdateNetwork(_ context.Context, req *agentv1.UpdateNetworkReque
 	a.network.Lock()
 	defer a.network.Unlock()
 	return &agentv1.Empty{}, guestnet.Apply(req.Network)
-}
-
-// SetClock implements agentv1.AgentService.
-func (a *Agent) SetClock(_ context.Context, req *agentv1.SetClockRequest) (*agentv1.Empty, error) {
-	if !req.Clock.IsValid() {
-		return nil, invalid("set clock: no valid time")
-	}
-	return &agentv1.Empty{}, setClock(req.Clock.AsTime())
-}
-
-func setClock(t time.Time) error {
-	ts, err := unix.TimeToTimespec(t)
-	if err == nil {
-		err = unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
-	}
-	if err != nil {
-		return fmt.Errorf("set clock to %v: %w", t, err)
-	}
-	return nil
 }
 
 // addEntropy mixes the host's random bytes into the pool and credits them: the host is trusted in all anyway.

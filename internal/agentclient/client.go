@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/steps"
@@ -141,6 +142,19 @@ func (c *Client) SetClock(ctx context.Context, req *agentv1.SetClockRequest) err
 	return err
 }
 
+// AdjustClock has the guest make up for a difference without a jump, none where it is 0, and returns what its clock shows.
+func (c *Client) AdjustClock(ctx context.Context, by time.Duration) (time.Time, error) {
+	req := &agentv1.AdjustClockRequest{}
+	if by != 0 {
+		req.By = durationpb.New(by)
+	}
+	r, err := call(c, ctx, "adjust clock", c.agent.AdjustClock, req)
+	if err == nil && !r.Clock.IsValid() {
+		err = hostile("adjust clock", "no valid time")
+	}
+	return r.GetClock().AsTime(), err
+}
+
 // CreateContainer returns the pid in the guest and the resolved user.
 func (c *Client) CreateContainer(ctx context.Context, req *agentv1.CreateContainerRequest) (uint32, task.User, error) {
 	if req.PidNamespace != nil {
@@ -150,6 +164,11 @@ func (c *Client) CreateContainer(ctx context.Context, req *agentv1.CreateContain
 	}
 	if len(req.Memory) > 0 {
 		if err := c.needs(agentv1.FeatureMemoryVolumes, "volumes in memory"); err != nil {
+			return 0, task.User{}, fmt.Errorf("create container: %w", err)
+		}
+	}
+	if len(req.ShareParts) > 0 {
+		if err := c.needs(agentv1.FeatureShareParts, "parts of volumes"); err != nil {
 			return 0, task.User{}, fmt.Errorf("create container: %w", err)
 		}
 	}

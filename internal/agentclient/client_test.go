@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	statsv1 "github.com/pistis-run/pistis/api/stats/v1"
 	"github.com/pistis-run/pistis/internal/agentclient"
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/task"
@@ -81,7 +82,7 @@ func TestAnswersAreBounded(t *testing.T) {
 		case *agentv1.CreateContainerResponse:
 			r.User.AdditionalGids = make([]uint32, 70000)
 		case *agentv1.StatsResponse:
-			r.Interfaces = make([]*agentv1.InterfaceStats, 1000)
+			r.Interfaces = make([]*statsv1.InterfaceStats, 1000)
 		}
 		return answer
 	}}

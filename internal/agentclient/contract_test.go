@@ -17,7 +17,7 @@ import (
 // TestOldAgent: an agent of the same protocol version that lacks what came later, and says things that are not known
 // here, can be used for what it has.
 func TestOldAgent(t *testing.T) {
-	later := map[string]bool{"Stats": true, "Update": true, "Pause": true, "Resume": true, "Pids": true, "ResizeTerminal": true, "SetClock": true}
+	later := map[string]bool{"Stats": true, "Update": true, "Pause": true, "Resume": true, "Pids": true, "ResizeTerminal": true, "SetClock": true, "AdjustClock": true}
 	a := &vmtest.Agent{
 		Intercept: func(method string) error {
 			if later[method] {
@@ -58,6 +58,7 @@ func TestOldAgent(t *testing.T) {
 		"pids":   func() error { _, err := c.Pids(t.Context(), "c1"); return err },
 		"resize": func() error { return c.ResizeTerminal(t.Context(), task.ID{Container: "c1"}, 80, 25) },
 		"clock":  func() error { return c.SetClock(t.Context(), &agentv1.SetClockRequest{}) },
+		"adjust": func() error { _, err := c.AdjustClock(t.Context(), 0); return err },
 	} {
 		if err := call(); !errdefs.IsNotImplemented(err) {
 			t.Errorf("%s = %v, want not implemented", what, err)

@@ -2,10 +2,10 @@ package agentclient
 
 import (
 	"context"
-	"math"
 	"time"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	"github.com/pistis-run/pistis/internal/stats"
 	"github.com/pistis-run/pistis/internal/task"
 )
 
@@ -21,16 +21,12 @@ func (c *Client) Stats(ctx context.Context, containers ...string) (task.Stats, e
 	if len(r.Containers) > maxContainers || len(r.Interfaces) > maxInterfaces {
 		return task.Stats{}, hostile("read statistics", "%d containers and %d interfaces", len(r.Containers), len(r.Interfaces))
 	}
-	s := task.Stats{At: time.Now(), CPU: cpuStats(r.GuestCpu), Memory: memoryStats(r.GuestMemory)}
-	if fs := r.Writable; fs != nil {
-		s.Writable = &task.FileSystem{Bytes: fs.Bytes, Inodes: fs.Inodes, FreeInodes: fs.FreeInodes}
+	s := task.Stats{
+		At: time.Now(), CPU: stats.DecodeCPU(r.GuestCpu), Memory: stats.DecodeMemory(r.GuestMemory), IOPSI: stats.DecodePSI(r.GuestIo),
+		Interfaces: stats.DecodeInterfaces(r.Interfaces), Writable: stats.DecodeFileSystem(r.Writable),
 	}
-	for _, i := range r.Interfaces {
-		s.Interfaces = append(s.Interfaces, task.Interface{
-			Name: clean(i.GetName(), maxName),
-			Rx:   task.Traffic{Bytes: i.GetRxBytes(), Packets: i.GetRxPackets(), Errors: i.GetRxErrors(), Dropped: i.GetRxDropped()},
-			Tx:   task.Traffic{Bytes: i.GetTxBytes(), Packets: i.GetTxPackets(), Errors: i.GetTxErrors(), Dropped: i.GetTxDropped()},
-		})
+	for i := range s.Interfaces {
+		s.Interfaces[i].Name = clean(s.Interfaces[i].Name, maxName)
 	}
 	for _, v := range r.Containers {
 		if n := len(v.GetIo().GetDevices()); n > maxDevices {
@@ -42,67 +38,15 @@ func (c *Client) Stats(ctx context.Context, containers ...string) (task.Stats, e
 }
 
 func containerStats(v *agentv1.ContainerStats) task.ContainerStats {
-	return task.ContainerStats{
-		ID: clean(v.GetId(), maxName), CPU: cpuStats(v.GetCpu()), Memory: memoryStats(v.GetMemory()), IO: ioStats(v.GetIo()),
+	c := task.ContainerStats{
+		ID: clean(v.GetId(), maxName), CPU: stats.DecodeCPU(v.GetCpu()), Memory: stats.DecodeMemory(v.GetMemory()), IO: stats.DecodeIO(v.GetIo()),
 		Pids: v.GetPids().GetCurrent(), PidsLimit: v.GetPids().GetLimit(), Processes: v.GetProcesses(), OpenFiles: v.OpenFiles,
 		WritableBytes: v.GetWritableBytes(), WritableInodes: v.GetWritableInodes(),
 	}
-}
-
-func cpuStats(c *agentv1.CPUStats) task.CPU {
-	out := task.CPU{UsageNS: c.GetUsageNs(), PSI: psi(c.GetPsi())}
-	if d := c.GetDetail(); d != nil {
-		out.Detail = &task.CPUDetail{UserNS: d.UserNs, SystemNS: d.SystemNs}
-		if t := d.Throttling; t != nil {
-			out.Detail.Throttling = &task.Throttling{Periods: t.Periods, Throttled: t.Throttled, ThrottledNS: t.ThrottledNs}
+	if c.IO != nil {
+		for i, d := range c.IO.Devices {
+			c.IO.Devices[i].Device = clean(d.Device, maxName)
 		}
 	}
-	return out
-}
-
-func memoryStats(m *agentv1.MemoryStats) task.Memory {
-	out := task.Memory{
-		Usage: m.GetUsageBytes(), WorkingSet: m.GetWorkingSetBytes(), RSS: m.GetRssBytes(),
-		Available: m.GetAvailableBytes(), Swap: m.GetSwapBytes(),
-		PageFaults: m.GetPageFaults(), MajorPageFaults: m.GetMajorPageFaults(), PSI: psi(m.GetPsi()),
-	}
-	if d := m.GetDetail(); d != nil {
-		out.Detail = &task.MemoryDetail{
-			Cache: d.CacheBytes, MappedFile: d.MappedFileBytes, Kernel: d.KernelBytes, ActiveFile: d.ActiveFileBytes, InactiveFile: d.InactiveFileBytes,
-			Peak: d.PeakBytes, LimitHits: d.LimitHits, OOMKills: d.OomKills,
-		}
-	}
-	return out
-}
-
-func ioStats(io *agentv1.IOStats) *task.IO {
-	if io == nil {
-		return nil
-	}
-	out := &task.IO{PSI: psi(io.Psi)}
-	for _, d := range io.Devices {
-		out.Devices = append(out.Devices, task.DeviceIO{
-			Device: clean(d.GetDevice(), maxName), ReadBytes: d.GetReadBytes(), WriteBytes: d.GetWriteBytes(), Reads: d.GetReads(), Writes: d.GetWrites(),
-		})
-	}
-	return out
-}
-
-func psi(p *agentv1.PSI) *task.PSI {
-	if p == nil {
-		return nil
-	}
-	return &task.PSI{Full: psiData(p.Full), Some: psiData(p.Some)}
-}
-
-func psiData(d *agentv1.PSIData) task.PSIData {
-	return task.PSIData{Total: d.GetTotalUs(), Avg10: percent(d.GetAvg10()), Avg60: percent(d.GetAvg60()), Avg300: percent(d.GetAvg300())}
-}
-
-// percent keeps what cannot be a share out of arithmetic and JSON.
-func percent(v float64) float64 {
-	if math.IsNaN(v) {
-		return 0
-	}
-	return min(max(v, 0), 100)
+	return c
 }

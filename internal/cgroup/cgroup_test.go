@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -37,6 +38,33 @@ func TestOfSpec(t *testing.T) {
 	for _, path := range []string{"", "relative", "a.slice:b:c"} {
 		if _, err := OfSpec(path); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: %v", path, err)
+		}
+	}
+}
+
+// TestOOMKillsAround: a group without a memory controller uses the memory of one above it.
+func TestOOMKillsAround(t *testing.T) {
+	root := t.TempDir()
+	for dir, events := range map[string]string{"": "", "kubepods": "oom_kill 7\n", "kubepods/pod": "oom_kill 2\n", "kubepods/pod/vm": ""} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for name, text := range map[string]string{"cgroup.procs": "", "memory.events": events} {
+			if name == "memory.events" && events == "" {
+				continue
+			}
+			if err := os.WriteFile(filepath.Join(root, dir, name), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for path, want := range map[string]uint64{"kubepods/pod/vm": 2, "kubepods/pod": 2, "kubepods": 7, "other": 0} {
+		g, err := open(path, []string{root})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := g.OOMKillsAround(); got != want {
+			t.Errorf("%s: %d, want %d", path, got, want)
 		}
 	}
 }

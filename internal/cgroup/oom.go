@@ -21,6 +21,26 @@ func (g *Group) OOMKills() uint64 {
 	return kills
 }
 
+// OOMKillsAround is OOMKills of the groups whose memory this one uses: with cgroup v2 a group without a memory controller uses that of
+// the nearest above it that has one.
+func (g *Group) OOMKillsAround() uint64 {
+	var kills uint64
+	for _, dir := range g.dirs {
+		for ; isGroup(dir); dir = filepath.Dir(dir) {
+			if data, err := os.ReadFile(filepath.Join(dir, "memory.events")); err == nil {
+				kills = max(kills, parseOOMKills(data))
+				break
+			}
+		}
+	}
+	return max(kills, g.OOMKills())
+}
+
+func isGroup(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "cgroup.procs"))
+	return err == nil
+}
+
 func parseOOMKills(data []byte) uint64 {
 	for line := range bytes.Lines(data) {
 		if value, ok := bytes.CutPrefix(line, []byte("oom_kill ")); ok {

@@ -42,7 +42,8 @@ func (m *Manager) SetLimits(ctx context.Context, id string, resources *specs.Lin
 	if err != nil {
 		return err
 	}
-	release, err := c.acquire(ctx)
+	// A virtual machine may have to grow for them.
+	ctx, release, err := c.acquireYielding(ctx)
 	if err != nil {
 		return err
 	}
@@ -50,8 +51,11 @@ func (m *Manager) SetLimits(ctx context.Context, id string, resources *specs.Lin
 	return m.updateLimits(ctx, c, resources)
 }
 
+// updateLimits writes the record before as well, as it is: where none can be written nothing is done. New limits are in it when they
+// hold, so that those which a daemon did not come to are not told by the next.
 func (m *Manager) updateLimits(ctx context.Context, c *container, resources *specs.LinuxResources) error {
 	rec := c.snapshot()
+	apply := func() error { return nil }
 	if slices.Contains([]State{Created, Running}, rec.State) {
 		pod, err := m.sandboxes.Status(ctx, rec.Config.SandboxID)
 		if err != nil {
@@ -70,11 +74,16 @@ func (m *Manager) updateLimits(ctx context.Context, c *container, resources *spe
 		if !ok {
 			return fmt.Errorf("its runtime cannot change limits: %w", errdefs.ErrNotImplemented)
 		}
-		if err := updater.Update(ctx, rec.ID, resources); err != nil {
-			return err
-		}
+		apply = func() error { return updater.Update(ctx, rec.ID, resources) }
 	}
-	return m.update(c, func(r *record) { r.Config.Resources = mergeResources(r.Config.Resources, resources) })
+	if err := m.update(c, func(*record) {}); err != nil {
+		return err
+	}
+	if err := apply(); err != nil {
+		return err
+	}
+	m.note(c, func(r *record) { r.Config.Resources = mergeResources(r.Config.Resources, resources) })
+	return nil
 }
 
 // mergeResources returns old with what is set in change. Both are left as they are.

@@ -25,6 +25,8 @@ const (
 	MaxExecOutput = 16 << 20
 	// drainTimeout is how long output may take to arrive after its process has ended.
 	drainTimeout = 10 * time.Second
+	// execPatience is how long a command's client waits for what is left of it to be removed.
+	execPatience = 5 * time.Second
 	// maxSpec bounds a bundle's spec when it is read again, in bytes.
 	maxSpec = 16 << 20
 )
@@ -73,6 +75,7 @@ func (m *Manager) exec(ctx context.Context, id string, cmd []string, e execution
 		return 0, err
 	}
 	e.tasks, e.id, e.log = tasks, task.ID{Container: rec.ID, Exec: newID(8)}, m.log
+	e.patience, e.life, e.beside = execPatience, m.ctx, m.watchers.Go
 	exit, err := e.run(ctx, process)
 	if err != nil {
 		return 0, err

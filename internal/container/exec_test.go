@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -78,6 +80,54 @@ func TestExecThatIsGivenUpLeavesNothing(t *testing.T) {
 	if _, _, _, err := m.ExecSync(t.Context(), id, []string{"x"}, time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
+	assertNoExec(t, w)
+}
+
+// hungTasks take no call about a process that was made until they are let go.
+type hungTasks struct {
+	fakeTasks
+	asked, letGo chan struct{}
+}
+
+func (h hungTasks) Start(ctx context.Context, _ task.ID) (uint32, error) {
+	<-ctx.Done()
+	return 0, ctx.Err()
+}
+
+func (h hungTasks) Delete(ctx context.Context, id task.ID) error {
+	close(h.asked)
+	select {
+	case <-h.letGo:
+		return h.fakeTasks.Delete(ctx, id)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// TestExecOfHungGuest: the client hears of its time's end while the removal still waits, which goes on until the end of the
+// manager.
+func TestExecOfHungGuest(t *testing.T) {
+	w, _, id := execWorld(t, nil)
+	tasks := hungTasks{fakeTasks{w}, make(chan struct{}), make(chan struct{})}
+	var group sync.WaitGroup
+	life, end := context.WithCancel(t.Context())
+	e := execution{
+		tasks: tasks, id: task.ID{Container: id, Exec: "x"}, patience: time.Millisecond, life: life, beside: group.Go,
+		log: slog.New(slog.DiscardHandler),
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if _, err := e.run(ctx, json.RawMessage("{}")); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	<-tasks.asked
+	end()
+	group.Wait()
+	tasks.asked = make(chan struct{})
+	close(tasks.letGo)
+	e.tasks, e.life = tasks, t.Context()
+	e.delete(ctx)
+	group.Wait()
 	assertNoExec(t, w)
 }
 

@@ -38,6 +38,8 @@ type world struct {
 	state   sandbox.State
 	// sharedPID: the pod has one PID namespace for its containers.
 	sharedPID bool
+	// stuck, where it is set, is closed by an update that does not end by itself.
+	stuck chan struct{}
 	// host: the pod is on the host's kernel.
 	host   bool
 	gone   bool
@@ -290,7 +292,13 @@ func (f fakeTasks) Attach(ctx context.Context, id task.ID, stdio task.Stdio) err
 	}
 }
 
-func (f fakeTasks) Update(_ context.Context, _ string, r *specs.LinuxResources) error {
+// Update in a guest that does not follow tells so, and waits for the caller to give up.
+func (f fakeTasks) Update(ctx context.Context, _ string, r *specs.LinuxResources) error {
+	if f.stuck != nil {
+		close(f.stuck)
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.limits = r

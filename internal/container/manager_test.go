@@ -467,6 +467,41 @@ func TestUpdateMerges(t *testing.T) {
 	}
 }
 
+// TestStopCutsUpdate: who ends a container does not wait for a guest that makes no room for its limits. Nobody is told of them
+// before they hold, not by a daemon either that starts after another has ended in the middle.
+func TestStopCutsUpdate(t *testing.T) {
+	for name, end := range map[string]func(*Manager, string) error{
+		"stop":   func(m *Manager, id string) error { return m.Stop(t.Context(), id, 0) },
+		"remove": func(m *Manager, id string) error { return m.Remove(t.Context(), id) },
+	} {
+		w := newWorld()
+		w.stuck = make(chan struct{})
+		dir := t.TempDir()
+		m := newManager(t, w, dir)
+		id := mustStart(t, m)
+		limit, updated := int64(1<<20), make(chan error)
+		go func() {
+			updated <- m.Update(t.Context(), id, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}})
+		}()
+		<-w.stuck
+		again := newManager(t, w, dir)
+		if err := again.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range []*Manager{m, again} {
+			if s, err := m.Status(t.Context(), id); err != nil || s.Config.Resources != nil && s.Config.Resources.Memory != nil {
+				t.Errorf("%s: %+v, %v", name, s.Config.Resources, err)
+			}
+		}
+		if err := end(m, id); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := <-updated; !errdefs.IsAborted(err) {
+			t.Errorf("%s: the update: %v", name, err)
+		}
+	}
+}
+
 // TestUpdateOnTheHost: what a guest has not is handed on to the runtime, and what has ended keeps the change for its status.
 func TestUpdateOnTheHost(t *testing.T) {
 	w := newWorld()

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/event"
+	"github.com/pistis-run/pistis/internal/lifecycle"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/task"
 )
@@ -48,8 +49,8 @@ func (r record) alive() bool { return r.State == Starting || r.State == Running 
 
 // container is one container in memory.
 type container struct {
-	// claim has one element while Create, Start or Remove runs.
-	claim chan struct{}
+	// claim is held while Create, Start, Remove or a change of limits runs.
+	claim *lifecycle.Claim
 	// writer orders changes of the record: memory and disk change together.
 	writer sync.Mutex
 	// checkpointing is held while a checkpoint is made, which may take long: nobody waits for it.
@@ -62,7 +63,7 @@ type container struct {
 }
 
 func newContainer(rec record) *container {
-	c := &container{claim: make(chan struct{}, 1), rec: rec, exited: make(chan struct{})}
+	c := &container{claim: lifecycle.NewClaim(), rec: rec, exited: make(chan struct{})}
 	if rec.State == Exited || rec.State == Removing {
 		close(c.exited)
 	}
@@ -71,18 +72,37 @@ func newContainer(rec record) *container {
 
 // acquire waits for the claim; the caller calls release. NotFound when the container was removed meanwhile.
 func (c *container) acquire(ctx context.Context) (release func(), err error) {
-	select {
-	case c.claim <- struct{}{}:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("another operation on it is still running: %w", ctx.Err())
+	release, err = c.claim.Acquire(ctx)
+	return c.unlessRemoved(release, err)
+}
+
+// errEnding is what an operation is told that gives way.
+var errEnding = fmt.Errorf("the container is being stopped: %w", errdefs.ErrAborted)
+
+// acquireToEnd is acquire for who ends the container.
+func (c *container) acquireToEnd(ctx context.Context) (release func(), err error) {
+	release, err = c.claim.AcquireToEnd(ctx, errEnding)
+	return c.unlessRemoved(release, err)
+}
+
+// acquireYielding is acquire for what gives way then: its context ends.
+func (c *container) acquireYielding(ctx context.Context) (yielding context.Context, release func(), err error) {
+	yielding, release, err = c.claim.AcquireYielding(ctx)
+	release, err = c.unlessRemoved(release, err)
+	return yielding, release, err
+}
+
+func (c *container) unlessRemoved(release func(), err error) (func(), error) {
+	if err != nil {
+		return nil, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.removed {
-		<-c.claim
+		release()
 		return nil, errdefs.ErrNotFound
 	}
-	return func() { <-c.claim }, nil
+	return release, nil
 }
 
 func (c *container) snapshot() record {
@@ -108,6 +128,18 @@ func (m *Manager) update(c *container, change func(*record)) error {
 	}
 	c.set(rec)
 	return nil
+}
+
+// note is update for what is so whether it can be saved or not.
+func (m *Manager) note(c *container, change func(*record)) {
+	c.writer.Lock()
+	defer c.writer.Unlock()
+	rec := c.snapshot()
+	change(&rec)
+	if err := m.records.PutSoon(rec.ID, rec); err != nil {
+		m.log.Warn("container record could not be saved; its last state is older", logfields.Container, rec.ID, logfields.Error, err)
+	}
+	c.set(rec)
 }
 
 // move changes the state by the table. An exit is a fact that a full disk cannot undo: memory changes even where the

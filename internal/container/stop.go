@@ -38,8 +38,8 @@ func (m *Manager) Stop(ctx context.Context, id string, grace time.Duration) erro
 	} else if err != nil {
 		return err
 	}
-	// A start that is under way comes first.
-	release, err := c.acquire(ctx)
+	// A start that is under way comes first; a change of its limits does not.
+	release, err := c.acquireToEnd(ctx)
 	if errdefs.IsNotFound(err) {
 		return nil
 	} else if err != nil {
@@ -124,7 +124,7 @@ func (m *Manager) Remove(ctx context.Context, id string) error {
 }
 
 func (m *Manager) remove(ctx context.Context, c *container) error {
-	release, err := c.acquire(ctx)
+	release, err := c.acquireToEnd(ctx)
 	if errdefs.IsNotFound(err) {
 		return nil
 	} else if err != nil {

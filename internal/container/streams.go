@@ -46,10 +46,15 @@ type execution struct {
 	resize <-chan Size
 	// drain bounds how long output is waited for after the exit; 0 waits for all of it.
 	drain time.Duration
-	log   *slog.Logger
+	// patience is how long the client waits for what is left of the process to be removed. What takes longer goes on beside, until
+	// life ends.
+	patience time.Duration
+	life     context.Context
+	beside   func(func())
+	log      *slog.Logger
 }
 
-// run runs the process to its end. When it returns nothing of it is left.
+// run runs the process to its end. When it returns nothing of it is left, unless its runtime does not answer.
 func (e *execution) run(ctx context.Context, process json.RawMessage) (task.Exit, error) {
 	if e.tty {
 		e.stdio.Stderr = nil // a terminal has one output
@@ -88,10 +93,27 @@ func (e *execution) run(ctx context.Context, process json.RawMessage) (task.Exit
 	return exit, nil
 }
 
-// delete forgets the process, and kills it first where it may still run: after the end of ctx, or after a failure.
+// delete removes what is left of the process. A probe that has timed out is to be told so now, and not when a guest that hangs
+// has been waited for.
 func (e *execution) delete(ctx context.Context) {
-	ctx, cancel := cleanup.Detach(ctx)
-	defer cancel()
+	done := make(chan struct{})
+	e.beside(func() {
+		defer close(done)
+		ctx, cancel := cleanup.Detach(ctx)
+		defer cancel()
+		defer context.AfterFunc(e.life, cancel)()
+		e.remove(ctx)
+	})
+	timer := time.NewTimer(e.patience)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	}
+}
+
+// remove forgets the process, and kills it first where it may still run: after the end of the client, or after a failure.
+func (e *execution) remove(ctx context.Context) {
 	err := e.tasks.Delete(ctx, e.id)
 	if errdefs.IsFailedPrecondition(err) {
 		err = e.kill(ctx)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -69,8 +70,8 @@ func (g groups) driver() string {
 const driverFile = "cgroup-driver"
 
 // settle refuses to be another driver than the one that pods have cgroups of, which would not be found and not be removed.
-// dirs have an entry for each pod.
-func (g groups) settle(state string, dirs ...string) error {
+// pods are those that have anything on this host.
+func (g groups) settle(state string, pods []string) error {
 	file := filepath.Join(state, driverFile)
 	before, err := os.ReadFile(file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -79,19 +80,48 @@ func (g groups) settle(state string, dirs ...string) error {
 	if string(before) == g.driver() {
 		return nil
 	}
-	if err == nil { // an older daemon has written none
-		for _, dir := range dirs {
-			pods, err := os.ReadDir(dir)
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("daemon: cgroup driver: %w", err)
-			}
-			if len(pods) > 0 {
-				return fmt.Errorf("daemon: the cgroup driver is %s, and there are pods that were made with %s: set cgroup_driver = %q, and stop and remove all pods before it is changed: %w",
-					g.driver(), before, before, errdefs.ErrFailedPrecondition)
-			}
-		}
+	if err == nil && len(pods) > 0 { // an older daemon has written none
+		return fmt.Errorf("daemon: the cgroup driver is %s, and there are pods that were made with %s, %s: set cgroup_driver = %q, and stop and remove all pods before it is changed: %w",
+			g.driver(), before, few(pods), before, errdefs.ErrFailedPrecondition)
 	}
 	return store.WriteFile(file, []byte(g.driver()))
+}
+
+// few names the first of them.
+func few(ids []string) string {
+	const most = 5
+	var names []string
+	for _, id := range ids[:min(len(ids), most)] {
+		names = append(names, id[:min(len(id), 13)])
+	}
+	if more := len(ids) - most; more > 0 {
+		names = append(names, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(names, ", ")
+}
+
+// podsOf lists all pods that have anything on this host: a directory each, those on the host's kernel below that of their handler, which
+// may not be configured any more.
+func podsOf(p paths) ([]string, error) {
+	dirs := []string{p.pods()}
+	handlers, err := os.ReadDir(p.hostPods())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, handler := range handlers {
+		dirs = append(dirs, filepath.Join(p.hostPods(), handler.Name()))
+	}
+	var pods []string
+	for _, dir := range dirs {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		for _, entry := range entries {
+			pods = append(pods, entry.Name())
+		}
+	}
+	return pods, nil
 }
 
 // remove removes the parent of the pods' cgroups, from all hierarchies: runtimes make groups on more of them than VMs

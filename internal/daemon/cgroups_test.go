@@ -2,8 +2,10 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -61,7 +63,7 @@ func TestRemoveGroups(t *testing.T) {
 // TestDriverStaysWithItsPods: their cgroups are where the driver that made them has put them.
 func TestDriverStaysWithItsPods(t *testing.T) {
 	state := t.TempDir()
-	pods := filepath.Join(state, "pods")
+	p := paths{state: state}
 	cgroupfs, withSystemd := groups{}, groups{units: new(stopped)}
 	for _, step := range []struct {
 		name   string
@@ -72,17 +74,31 @@ func TestDriverStaysWithItsPods(t *testing.T) {
 		{"the first", cgroupfs, false, true}, {"the same", cgroupfs, true, true}, {"another, with pods", withSystemd, true, false},
 		{"still the first", cgroupfs, true, true}, {"another, without pods", withSystemd, false, true}, {"back, with pods", cgroupfs, true, false},
 	} {
-		if err := os.RemoveAll(pods); err != nil {
+		if err := errors.Join(os.RemoveAll(p.pods()), os.RemoveAll(p.hostPods())); err != nil {
 			t.Fatal(err)
 		}
 		if step.pods {
-			if err := os.MkdirAll(filepath.Join(pods, "p"), 0o755); err != nil {
+			if err := errors.Join(os.MkdirAll(filepath.Join(p.pods(), "a"), 0o755), os.MkdirAll(filepath.Join(p.hostPods(), "runc", "b"), 0o755)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		err := step.groups.settle(state, pods, filepath.Join(state, "none"))
-		if step.want && err != nil || !step.want && !errdefs.IsFailedPrecondition(err) {
+		pods, err := podsOf(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = step.groups.settle(state, pods)
+		if step.want && err != nil || !step.want && (!errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "a, b")) {
 			t.Errorf("%s: %v", step.name, err)
+		}
+	}
+}
+
+func TestFew(t *testing.T) {
+	for want, ids := range map[string][]string{
+		"": nil, "a, b": {"a", "b"}, "1, 2, 3, 4, 0123456789abc, and 2 more": {"1", "2", "3", "4", "0123456789abcdef", "6", "7"},
+	} {
+		if got := few(ids); got != want {
+			t.Errorf("%q: %q", ids, got)
 		}
 	}
 }

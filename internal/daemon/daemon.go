@@ -46,6 +46,7 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	down.Add("stop tending networks", background(ctx, func(ctx context.Context) { engine.tendNetworks(ctx, log) }))
 	down.Add("stop trying out KVM", background(ctx, func(ctx context.Context) { engine.handlers.warmUp(ctx, log) }))
 	counts.Census(engine.census)
+	counts.Counters(func() []telemetry.Counter { return engine.counters(log) })
 	stopMetrics, err := counts.Serve(cfg.Metrics, log)
 	if err != nil {
 		return err

@@ -40,16 +40,17 @@ func (p paths) sandboxRecords() string { return filepath.Join(p.root, "sandboxes
 func (p paths) containerRecords() string {
 	return filepath.Join(p.root, "containers")
 }
-func (p paths) network() string { return filepath.Join(p.root, "network") }
-func (p paths) scratch() string { return filepath.Join(p.root, "scratch") }
-func (p paths) guest() string   { return filepath.Join(p.root, "guest") }
-func (p paths) vmlinux() string { return filepath.Join(p.root, "vmlinux") }
-func (p paths) dirs() string    { return filepath.Join(p.root, "dirs") }
-func (p paths) roots() string   { return filepath.Join(p.root, "roots") }
-func (p paths) volumes() string { return filepath.Join(p.root, "volumes") }
-func (p paths) netns() string   { return filepath.Join(p.state, "netns") }
-func (p paths) pods() string    { return filepath.Join(p.state, "pods") }
-func (p paths) bundles() string { return filepath.Join(p.state, "bundles") }
+func (p paths) network() string  { return filepath.Join(p.root, "network") }
+func (p paths) scratch() string  { return filepath.Join(p.root, "scratch") }
+func (p paths) consoles() string { return filepath.Join(p.root, "consoles") }
+func (p paths) guest() string    { return filepath.Join(p.root, "guest") }
+func (p paths) vmlinux() string  { return filepath.Join(p.root, "vmlinux") }
+func (p paths) dirs() string     { return filepath.Join(p.root, "dirs") }
+func (p paths) roots() string    { return filepath.Join(p.root, "roots") }
+func (p paths) volumes() string  { return filepath.Join(p.root, "volumes") }
+func (p paths) netns() string    { return filepath.Join(p.state, "netns") }
+func (p paths) pods() string     { return filepath.Join(p.state, "pods") }
+func (p paths) bundles() string  { return filepath.Join(p.state, "bundles") }
 
 // Pods on the host's kernel, and what OCI runtimes keep of them; a directory for each handler below both.
 func (p paths) hostPods() string { return filepath.Join(p.state, "host") }
@@ -142,7 +143,7 @@ func (e *engine) openManagers(cfg config.NRI, volumes imageVolumes, counts *tele
 	pods := sandbox.Options{
 		Dir: e.paths.sandboxRecords(), NetNSDir: e.paths.netns(),
 		NetNS:   sandbox.NetNS{Create: netns.Create, CreateOwned: createOwned, Remove: netns.Remove, List: netns.List, UserNS: netns.UserNS},
-		Network: e.network, Launchers: e.handlers.launchers, Events: e.events, Swept: counts.Leak, Log: log,
+		Network: e.network, Launchers: e.handlers.launchers, Kinds: kinds{e.handlers.cfg.Handlers, e.paths}, Events: e.events, Swept: counts.Leak, Log: log,
 	}
 	containers := container.Options{
 		Dir: e.paths.containerRecords(), BundleDir: e.paths.bundles(), Images: e.images,

@@ -152,11 +152,11 @@ func openHandlers(cfg config.Config, p paths, disks *snapshot.Disks, roots *root
 	if h.groups, err = newGroups(cfg); err != nil {
 		return nil, err
 	}
-	dirs := []string{p.pods()}
-	for name := range cfg.Handlers {
-		dirs = append(dirs, filepath.Join(p.hostPods(), name))
+	pods, err := podsOf(p)
+	if err != nil {
+		return nil, fmt.Errorf("daemon: %w", err)
 	}
-	if err := h.groups.settle(p.state, dirs...); err != nil {
+	if err := h.groups.settle(p.state, pods); err != nil {
 		return nil, err
 	}
 	for name, handler := range cfg.Handlers {
@@ -179,7 +179,7 @@ func (h *handlers) openVM(handler config.Handler, p paths, disks *snapshot.Disks
 	}
 	return vmpod.New(vmpod.Options{
 		Config: h.cfg.VM, Firecracker: h.cfg.Firecracker, Shim: shim, Host: func(ctx context.Context) (vmpod.Machine, error) { return h.machines.choose(ctx, handler.Hypervisor) },
-		NewScratch: disks.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), CgroupParent: h.groups.parent, Units: h.groups.units,
+		NewScratch: disks.NewScratch, UIDs: uids, Dir: p.pods(), ScratchDir: p.scratch(), ConsoleDir: p.consoles(), CgroupParent: h.groups.parent, Units: h.groups.units,
 		Booted: h.counts.Boot, Swept: h.counts.Leak, Log: log,
 	})
 }

@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"context"
+	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -9,8 +11,13 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/telemetry"
 )
+
+// countersTimeout is how long VMMs get to say what they count, all at once. One that hangs takes it once.
+const countersTimeout = 2 * time.Second
 
 // observeCalls counts calls, by the handler of the pod that they are about.
 func observeCalls(counts *telemetry.Metrics, handlerOf func(req any) string) func(method string, req any) func(codes.Code, time.Duration) {
@@ -33,6 +40,36 @@ func observePull(counts *telemetry.Metrics) func(bytes int64, d time.Duration, e
 		}
 		counts.Pull(result, bytes, d)
 	}
+}
+
+// counters asks all VMMs what they count. One that does not answer in time is left out.
+func (e *engine) counters(log *slog.Logger) []telemetry.Counter {
+	ctx, cancel := context.WithTimeout(context.Background(), countersTimeout)
+	defer cancel()
+	var asked sync.WaitGroup
+	var mu sync.Mutex
+	var all []telemetry.Counter
+	for _, s := range e.sandboxes.List(ctx) {
+		if s.State != sandbox.Ready || !s.VM {
+			continue
+		}
+		asked.Go(func() {
+			counters, err := e.sandboxes.Counters(ctx, s.ID)
+			if err != nil {
+				log.Debug("counters of a VMM are missing", logfields.Sandbox, s.ID, logfields.Error, err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for _, c := range counters {
+				all = append(all, telemetry.Counter{
+					Handler: s.Config.Handler, Sandbox: s.ID, Kind: c.Kind, Part: c.Part, Direction: c.Direction, Value: c.Value,
+				})
+			}
+		})
+	}
+	asked.Wait()
+	return all
 }
 
 // census counts what there is.

@@ -75,6 +75,7 @@ func Run(ctx context.Context, o Options) []Check {
 		{"kvm", h.kvm},
 		{"firecracker", h.firecracker},
 		{"cloud-hypervisor", h.cloudHypervisor},
+		{"hypervisor", h.choice},
 		{"guest", h.guest},
 		{"transport", h.transport},
 		{"tun", h.tun},

@@ -105,6 +105,39 @@ func TestNeedsKVM(t *testing.T) {
 	want("not configured", LevelOK, "not needed")
 }
 
+func TestChoice(t *testing.T) {
+	dir := t.TempDir()
+	cfg := config.Default()
+	cfg.VM.QEMU, cfg.VM.CloudHypervisor, cfg.VM.Firecracker = filepath.Join(dir, "qemu"), filepath.Join(dir, "clh"), filepath.Join(dir, "fc")
+	h := host{Options: Options{Config: cfg}}
+	expect := func(what string, level Level, words ...string) {
+		t.Helper()
+		f := h.choice(t.Context())
+		for _, w := range words {
+			if f.level != level || !strings.Contains(f.detail, w) {
+				t.Errorf("%s: %+v, want %v with %q", what, f, level, w)
+			}
+		}
+	}
+	h.probe = func(context.Context) (bool, string, error) { return false, "the guest hung", nil }
+	expect("nothing is there", LevelWarn, "no hypervisor works for handler vm", "qemu is not there")
+	for _, path := range []string{cfg.VM.CloudHypervisor, cfg.VM.Firecracker} {
+		if err := os.WriteFile(path, nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect("nothing that emulates", LevelWarn, "cloud-hypervisor needs KVM", "firecracker needs KVM")
+	h.probe = func(context.Context) (bool, string, error) { return true, "", nil }
+	expect("KVM without QEMU", LevelOK, "handler vm: cloud-hypervisor, under KVM; qemu is not there")
+	h.probe = func(context.Context) (bool, string, error) { return false, "", errors.New("no guest") }
+	expect("nobody knows", LevelWarn, "no guest")
+	if err := os.WriteFile(cfg.VM.QEMU, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h.Config.VM.Acceleration = "tcg"
+	expect("emulated", LevelOK, "handler vm: qemu, emulated")
+}
+
 func TestGuest(t *testing.T) {
 	h := testHost(t)
 	if f := h.guest(t.Context()); f.level != LevelFail || !strings.Contains(f.advice, "pistis guest build") {

@@ -194,6 +194,42 @@ func (h host) needsKVM(ctx context.Context, name string, driver hypervisor.Drive
 	return ok("%s, version %s", path, version)
 }
 
+// choice is the hypervisor of the handlers that leave it to the daemon: the first that works here.
+func (h host) choice(ctx context.Context) finding {
+	var handlers []string
+	for handler, c := range h.Config.Handlers {
+		if c.Type == config.HandlerVM && c.Hypervisor == "" {
+			handlers = append(handlers, handler)
+		}
+	}
+	if len(handlers) == 0 {
+		return ok("every handler of microVMs names its hypervisor")
+	}
+	slices.Sort(handlers)
+	how, usable := "emulated, as vm.acceleration is tcg", false
+	if h.Config.VM.Acceleration != "tcg" {
+		var err error
+		if usable, _, err = h.probe(ctx); err != nil {
+			return warn("see the other findings, then ask again", "whether guests run under KVM was not found out: %v", err)
+		}
+		how = map[bool]string{true: "under KVM", false: "emulated, as KVM does not run guests here"}[usable]
+	}
+	var passedOver []string
+	for _, name := range config.Hypervisors() {
+		_, err := h.Config.VM.FindVMM(name)
+		switch {
+		case err != nil:
+			passedOver = append(passedOver, name+" is not there")
+		case !usable && drivers.All()[name].Capabilities().NeedsKVM:
+			passedOver = append(passedOver, name+" needs KVM")
+		default:
+			passedOver = append([]string{fmt.Sprintf("handler %s: %s, %s", strings.Join(handlers, ", "), name, how)}, passedOver...)
+			return ok("%s", strings.Join(passedOver, "; "))
+		}
+	}
+	return warn("install QEMU, or see the findings about the others", "no hypervisor works for handler %s: %s", strings.Join(handlers, ", "), strings.Join(passedOver, "; "))
+}
+
 func (h host) kvm(ctx context.Context) finding {
 	const slow = "without it guests are emulated, which works and is several times slower; "
 	if h.Config.VM.Acceleration == "tcg" {

@@ -57,7 +57,8 @@ type Pauser interface {
 // MemoryResizer changes how much memory the running guest has.
 type MemoryResizer interface {
 	// ResizeMemory makes it so many bytes, rounded up to MemoryStep beyond Config.Memory, which it never falls below, and at
-	// most Config.MaxMemory. It waits for the guest, until ctx ends; what the guest has then is returned, with an error too.
+	// most Config.MaxMemory. It waits for the guest, until ctx ends; what the guest has then is returned, with an error too,
+	// and 0 where the VMM does not tell.
 	ResizeMemory(ctx context.Context, bytes uint64) (now uint64, err error)
 }
 

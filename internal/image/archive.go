@@ -105,7 +105,10 @@ func (s *Service) importOne(ctx context.Context, f *flight, desc ocispec.Descrip
 		return registration{}, err
 	}
 	r := registration{names: names, target: desc, image: p}
-	return r, s.prepare(ctx, f, r)
+	if err := s.label(ctx, p); err != nil {
+		return registration{}, err
+	}
+	return r, s.prepare(ctx, f, r, nil)
 }
 
 func (s *Service) findAll(ctx context.Context, all []registration) ([]Image, error) {

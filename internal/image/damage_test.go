@@ -15,14 +15,22 @@ import (
 // readForms reads every layer, as forms do.
 type readForms struct{ s *Service }
 
-func (f readForms) Prepare(ctx context.Context, img Image) error {
-	for _, l := range img.Layers {
-		r, err := f.s.OpenLayer(ctx, l)
+func (f readForms) Begin(ctx context.Context, stack []Layer) (wait func() error) {
+	return func() error {
+		r, err := f.s.OpenLayer(ctx, stack[len(stack)-1])
 		if err != nil {
 			return err
 		}
 		_, err = io.Copy(io.Discard, r)
-		if r.Close(); err != nil {
+		r.Close()
+		return err
+	}
+}
+
+// all reads all of an image's layers.
+func (f readForms) all(ctx context.Context, img Image) error {
+	for i := range img.Layers {
+		if err := f.Begin(ctx, img.Layers[:i+1])(); err != nil {
 			return err
 		}
 	}
@@ -104,7 +112,7 @@ func testDamagedBlob(t *testing.T, damage func(string) error, of func(Image) dig
 	for {
 		found, err := s.Get(t.Context(), r.host+"/app:1")
 		if err == nil {
-			err = readForms{s}.Prepare(t.Context(), found)
+			err = readForms{s}.all(t.Context(), found)
 		}
 		if errdefs.IsNotFound(err) {
 			break
@@ -118,7 +126,7 @@ func testDamagedBlob(t *testing.T, damage func(string) error, of func(Image) dig
 		t.Error(err)
 	}
 	again := mustPull(t, s, r.host+"/app:1")
-	if err := (readForms{s}).Prepare(t.Context(), again); err != nil {
+	if err := (readForms{s}).all(t.Context(), again); err != nil {
 		t.Errorf("pulled again: %v", err)
 	}
 	if _, err := s.Get(t.Context(), whole.ID.String()); err != nil {

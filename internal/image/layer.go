@@ -22,8 +22,9 @@ import (
 // zstdWindow bounds the memory of a decoder; compressors stay below it unless told otherwise.
 const zstdWindow = 128 << 20
 
-// OpenLayer returns a layer's uncompressed tar. Both digests are verified while it is read: instead of io.EOF comes a
-// DataLoss error when the content is not what it should be. Nothing read before io.EOF may be relied on.
+// OpenLayer returns a layer's uncompressed tar. Its DiffID is verified while it is read: instead of io.EOF comes a
+// DataLoss error when the content is not what it should be. Nothing read before io.EOF may be relied on. The blob's own digest
+// was compared when it came; it is again where the content is wrong, to tell a damaged blob from a wrong config.
 func (s *Service) OpenLayer(ctx context.Context, layer Layer) (io.ReadCloser, error) {
 	ctx = s.scope(ctx)
 	if _, err := s.content.Info(ctx, layer.Blob.Digest); err != nil {
@@ -39,14 +40,12 @@ func (s *Service) OpenLayer(ctx context.Context, layer Layer) (io.ReadCloser, er
 		size := ra.Size()
 		return nil, errors.Join(s.damaged(ctx, layer.Blob.Digest, "layer %s: %d bytes instead of %d", layer.Blob.Digest, size, layer.Blob.Size), ra.Close())
 	}
-	blob := layer.Blob.Digest.Algorithm().Hash()
-	raw := io.TeeReader(content.NewReader(ra), blob)
-	tar, release, err := decompress(raw)
+	tar, release, err := decompress(content.NewReader(ra))
 	if err != nil {
 		return nil, errors.Join(corrupt("layer %s: %w", layer.Blob.Digest, err), ra.Close())
 	}
 	ahead := readahead.New(tar)
-	return &layerReader{s: s, ctx: ctx, layer: layer, raw: raw, tar: ahead, blob: blob, diff: layer.DiffID.Algorithm().Hash(),
+	return &layerReader{s: s, ctx: ctx, layer: layer, blob: ra, tar: ahead, diff: layer.DiffID.Algorithm().Hash(),
 		close: sync.OnceValue(func() error { ahead.Close(); release(); return ra.Close() })}, nil
 }
 
@@ -81,13 +80,14 @@ func isZstd(magic []byte) bool {
 }
 
 type layerReader struct {
-	s          *Service
-	ctx        context.Context
-	layer      Layer
-	raw, tar   io.Reader
-	blob, diff hash.Hash
-	close      func() error
-	err        error
+	s     *Service
+	ctx   context.Context
+	layer Layer
+	blob  content.ReaderAt
+	tar   io.Reader
+	diff  hash.Hash
+	close func() error
+	err   error
 }
 
 func (l *layerReader) Read(p []byte) (int, error) {
@@ -113,26 +113,28 @@ func (l *layerReader) Read(p []byte) (int, error) {
 	return n, l.err
 }
 
-// verifyBlob reads the rest of the blob and compares its digest. Nobody reads ahead any more: that has ended.
+// verifyBlob reads the whole blob and compares its digest.
 func (l *layerReader) verifyBlob() error {
-	if _, err := io.Copy(io.Discard, l.raw); err != nil {
+	sum := l.layer.Blob.Digest.Algorithm().Hash()
+	if _, err := io.Copy(sum, io.NewSectionReader(l.blob, 0, l.blob.Size())); err != nil {
 		return fmt.Errorf("layer %s: %w", l.layer.Blob.Digest, classify(err))
 	}
-	if got := digest.NewDigest(l.layer.Blob.Digest.Algorithm(), l.blob); got != l.layer.Blob.Digest {
+	if got := digest.NewDigest(l.layer.Blob.Digest.Algorithm(), sum); got != l.layer.Blob.Digest {
 		return l.s.damaged(l.ctx, l.layer.Blob.Digest, "layer %s: the stored blob has digest %s", l.layer.Blob.Digest, got)
 	}
 	return nil
 }
 
-// verify returns io.EOF when both digests are right.
+// verify returns io.EOF when the content is right.
 func (l *layerReader) verify() error {
+	got := digest.NewDigest(l.layer.DiffID.Algorithm(), l.diff)
+	if got == l.layer.DiffID {
+		return io.EOF
+	}
 	if err := l.verifyBlob(); err != nil {
 		return err
 	}
-	if got := digest.NewDigest(l.layer.DiffID.Algorithm(), l.diff); got != l.layer.DiffID {
-		return corrupt("layer %s: its content has digest %s, the image's config says %s", l.layer.Blob.Digest, got, l.layer.DiffID)
-	}
-	return io.EOF
+	return corrupt("layer %s: its content has digest %s, the image's config says %s", l.layer.Blob.Digest, got, l.layer.DiffID)
 }
 
 func (l *layerReader) Close() error { return l.close() }

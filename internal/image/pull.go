@@ -230,26 +230,37 @@ func (s *Service) pull(ctx context.Context, f *flight) (_ Image, err error) {
 // is read: it is downloaded once more then.
 func (c *session) complete(ctx context.Context, f *flight, r registration) error {
 	for again := false; ; again = true {
-		f.progress.set(StatusDownloading)
-		if err := c.fetchLayers(ctx, r.image); err != nil {
-			return err
-		}
-		if err := failpoint.Hit(ctx, "image.downloaded"); err != nil {
-			return err
-		}
-		f.progress.set(StatusConverting)
-		err := c.s.prepare(ctx, f, r)
+		err := c.bring(ctx, f, r)
 		if err == nil || again || !errdefs.IsDataLoss(err) || !c.s.misses(ctx, r.image) {
 			return err
 		}
 	}
 }
 
-// prepare makes of blobs that are all there an image that only lacks its names.
-func (s *Service) prepare(ctx context.Context, f *flight, r registration) error {
-	if err := s.label(ctx, r.image); err != nil {
-		return err
+// bring downloads the layers, and makes the form of each as soon as those below it have come too.
+func (c *session) bring(ctx context.Context, f *flight, r registration) error {
+	f.progress.set(StatusDownloading)
+	come := map[digest.Digest]chan struct{}{}
+	for _, l := range r.image.manifest.Layers {
+		come[l.Digest] = make(chan struct{})
 	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		if err := c.fetchLayers(ctx, r.image, come); err != nil {
+			return err
+		}
+		if err := failpoint.Hit(ctx, "image.downloaded"); err != nil {
+			return err
+		}
+		f.progress.set(StatusConverting)
+		return c.s.label(ctx, r.image)
+	})
+	group.Go(func() error { return c.s.prepare(ctx, f, r, come) })
+	return group.Wait()
+}
+
+// prepare makes the form of an image's layers. come has channels that are closed when a blob is there; all are where it is nil.
+func (s *Service) prepare(ctx context.Context, f *flight, r registration, come map[digest.Digest]chan struct{}) error {
 	forms := s.getForms()
 	if len(forms) == 0 {
 		return nil
@@ -257,10 +268,19 @@ func (s *Service) prepare(ctx context.Context, f *flight, r registration) error 
 	s.mu.Lock()
 	s.pending[f] = append(s.pending[f], r.image.config.RootFS.DiffIDs...)
 	s.mu.Unlock()
-	return forms[0].Prepare(ctx, Image{
-		ID: r.image.manifest.Config.Digest, Target: r.target, Manifest: r.image.desc, Size: r.image.size(),
-		Config: r.image.config, Layers: r.image.layers(),
-	})
+	group, ctx := errgroup.WithContext(ctx)
+	layers := r.image.layers()
+	for i, l := range layers {
+		if here := come[l.Blob.Digest]; here != nil {
+			select {
+			case <-here:
+			case <-ctx.Done():
+				return errors.Join(group.Wait(), ctx.Err())
+			}
+		}
+		group.Go(forms[0].Begin(ctx, layers[:i+1]))
+	}
+	return group.Wait()
 }
 
 // settle ends what prepare holds.
@@ -270,8 +290,8 @@ func (s *Service) settle(f *flight) {
 	delete(s.pending, f)
 }
 
-// fetchLayers downloads what is missing of the layers, some at a time.
-func (c *session) fetchLayers(ctx context.Context, p parsedManifest) error {
+// fetchLayers downloads what is missing of the layers, some at a time, the lowest first, and tells which have come.
+func (c *session) fetchLayers(ctx context.Context, p parsedManifest, come map[digest.Digest]chan struct{}) error {
 	blobs := []ocispec.Descriptor{p.desc, p.manifest.Config}
 	seen := map[digest.Digest]bool{}
 	var layers []ocispec.Descriptor
@@ -284,17 +304,18 @@ func (c *session) fetchLayers(ctx context.Context, p parsedManifest) error {
 	c.progress.expect(true, append(blobs, layers...)...)
 	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range layers {
+		idle := c.progress.wait()
+		err := c.s.downloads.Acquire(ctx, 1)
+		idle()
+		if err != nil {
+			return errors.Join(group.Wait(), err)
+		}
 		group.Go(func() error {
-			idle := c.progress.wait()
-			err := c.s.downloads.Acquire(ctx, 1)
-			idle()
-			if err != nil {
-				return err
-			}
 			defer c.s.downloads.Release(1)
 			if err := c.fetch(ctx, l); err != nil {
 				return fmt.Errorf("layer %s: %w", l.Digest, err)
 			}
+			close(come[l.Digest])
 			return nil
 		})
 	}

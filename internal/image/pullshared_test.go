@@ -118,3 +118,34 @@ func TestPullStalls(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestPullMakesFormsMeanwhile: the lowest layer's form is begun before the next layer has come.
+func TestPullMakesFormsMeanwhile(t *testing.T) {
+	r, s, forms := newRegistry(t), openService(t), &startedForms{begun: make(chan struct{})}
+	s.SetForms(forms)
+	src := makeImage(t, thisArch, "one", "two")
+	_, _, layers := digests(t, src)
+	ref := r.push(t, "app:1", src)
+	r.setIntercept(func(_ http.ResponseWriter, req *http.Request) bool {
+		if req.Method == http.MethodGet && strings.HasSuffix(req.URL.Path, layers[1].String()) {
+			<-forms.begun
+		}
+		return false
+	})
+	mustPull(t, s, ref)
+	if len(forms.prepared) != 2 {
+		t.Errorf("made: %q", forms.prepared)
+	}
+}
+
+// startedForms tells when the first form is begun.
+type startedForms struct {
+	recordingForms
+	once  sync.Once
+	begun chan struct{}
+}
+
+func (f *startedForms) Begin(ctx context.Context, stack []Layer) (wait func() error) {
+	f.once.Do(func() { close(f.begun) })
+	return f.recordingForms.Begin(ctx, stack)
+}

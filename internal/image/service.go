@@ -67,8 +67,9 @@ type Options struct {
 
 // forms are what another package makes of layers, such as disks for virtual machines.
 type forms interface {
-	// Prepare makes the forms of an image's layers.
-	Prepare(ctx context.Context, img Image) error
+	// Begin begins to make the form of the uppermost of a stack of layers, or goes on with it. wait returns when it is there; it
+	// has to be called.
+	Begin(ctx context.Context, stack []Layer) (wait func() error)
 	// Collect removes the forms of all layers that inUse does not name, by DiffID.
 	Collect(ctx context.Context, inUse func() (map[digest.Digest]struct{}, error)) error
 	// Usage is what the forms occupy.

@@ -32,13 +32,11 @@ type recordingForms struct {
 	fail     error
 }
 
-func (f *recordingForms) Prepare(_ context.Context, img Image) error {
+func (f *recordingForms) Begin(_ context.Context, stack []Layer) (wait func() error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, l := range img.Layers {
-		f.prepared = append(f.prepared, l.DiffID)
-	}
-	return f.fail
+	f.prepared = append(f.prepared, stack[len(stack)-1].DiffID)
+	return func() error { return f.fail }
 }
 
 func (f *recordingForms) Collect(_ context.Context, inUse func() (map[digest.Digest]struct{}, error)) error {

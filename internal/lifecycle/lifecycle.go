@@ -1,7 +1,3 @@
-// Package lifecycle holds the rules of which operation a state allows, as data.
-//
-// A [Table] is a literal in the package that owns the states; it is never written after that, so it may be used
-// from any goroutine. The package imports nothing of ours.
 package lifecycle
 
 import (

@@ -105,7 +105,7 @@ func guestMounts(mounts []specs.Mount) ([]specs.Mount, error) {
 		switch {
 		case !path.IsAbs(m.Destination):
 			return nil, fmt.Errorf("mount destination %q is not an absolute path: %w", m.Destination, errdefs.ErrInvalidArgument)
-		case dst == "/dev/shm" && !(bind && isVolume(m.Source)):
+		case dst == "/dev/shm" && (!bind || isManagersShm(m.Source)):
 			out = append(out, specs.Mount{Destination: dst, Type: "tmpfs", Source: "shm", Options: shmOptions(m, bind)})
 		case bind:
 			volume, err := guestVolume(m)
@@ -142,8 +142,12 @@ func guestVolume(m specs.Mount) (specs.Mount, error) {
 	return specs.Mount{Destination: m.Destination, Type: "bind", Source: path.Clean(m.Source), Options: options}, nil
 }
 
-// isVolume tells a volume of the kubelet's from the directory that a container manager makes for /dev/shm.
-func isVolume(source string) bool { return strings.Contains(source, "/volumes/kubernetes.io~") }
+// isManagersShm tells the directory that a container manager makes for a pod's /dev/shm, all of which call it shm, from a
+// volume that somebody wants there, such as the host's own /dev/shm.
+func isManagersShm(source string) bool {
+	source = path.Clean(source)
+	return path.Base(source) == "shm" && source != "/dev/shm" && !strings.Contains(source, "/volumes/kubernetes.io~")
+}
 
 // shmOptions are those of a tmpfs; a bind mount's own mean nothing to it.
 func shmOptions(m specs.Mount, bind bool) []string {

@@ -207,6 +207,29 @@ func TestForGuestTranslates(t *testing.T) {
 	}
 }
 
+// TestShmOfTheManager: what a container manager makes for /dev/shm becomes the guest's, what somebody wants there is a volume.
+func TestShmOfTheManager(t *testing.T) {
+	for source, volume := range map[string]bool{
+		"/run/containerd/io.containerd.grpc.v1.cri/sandboxes/ab12/shm": false,
+		"/run/containers/storage/overlay-containers/ab12/userdata/shm": false,
+		"/var/lib/docker/containers/ab12/mounts/shm/":                  false,
+		"/dev/shm":  true,
+		"/srv/data": true,
+		"/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/shm":                  true,
+		"/var/lib/kubelet/pods/u/volumes/kubernetes.io~local-volume/pv/directory/here": true,
+	} {
+		spec := baseSpec()
+		spec.Mounts = []specs.Mount{{Destination: "/dev/shm", Type: "bind", Source: source, Options: []string{"rbind"}}}
+		guest, err := ForGuest(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := guest.Mounts[0].Type == "bind"; got != volume {
+			t.Errorf("%s: %+v", source, guest.Mounts[0])
+		}
+	}
+}
+
 func TestForGuestRefusesValues(t *testing.T) {
 	yes, no := true, false
 	for name, change := range map[string]func(*specs.Spec){

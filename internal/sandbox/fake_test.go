@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -36,6 +37,8 @@ type world struct {
 	gate chan struct{}
 	// watched are closed at the first such call.
 	watched map[string]chan struct{}
+	// stuck, where it is set, is closed by a resize that does not end by itself.
+	stuck chan struct{}
 }
 
 func newWorld() *world {
@@ -118,7 +121,20 @@ func (n fakeNetwork) Teardown(_ context.Context, pod network.Pod) error {
 	return n.do("network teardown", func() { delete(n.have, "network "+pod.ID) })
 }
 
-func (n fakeNetwork) Reconcile(_ context.Context, keep map[string]bool) error { return nil }
+func (n fakeNetwork) Reconcile(_ context.Context, keep map[string]bool) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.sweep("network", keep)
+	return nil
+}
+
+// sweep removes things of one kind that are of nobody's.
+func (w *world) sweep(kind string, keep map[string]bool) {
+	maps.DeleteFunc(w.have, func(thing string, _ bool) bool {
+		what, id, _ := strings.Cut(thing, " ")
+		return what == kind && !keep[id]
+	})
+}
 
 type fakeLauncher struct{ *world }
 
@@ -173,12 +189,8 @@ func (l fakeLauncher) Cleanup(_ context.Context, req LaunchRequest) error {
 
 func (l fakeLauncher) Sweep(_ context.Context, keep map[string]bool) error {
 	return l.do("sweep", func() {
-		for thing := range l.have {
-			var id string
-			if n, _ := fmt.Sscanf(thing, "files %s", &id); n == 1 && !keep[id] {
-				delete(l.have, thing)
-			}
-		}
+		l.sweep("files", keep)
+		l.sweep("instance", keep)
 	})
 }
 
@@ -215,7 +227,13 @@ func (i *fakeInstance) Stop(context.Context) error {
 	})
 }
 
-func (i *fakeInstance) Resize(_ context.Context, cfg Config) error {
+// Resize of a guest that does not follow tells so, and waits for the caller to give up.
+func (i *fakeInstance) Resize(ctx context.Context, cfg Config) error {
+	if i.stuck != nil {
+		close(i.stuck)
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
 	return i.do("resize", func() {
 		i.have["size of "+i.id+" "+fmt.Sprint(cfg.Resources.MemoryLimit+cfg.Overhead.MemoryLimit)] = true
 	})

@@ -28,6 +28,20 @@ type Launcher interface {
 	Sweep(ctx context.Context, keep map[string]bool) error
 }
 
+// kinds of runtime handlers: a handler may have become another one under its sandboxes.
+type kinds interface {
+	// Of names what a handler is now.
+	Of(handler string) string
+	// Check refuses a sandbox that the handler made when it was of that kind, and that it cannot end as it is now.
+	Check(id, handler, kind string) error
+}
+
+// noKinds is for handlers that never change.
+type noKinds struct{}
+
+func (noKinds) Of(string) string                   { return "" }
+func (noKinds) Check(string, string, string) error { return nil }
+
 // LaunchRequest describes a sandbox to its launcher.
 type LaunchRequest struct {
 	ID     string

@@ -18,7 +18,7 @@ import (
 	"github.com/pistis-run/pistis/internal/task"
 )
 
-// Options of a manager; all but Plugins and Swept are needed.
+// Options of a manager; all but Kinds, Plugins and Swept are needed.
 type Options struct {
 	// Dir keeps the records, NetNSDir the network namespaces.
 	Dir, NetNSDir string
@@ -26,6 +26,7 @@ type Options struct {
 	Network       networks
 	// Launchers by runtime handler.
 	Launchers map[string]Launcher
+	Kinds     kinds
 	Plugins   plugins
 	Events    *event.Broker
 	// Swept is told what was nobody's and whether it could be removed.
@@ -49,6 +50,7 @@ type Manager struct {
 	netns      NetNS
 	network    networks
 	launchers  map[string]Launcher
+	kinds      kinds
 	log        *slog.Logger
 	containers containers
 
@@ -67,6 +69,9 @@ func New(o Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sandboxes: %w", err)
 	}
+	if o.Kinds == nil {
+		o.Kinds = noKinds{}
+	}
 	if o.Plugins == nil {
 		o.Plugins = noPlugins{}
 	}
@@ -75,7 +80,7 @@ func New(o Options) (*Manager, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Manager{
-		records: records, netnsDir: o.NetNSDir, netns: o.NetNS, network: o.Network, launchers: o.Launchers,
+		records: records, netnsDir: o.NetNSDir, netns: o.NetNS, network: o.Network, launchers: o.Launchers, kinds: o.Kinds,
 		audience: audience{plugins: o.Plugins, events: o.Events, swept: o.Swept},
 		log:      o.Log, ctx: ctx, cancel: cancel, sandboxes: map[string]*sandbox{},
 	}, nil
@@ -164,6 +169,19 @@ func (m *Manager) Stats(ctx context.Context, id string, containers ...string) (t
 		return task.Stats{}, fmt.Errorf("sandbox %s: its runtime has no statistics: %w", id, errdefs.ErrNotImplemented)
 	}
 	return statter.Stats(ctx, containers...)
+}
+
+// Counters of the VMM of a Ready sandbox; see [task.Meter].
+func (m *Manager) Counters(ctx context.Context, id string) ([]task.Counter, error) {
+	tasks, err := m.Tasks(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	meter, ok := tasks.(task.Meter)
+	if !ok {
+		return nil, fmt.Errorf("sandbox %s: its runtime has no counters: %w", id, errdefs.ErrNotImplemented)
+	}
+	return meter.Counters(ctx)
 }
 
 // Ended blocks until the sandbox is no longer Ready and returns the reason, empty for one that was stopped.

@@ -59,6 +59,9 @@ func TestLife(t *testing.T) {
 	if _, err := m.Tasks(ctx, id); err != nil {
 		t.Error(err)
 	}
+	if _, err := m.Counters(ctx, id); !errdefs.IsNotImplemented(err) {
+		t.Errorf("counters of what counts nothing: %v", err)
+	}
 	for range 2 {
 		if err := m.Stop(ctx, id); err != nil {
 			t.Fatal(err)
@@ -122,11 +125,157 @@ func TestUpdateResources(t *testing.T) {
 			t.Errorf("%+v, %v", s.Config, err)
 		}
 	}
+	// What cannot be recorded is not done, and what is not done is not recorded.
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.UpdateResources(ctx, id, nil, &Resources{MemoryLimit: 40}); err == nil || slices.Contains(w.left(), "size of "+id+" 41") {
+		t.Errorf("no record: %v, %v", err, w.left())
+	}
+	if err := os.Rename(dir+".away", dir); err != nil {
+		t.Fatal(err)
+	}
 	if err := m.Stop(ctx, id); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.UpdateResources(ctx, id, nil, nil); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("stopped: %v", err)
+	}
+}
+
+// TestStopCutsResize: who ends a pod does not wait for a guest that does not follow. Nobody is told of a size before it is so, not
+// by a daemon either that starts after another has ended in the middle.
+func TestStopCutsResize(t *testing.T) {
+	for name, end := range map[string]func(*Manager, string) error{
+		"stop":   func(m *Manager, id string) error { return m.Stop(t.Context(), id) },
+		"remove": func(m *Manager, id string) error { return m.Remove(t.Context(), id) },
+	} {
+		w := newWorld()
+		w.stuck = make(chan struct{})
+		dir := t.TempDir()
+		m := newManager(t, w, dir)
+		id, err := m.Run(t.Context(), podConfig("a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resized := make(chan error)
+		go func() { resized <- m.UpdateResources(t.Context(), id, nil, &Resources{MemoryLimit: 20}) }()
+		<-w.stuck
+		again := newManager(t, w, dir)
+		if err := again.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range []*Manager{m, again} {
+			if s, err := m.Status(t.Context(), id); err != nil || s.Config.Resources.MemoryLimit == 20 {
+				t.Errorf("%s: %+v, %v", name, s.Config.Resources, err)
+			}
+		}
+		if err := end(m, id); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := <-resized; !errdefs.IsAborted(err) || !strings.Contains(err.Error(), "stopped") {
+			t.Errorf("%s: the resize: %v", name, err)
+		}
+	}
+}
+
+// TestEmptyRecords: what a crash of the machine leaves of a record that nobody waited for is a file without content, beside an
+// older record or alone. The one is the sandbox as it was, of the other everything is removed.
+func TestEmptyRecords(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	first := newManager(t, w, dir)
+	known, err := first.Run(t.Context(), podConfig("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost, err := first.Run(t.Context(), podConfig("b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, lost+".json")); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{known, lost} {
+		if err := os.WriteFile(filepath.Join(dir, id+".soon"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := newManager(t, w, dir)
+	if err := again.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := again.Status(t.Context(), known); err != nil || s.State != Ready {
+		t.Errorf("beside an older record: %v, %v", s.State, err)
+	}
+	if s, err := again.Status(t.Context(), lost); !errdefs.IsNotFound(err) {
+		t.Errorf("alone: %v, %v", s.State, err)
+	}
+	for _, left := range w.left() {
+		if strings.Contains(left, lost) {
+			t.Errorf("left of it: %s", left)
+		}
+	}
+	if _, err := again.Run(t.Context(), podConfig("b")); err != nil {
+		t.Errorf("its name: %v", err)
+	}
+}
+
+// otherKinds are handlers that have become others.
+type otherKinds struct{ kind string }
+
+func (k otherKinds) Of(string) string { return k.kind }
+
+func (k otherKinds) Check(id, handler, kind string) error {
+	if kind == k.kind {
+		return nil
+	}
+	return fmt.Errorf("pod %s was made by handler %s as %s: %w", id, handler, kind, errdefs.ErrFailedPrecondition)
+}
+
+// TestHandlerOfAnotherKind: nothing is touched of a sandbox that its handler cannot end any more.
+func TestHandlerOfAnotherKind(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	first := newManager(t, w, dir)
+	first.kinds = otherKinds{"microvm"}
+	id, err := first.Run(t.Context(), podConfig("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := w.left()
+	again := newManager(t, w, dir)
+	again.kinds = otherKinds{"oci"}
+	if err := again.Recover(t.Context()); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), id) || !strings.Contains(err.Error(), "microvm") {
+		t.Errorf("another kind: %v", err)
+	}
+	if left := w.left(); !slices.Equal(left, before) {
+		t.Errorf("left %v, want %v", left, before)
+	}
+	back := newManager(t, w, dir)
+	back.kinds = otherKinds{"microvm"}
+	if err := back.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := back.Status(t.Context(), id); err != nil || s.State != Ready {
+		t.Errorf("set back: %v, %v", s.State, err)
+	}
+}
+
+// TestKindOfAnOlderRecord: a sandbox that an older daemon has made is of the kind that it was first found running as.
+func TestKindOfAnOlderRecord(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	id, err := newManager(t, w, dir).Run(t.Context(), podConfig("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := newManager(t, w, dir)
+	found.kinds = otherKinds{"microvm"}
+	if err := found.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	again := newManager(t, w, dir)
+	again.kinds = otherKinds{"oci"}
+	if err := again.Recover(t.Context()); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), id) {
+		t.Errorf("another kind: %v", err)
 	}
 }
 
@@ -493,7 +642,7 @@ func TestWaitingForAClaimEndsWithTheContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	sb, _ := m.find(id)
-	release, err := sb.acquire(t.Context())
+	release, err := sb.claim.Acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

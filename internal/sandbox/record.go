@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"path/filepath"
@@ -12,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/pistis-run/pistis/internal/event"
+	"github.com/pistis-run/pistis/internal/lifecycle"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/network"
 )
@@ -25,6 +25,8 @@ type record struct {
 	State   State
 	Created time.Time
 	Reason  string `json:",omitempty"`
+	// Kind is what the runtime handler was when it made the sandbox; empty in records of older versions.
+	Kind string `json:",omitempty"`
 	// NetNS is set before the namespace is made, and empty again when it was removed.
 	NetNS string `json:",omitempty"`
 	// Networked: a set-up of the network may have begun and has not been undone.
@@ -64,8 +66,8 @@ func (r record) launchRequest() LaunchRequest {
 
 // sandbox is one sandbox in memory.
 type sandbox struct {
-	// claim has one element while an operation runs.
-	claim chan struct{}
+	// claim is held while an operation runs.
+	claim *lifecycle.Claim
 	// writer orders changes of the record: memory and disk change together.
 	writer sync.Mutex
 
@@ -77,21 +79,11 @@ type sandbox struct {
 }
 
 func newSandbox(rec record) *sandbox {
-	sb := &sandbox{claim: make(chan struct{}, 1), rec: rec, ended: make(chan struct{})}
+	sb := &sandbox{claim: lifecycle.NewClaim(), rec: rec, ended: make(chan struct{})}
 	if rec.State == NotReady || rec.State == Removing {
 		close(sb.ended)
 	}
 	return sb
-}
-
-// acquire waits for the claim; the caller calls release.
-func (sb *sandbox) acquire(ctx context.Context) (release func(), err error) {
-	select {
-	case sb.claim <- struct{}{}:
-		return func() { <-sb.claim }, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("another operation on it is still running: %w", ctx.Err())
-	}
 }
 
 func (sb *sandbox) snapshot() (record, Instance) {
@@ -121,8 +113,8 @@ func (m *Manager) update(sb *sandbox, change func(*record)) error {
 	return nil
 }
 
-// note records that something was freed. Where it cannot be saved, as on a full disk, memory changes all the same: who
-// reads the old record only frees it again.
+// note records what is so whether it can be saved or not, as that something was freed. Where it cannot, as on a full disk, memory
+// changes all the same: who reads the old record only does it again.
 func (m *Manager) note(sb *sandbox, change func(*record)) {
 	sb.writer.Lock()
 	defer sb.writer.Unlock()

@@ -19,7 +19,8 @@ const (
 
 // Recover reads the records and attaches to what runs: once, before any other call. A sandbox that has gone meanwhile
 // becomes NotReady, one that was half made or half removed is removed, and what belongs to no sandbox is removed as well.
-// An error of one sandbox is logged and leaves it NotReady; the error returned means that the records cannot be read.
+// An error of one sandbox is logged and leaves it NotReady; the error returned means that the records cannot be read, or that
+// some are of handlers that are others now. Then nothing was done.
 func (m *Manager) Recover(ctx context.Context) error {
 	records, corrupt, err := m.records.Load()
 	if err != nil {
@@ -31,6 +32,9 @@ func (m *Manager) Recover(ctx context.Context) error {
 			fate = "an older one counts"
 		}
 		m.log.ErrorContext(ctx, "sandbox record cannot be read and was moved aside; "+fate, logfields.Sandbox, c.ID, logfields.Path, c.Path, logfields.Error, c.Err)
+	}
+	if err := m.checkKinds(records); err != nil {
+		return fmt.Errorf("recover sandboxes: %w", err)
 	}
 	var group sync.WaitGroup
 	slots := make(chan struct{}, recoverParallel)
@@ -55,8 +59,19 @@ func (m *Manager) Recover(ctx context.Context) error {
 	return nil
 }
 
+// checkKinds looks for sandboxes that their handlers cannot end any more.
+func (m *Manager) checkKinds(records map[string]record) error {
+	var errs []error
+	for id, rec := range records {
+		if rec.Launched && rec.Kind != "" {
+			errs = append(errs, m.kinds.Check(id, rec.Config.Handler, rec.Kind))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func (m *Manager) recoverOne(ctx context.Context, sb *sandbox) error {
-	release, err := sb.acquire(ctx)
+	release, err := sb.claim.Acquire(ctx)
 	if err != nil {
 		return err
 	}
@@ -83,6 +98,9 @@ func (m *Manager) reconnect(ctx context.Context, sb *sandbox, rec record) error 
 	instance, err := m.attach(ctx, rec)
 	if err == nil {
 		sb.setInstance(instance)
+		if rec.Kind == "" { // an older daemon's; what could be attached to is of the kind that the handler is
+			m.note(sb, func(r *record) { r.Kind = m.kinds.Of(r.Config.Handler) })
+		}
 		m.watch(sb)
 		m.log.InfoContext(ctx, "sandbox goes on", logfields.Sandbox, rec.ID)
 		return nil

@@ -49,7 +49,8 @@ func (m *Manager) UpdateResources(ctx context.Context, id string, overhead, reso
 	if err != nil {
 		return err
 	}
-	release, err := sb.acquire(ctx)
+	// A guest may take its time.
+	ctx, release, err := sb.claim.AcquireYielding(ctx)
 	if err != nil {
 		return err
 	}
@@ -70,6 +71,11 @@ func (m *Manager) UpdateResources(ctx context.Context, id string, overhead, reso
 			cfg.Resources = *resources
 		}
 	}
+	// The record is written before as well, as it is: where none can be written nothing is done. The new resources are in it when
+	// the instance holds them, so that those which a daemon did not come to are not told by the next.
+	if err := m.update(sb, func(*record) {}); err != nil {
+		return err
+	}
 	if sized, ok := instance.(resizer); ok {
 		cfg := rec.Config
 		set(&cfg)
@@ -77,9 +83,7 @@ func (m *Manager) UpdateResources(ctx context.Context, id string, overhead, reso
 			return err
 		}
 	}
-	if err := m.update(sb, func(r *record) { set(&r.Config) }); err != nil {
-		return err
-	}
+	m.note(sb, func(r *record) { set(&r.Config) })
 	m.tell(ctx, Updated, sb)
 	return nil
 }

@@ -33,8 +33,8 @@ func (m *Manager) Run(ctx context.Context, cfg Config) (id string, err error) {
 	if err := m.names.Reserve(cfg.name(), id); err != nil {
 		return "", err
 	}
-	sb := newSandbox(record{ID: id, Config: cfg, State: Creating, Created: time.Now()})
-	release, err := sb.acquire(ctx)
+	sb := newSandbox(record{ID: id, Config: cfg, State: Creating, Created: time.Now(), Kind: m.kinds.Of(cfg.Handler)})
+	release, err := sb.claim.Acquire(ctx)
 	if err != nil {
 		m.names.Release(cfg.name(), id)
 		return "", err
@@ -236,7 +236,7 @@ func (m *Manager) exited(sb *sandbox, id, reason string) {
 		return // stopped already
 	}
 	m.log.Warn("sandbox ended", logfields.Sandbox, id, logfields.Reason, reason)
-	release, err := sb.acquire(m.ctx)
+	release, err := sb.claim.Acquire(m.ctx)
 	if err != nil {
 		return
 	}

@@ -32,7 +32,10 @@ func (m *Manager) Remove(ctx context.Context, id string) error {
 	})
 }
 
-// claimed runs fn while no other operation runs on the sandbox.
+// errEnding is what an operation is told that gives way.
+var errEnding = fmt.Errorf("the pod is being stopped: %w", errdefs.ErrAborted)
+
+// claimed runs fn, which ends the sandbox, while no other operation runs on it.
 func (m *Manager) claimed(ctx context.Context, id string, fn func(*sandbox) error) error {
 	sb, err := m.find(id)
 	if errdefs.IsNotFound(err) {
@@ -40,7 +43,7 @@ func (m *Manager) claimed(ctx context.Context, id string, fn func(*sandbox) erro
 	} else if err != nil {
 		return err
 	}
-	release, err := sb.acquire(ctx)
+	release, err := sb.claim.AcquireToEnd(ctx, errEnding)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/hostmount"
 )
 
 // endTimeout bounds the wait for a server that was killed: it may hang in a file system that does not answer.
@@ -206,7 +208,7 @@ func (h *Host) Serve(ctx context.Context, s Share) (_ *Served, err error) {
 		return nil, err
 	}
 	defer theirs.Close()
-	below, err := MountsBelow(s.Path)
+	below, err := hostmount.Below(s.Path)
 	quiet := err == nil && !below && !s.Follow && served.local
 	o := order{Number: h.next, Quiet: quiet, Valid: s.Valid, MaxWrite: cmp.Or(s.MaxWrite, MaxWrite), Passing: s.Follow, Watch: s.Watch && !served.File, Handed: s.Handed}
 	files := []int{int(tree.Fd()), int(theirs.Fd())}

@@ -16,6 +16,7 @@ import (
 	"github.com/pistis-run/pistis/internal/cleanup"
 	"github.com/pistis-run/pistis/internal/failpoint"
 	"github.com/pistis-run/pistis/internal/logfields"
+	"github.com/pistis-run/pistis/internal/shim/volumes"
 	"github.com/pistis-run/pistis/internal/stdio"
 	"github.com/pistis-run/pistis/internal/steps"
 	"github.com/pistis-run/pistis/internal/task"
@@ -116,15 +117,13 @@ func (s *Service) createInGuest(ctx context.Context, v *vm.VM, c *container, r *
 	if err := s.takeLimits(v, r.ID, guest.Linux); err != nil {
 		return err
 	}
-	memory, err := memoryMounts(guest.Mounts)
+	sharing, end := steps.Start(ctx, "shares")
+	placed, err := volumes.Place(sharing, v, guest.Mounts, v.Agent().Has(agentv1.FeatureShareParts))
 	if err != nil {
 		return err
 	}
-	sharing, end := steps.Start(ctx, "shares")
-	if c.shares, err = shareMounts(sharing, v, guest.Mounts); err != nil {
-		return err
-	}
 	end()
+	c.shares = placed.Shares
 	undo.Add("release shares", func(ctx context.Context) error { return v.ReleaseShares(ctx, c.shares) })
 	spec, err := json.Marshal(guest)
 	if err != nil {
@@ -152,7 +151,7 @@ func (s *Service) createInGuest(ctx context.Context, v *vm.VM, c *container, r *
 	stdin := opts.Stdin || r.Stdin != ""
 	pid, user, err := v.Agent().CreateContainer(context.WithoutCancel(ctx), &agentv1.CreateContainerRequest{
 		Id: r.ID, Spec: spec, Layers: addresses[:len(addresses)-len(devices)], User: guestUser(opts.User), Stdin: stdin, PidNamespace: guestPID(opts.PidNamespace),
-		Memory: memory, Devices: wireDevices(devices, addresses[len(addresses)-len(devices):]),
+		Memory: placed.Memory, ShareParts: placed.Parts, Devices: wireDevices(devices, addresses[len(addresses)-len(devices):]),
 	})
 	if err != nil {
 		return err
@@ -246,7 +245,7 @@ func (s *Service) lostExit(ctx context.Context, v *vm.VM, lost error) (task.Exit
 	}
 	select {
 	case <-v.Done():
-		return vmExit(v), nil
+		return s.vmExit(v), nil
 	default:
 		return task.Exit{Code: exitUnknown, At: time.Now(), Reason: lost.Error()}, nil
 	}

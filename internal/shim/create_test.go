@@ -6,13 +6,17 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
+	sandboxv1 "github.com/pistis-run/pistis/api/sandbox/v1"
 	"github.com/pistis-run/pistis/internal/task"
 	"github.com/pistis-run/pistis/internal/vm/vmtest"
 )
@@ -273,12 +277,12 @@ func TestResizeUndone(t *testing.T) {
 	var asked atomic.Int64
 	p, m := resizable(t, &vmtest.Driver{Agent: &vmtest.Agent{Intercept: func(method string) error {
 		if method == "Resize" && asked.Add(1) == 1 {
-			return errors.New("no")
+			return status.Error(codes.DeadlineExceeded, "use 3 processors, of which there are 2")
 		}
 		return nil
 	}}})
-	if err := p.ResizeVM(t.Context(), 3, 128<<20); err == nil {
-		t.Error("the guest refuses processors, and it has them")
+	if err := p.ResizeVM(t.Context(), 3, 128<<20); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "of which there are 2") {
+		t.Errorf("processors that the guest does not bring up: %v", err)
 	}
 	want := []string{"3 processors", "1 processors"}
 	if got := m.Resizes(); !slices.Equal(got, want) {
@@ -286,5 +290,28 @@ func TestResizeUndone(t *testing.T) {
 	}
 	if info, err := p.Info(t.Context()); err != nil || info.Vm.Vcpus != 1 {
 		t.Errorf("the shim tells of %v, %v", info, err)
+	}
+}
+
+// TestStopWhileResizing: a guest that takes its time with a new size keeps nobody from stopping the pod.
+func TestStopWhileResizing(t *testing.T) {
+	resizing, over := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	p, _ := resizable(t, &vmtest.Driver{Agent: &vmtest.Agent{Intercept: func(method string) error {
+		if method == "Resize" {
+			once.Do(func() { close(resizing) })
+			<-over
+		}
+		return nil
+	}}})
+	resized := make(chan error)
+	go func() { resized <- p.ResizeVM(t.Context(), 3, 128<<20) }()
+	<-resizing
+	if _, err := p.service.StopSandbox(t.Context(), &sandboxv1.StopSandboxRequest{SandboxId: "pod1"}); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+	close(over)
+	if err := <-resized; err == nil {
+		t.Error("a pod that was stopped has been resized")
 	}
 }

@@ -21,7 +21,7 @@ type extras struct{ s *Service }
 // Info says what the shim and its VM are.
 func (x extras) Info(context.Context, *shimv1.InfoRequest) (*shimv1.InfoResponse, error) {
 	return &shimv1.InfoResponse{
-		Version: contractVersion, Features: []string{shimv1.FeaturePIDNamespaces, shimv1.FeatureResize}, ShimVersion: version.Version, SandboxId: x.s.options.ID,
+		Version: contractVersion, Features: []string{shimv1.FeaturePIDNamespaces, shimv1.FeatureResize, shimv1.FeatureConsole}, ShimVersion: version.Version, SandboxId: x.s.options.ID,
 		StreamSocket: x.s.options.Bundle.StreamSocket(), Vm: x.s.describe(), ShimPid: uint32(os.Getpid()),
 	}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
+	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/shim/limits"
 	"github.com/pistis-run/pistis/internal/vm"
 )
@@ -25,8 +26,26 @@ func (s *Service) resize(ctx context.Context, v *vm.VM, asked vm.Size) error {
 	err := v.Resize(ctx, func(vm.Size) vm.Size { return s.target(v) })
 	if err != nil {
 		s.wanted = old
+		return err
 	}
-	return err
+	s.renewSets(ctx, v)
+	return nil
+}
+
+// renewSets gives containers that are confined to processors those that the VM has for them now. One that keeps its old ones gets
+// less than it could have, and is asked again after the next change.
+func (s *Service) renewSets(ctx context.Context, v *vm.VM) {
+	for id, r := range s.limits.Outgrown() {
+		c, err := s.container(id)
+		if err != nil || c.check(opUse) != nil {
+			continue // it has ended
+		}
+		if err := updateInGuest(ctx, v, id, r); err != nil {
+			s.options.Log.Warn("a container keeps the processors that it had before its virtual machine was resized", logfields.Container, id, logfields.Error, err)
+			continue
+		}
+		s.limits.Given(id, r.CPU.Cpus)
+	}
 }
 
 // target is what the VM is to have: what its maker wants, and no less than its containers' limits and what it was started

@@ -79,8 +79,11 @@ func (s *Service) changeLimits(ctx context.Context, v *vm.VM, id string, resourc
 	}
 	if change.Shrinks {
 		undo.Add("restore limits in guest", func(ctx context.Context) error { return updateInGuest(ctx, v, id, change.Restore) })
-		return s.shrink(ctx, v)
+		if err := s.shrink(ctx, v); err != nil {
+			return err
+		}
 	}
+	s.renewSets(ctx, v)
 	return nil
 }
 

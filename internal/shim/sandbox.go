@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -18,6 +19,7 @@ import (
 	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/failpoint"
+	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/shim/limits"
 	"github.com/pistis-run/pistis/internal/task"
@@ -174,20 +176,39 @@ func (s *Service) joinCgroup(path string) error {
 	if err := group.Create(); err != nil {
 		return err
 	}
+	s.starting.oomKills = group.OOMKillsAround()
 	return group.Add(self.PID)
 }
 
 // supervise waits for the VM's end.
 func (s *Service) supervise(v *vm.VM) {
 	<-v.Done()
-	exit := vmExit(v)
+	exit := s.vmExit(v)
 	s.options.Log.Info("virtual machine has ended", logfields.Sandbox, s.options.ID, logfields.Reason, exit.Reason)
 	s.over(exit)
 }
 
 // vmExit is how everything in a VM that is done has ended.
-func vmExit(v *vm.VM) task.Exit {
-	return task.Exit{Code: exitUnknown, At: time.Now(), Reason: "the virtual machine ended: " + v.Err().Error()}
+func (s *Service) vmExit(v *vm.VM) task.Exit {
+	exit := task.Exit{Code: exitUnknown, At: time.Now(), Reason: "the virtual machine ended: " + v.Err().Error()}
+	if errors.Is(v.Err(), hypervisor.ErrKilled) && oomKills(s.asked.Options.GetCgroup()) > s.starting.oomKills {
+		exit.OOMKilled = true
+		exit.Reason = "the host's kernel killed a process of the pod's virtual machine, since the memory of the pod's cgroup was used up: " +
+			"raise the pod's memory limit, or the overhead of its RuntimeClass: " + exit.Reason
+	}
+	return exit
+}
+
+// oomKills is how many processes the host's kernel has killed for want of memory in a cgroup, or in what it is a part of.
+func oomKills(path string) uint64 {
+	if path == "" {
+		return 0
+	}
+	group, err := cgroup.Open(path)
+	if err != nil {
+		return 0
+	}
+	return group.OOMKillsAround()
 }
 
 // over ends the sandbox, once.

@@ -72,6 +72,8 @@ type room struct {
 type startup struct {
 	abort context.CancelFunc
 	ended chan struct{} // closed when it has ended, well or not
+	// oomKills is how many processes had been killed for want of memory before the VM's first.
+	oomKills uint64
 }
 
 // New makes the service of a sandbox that is not there yet.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	sandboxv1 "github.com/pistis-run/pistis/api/sandbox/v1"
+	statsv1 "github.com/pistis-run/pistis/api/stats/v1"
 	"github.com/pistis-run/pistis/internal/task"
 	"github.com/pistis-run/pistis/internal/vm/vmtest"
 )
@@ -324,6 +326,7 @@ func TestHostileAgent(t *testing.T) {
 			a.Code, a.Reason = 1<<31, "\x1b[2Jevil\n"+strings.Repeat("A", 100<<10)
 		case *agentv1.StatsResponse:
 			a.Containers = append(a.Containers, &agentv1.ContainerStats{Id: "somebody else's"}, nil)
+			a.GuestIo = &statsv1.PSI{Full: &statsv1.PSIData{TotalUs: 7, Avg10: math.NaN(), Avg60: -1, Avg300: 5}}
 		case *agentv1.DeleteResponse:
 			a.Disks = append(a.Disks, nil, &agentv1.DiskAddress{}, &agentv1.DiskAddress{Address: &agentv1.DiskAddress_Serial{Serial: "x"}})
 		}
@@ -335,11 +338,26 @@ func TestHostileAgent(t *testing.T) {
 	if exit.Code != 255 || len(exit.Reason) > 8<<10 || strings.ContainsAny(exit.Reason, "\x1b\n") {
 		t.Errorf("exit = %d, reason of %d bytes", exit.Code, len(exit.Reason))
 	}
-	if stats, err := p.Stats(t.Context()); err != nil || len(stats.Containers) != 1 {
+	stats, err := p.Stats(t.Context())
+	if err != nil || len(stats.Containers) != 1 || stats.IOPSI == nil || stats.IOPSI.Full != (task.PSIData{Total: 7, Avg300: 5}) {
 		t.Errorf("stats = %+v, %v", stats, err)
 	}
 	if err := p.Delete(t.Context(), task.ID{Container: "c1"}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCounters: what the VMM counts is told without the guest.
+func TestCounters(t *testing.T) {
+	p := newPod(t, &vmtest.Driver{})
+	if _, err := p.Counters(t.Context()); err == nil {
+		t.Error("counters of no VM")
+	}
+	p = ready(t, &vmtest.Driver{})
+	got, err := p.Counters(t.Context())
+	if err != nil || len(got) != 2 || got[0].CounterName != (task.CounterName{Kind: "operations", Part: "disk", Direction: "in"}) ||
+		got[1].CounterName != (task.CounterName{Kind: "failures", Part: "disk"}) {
+		t.Errorf("counters = %+v, %v", got, err)
 	}
 }
 

@@ -143,17 +143,18 @@ func TestOldShim(t *testing.T) {
 		t.Errorf("sandbox's exit = %+v, %v", exit, err)
 	}
 	for what, call := range map[string]func() error{
-		"create":  func() error { _, err := c.Create(t.Context(), task.CreateRequest{ID: "c2"}); return err },
-		"exec":    func() error { return c.Exec(t.Context(), task.ExecRequest{ID: id}) },
-		"resize":  func() error { return c.Resize(t.Context(), id, 80, 25) },
-		"reopen":  func() error { return c.ReopenLog(t.Context(), "c1") },
-		"update":  func() error { return c.Update(t.Context(), "c1", &specs.LinuxResources{}) },
-		"pids":    func() error { _, err := c.Pids(t.Context(), "c1"); return err },
-		"pause":   func() error { return c.Pause(t.Context(), "c1") },
-		"resume":  func() error { return c.Resume(t.Context(), "c1") },
-		"stats":   func() error { _, err := c.Stats(t.Context()); return err },
-		"attach":  func() error { return c.Attach(t.Context(), id, task.Stdio{Stdout: io.Discard}) },
-		"connect": func() error { _, err := c.Dial(t.Context(), "tcp", "localhost:1"); return err },
+		"create":   func() error { _, err := c.Create(t.Context(), task.CreateRequest{ID: "c2"}); return err },
+		"exec":     func() error { return c.Exec(t.Context(), task.ExecRequest{ID: id}) },
+		"resize":   func() error { return c.Resize(t.Context(), id, 80, 25) },
+		"reopen":   func() error { return c.ReopenLog(t.Context(), "c1") },
+		"update":   func() error { return c.Update(t.Context(), "c1", &specs.LinuxResources{}) },
+		"pids":     func() error { _, err := c.Pids(t.Context(), "c1"); return err },
+		"pause":    func() error { return c.Pause(t.Context(), "c1") },
+		"resume":   func() error { return c.Resume(t.Context(), "c1") },
+		"stats":    func() error { _, err := c.Stats(t.Context()); return err },
+		"counters": func() error { _, err := c.Counters(t.Context()); return err },
+		"attach":   func() error { return c.Attach(t.Context(), id, task.Stdio{Stdout: io.Discard}) },
+		"connect":  func() error { _, err := c.Dial(t.Context(), "tcp", "localhost:1"); return err },
 	} {
 		if err := call(); !errdefs.IsNotImplemented(err) {
 			t.Errorf("%s = %v, want not implemented", what, err)
@@ -174,8 +175,9 @@ func TestHostileShim(t *testing.T) {
 		shimName: {
 			"Info": answers(&shimv1.InfoResponse{SandboxId: "pod1"}),
 			// The bytes are no message of the type that is expected.
-			"Stats":   func(context.Context, func(any) error) (any, error) { return timestamppb.New(time.Unix(1<<40, 0)), nil },
-			"Inspect": func(context.Context, func(any) error) (any, error) { return nil, io.ErrUnexpectedEOF },
+			"Stats":    func(context.Context, func(any) error) (any, error) { return timestamppb.New(time.Unix(1<<40, 0)), nil },
+			"Counters": answers(&shimv1.CountersResponse{Counters: []*shimv1.Counter{{Kind: "bytes", Part: "disk"}, {Kind: "bytes", Part: "disk"}}}),
+			"Inspect":  func(context.Context, func(any) error) (any, error) { return nil, io.ErrUnexpectedEOF },
 		},
 		taskName: {
 			"Wait": answers(&taskapi.WaitResponse{ExitStatus: 1 << 31}),
@@ -186,6 +188,9 @@ func TestHostileShim(t *testing.T) {
 	defer cancel()
 	if stats, err := c.Stats(ctx); err == nil && len(stats.Containers) > 0 {
 		t.Errorf("stats = %+v", stats)
+	}
+	if counters, err := c.Counters(ctx); !errdefs.IsDataLoss(err) {
+		t.Errorf("counters = %+v, %v", counters, err)
 	}
 	if _, err := c.Wait(ctx, task.ID{Container: "c1"}); err == nil {
 		t.Error("an exit without its end was taken")

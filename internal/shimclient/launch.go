@@ -49,8 +49,8 @@ type LaunchConfig struct {
 	Adopt func(pid int) error
 }
 
-// Launch starts a shim and boots its VM. ctx bounds the start, not the shim. On error nothing is left, neither
-// process nor directory.
+// Launch starts a shim and boots its VM. ctx bounds the start, not the shim. On error no process is left; the directory
+// is, with its logs, until Cleanup.
 func Launch(ctx context.Context, cfg LaunchConfig) (_ *Client, err error) {
 	var undo cleanup.Stack
 	defer undo.Unwind(ctx, &err)
@@ -58,7 +58,7 @@ func Launch(ctx context.Context, cfg LaunchConfig) (_ *Client, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("launch shim %s: %w", cfg.ID, err)
 	}
-	undo.Add("clean up shim", func(ctx context.Context) error { return Cleanup(ctx, cfg.Dir) })
+	undo.Add("clean up shim", dir.Cleanup)
 	var prepared error
 	var beside sync.WaitGroup
 	if cfg.Prepare != nil {

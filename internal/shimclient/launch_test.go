@@ -118,7 +118,7 @@ func TestLaunchAndStop(t *testing.T) {
 	}
 }
 
-// TestLaunchFails wants every failure told, and nothing left.
+// TestLaunchFails wants every failure told, and nothing left that runs.
 func TestLaunchFails(t *testing.T) {
 	tests := []struct {
 		name, mode string
@@ -144,10 +144,22 @@ func TestLaunchFails(t *testing.T) {
 			if !strings.Contains(err.Error(), tt.want) || tt.class != nil && !tt.class(err) {
 				t.Errorf("error = %v", err)
 			}
-			if _, err := os.Stat(cfg.Dir); err == nil {
-				t.Error("the bundle is left")
-			}
+			checkEnded(t, cfg)
 		})
+	}
+}
+
+// checkEnded: what a failed launch leaves is a directory without processes, for Cleanup.
+func checkEnded(t *testing.T, cfg shimclient.LaunchConfig) {
+	t.Helper()
+	if alive, err := bundle.Dir(cfg.Dir).Locked(); alive || err != nil {
+		t.Errorf("the shim lives: %v, %v", alive, err)
+	}
+	if err := shimclient.Cleanup(t.Context(), cfg.Dir); err != nil {
+		t.Errorf("cleanup: %v", err)
+	}
+	if _, err := os.Stat(cfg.Dir); err == nil {
+		t.Error("the bundle is left")
 	}
 }
 
@@ -170,9 +182,7 @@ func TestLaunchCancelled(t *testing.T) {
 	if _, err := shimclient.Launch(ctx, cfg); !errors.Is(err, context.Canceled) {
 		t.Errorf("launch = %v", err)
 	}
-	if _, err := os.Stat(cfg.Dir); err == nil {
-		t.Error("the bundle is left")
-	}
+	checkEnded(t, cfg)
 }
 
 // TestLaunchCancelledInStart: the start command is not cut short, or it could leave a shim without a record of it.
@@ -217,9 +227,7 @@ func TestLaunchCancelledInStart(t *testing.T) {
 	if _, err := os.Stat(recorded); err != nil {
 		t.Errorf("the start command was cut short: %v", err)
 	}
-	if _, err := os.Stat(cfg.Dir); err == nil {
-		t.Error("the bundle is left")
-	}
+	checkEnded(t, cfg)
 }
 
 func TestReconnect(t *testing.T) {

@@ -37,7 +37,7 @@ func BenchmarkConvert(b *testing.B) {
 		if err := f.Truncate(0); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := convert(b.Context(), openerOf(raw), f, nil); err != nil {
+		if _, err := convert(b.Context(), openerOf(raw), f, nothingBelow); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -65,7 +65,7 @@ func BenchmarkSanitize(b *testing.B) {
 	raw := benchmarkTar(b)
 	b.SetBytes(int64(len(raw)))
 	for b.Loop() {
-		if _, err := io.Copy(io.Discard, newSanitizer(tar.NewReader(bytes.NewReader(raw)), plan{})); err != nil {
+		if _, err := io.Copy(io.Discard, newSanitizer(tar.NewReader(bytes.NewReader(raw)), plan{}, nothingBelow)); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -26,12 +26,12 @@ const (
 )
 
 // convert writes a layer's tar as an ext4 image to disk. It returns the directories that the layer implies but does not
-// describe; inherited has the attributes of those for which they are known.
+// describe; inherit is asked for their attributes.
 //
 // A layer in which an entry replaces an earlier one needs to be read twice more, as the converter cannot take back what
 // it has written: open is called up to three times.
-func convert(ctx context.Context, open opener, disk *os.File, inherited map[string]*entry) ([]string, error) {
-	implied, err := convertOnce(ctx, open, disk, plan{inherited: inherited})
+func convert(ctx context.Context, open opener, disk *os.File, inherit inheriter) ([]string, error) {
+	implied, err := convertOnce(ctx, open, disk, plan{}, inherit)
 	if !errors.Is(err, errReplaced) {
 		return implied, err
 	}
@@ -39,14 +39,13 @@ func convert(ctx context.Context, open opener, disk *os.File, inherited map[stri
 	if err != nil {
 		return nil, err
 	}
-	p.inherited = inherited
-	if implied, err = convertOnce(ctx, open, disk, p); errors.Is(err, errReplaced) {
+	if implied, err = convertOnce(ctx, open, disk, p, inherit); errors.Is(err, errReplaced) {
 		return nil, fmt.Errorf("%w, again in the second pass: %w", err, errdefs.ErrInternal)
 	}
 	return implied, err
 }
 
-func convertOnce(ctx context.Context, open opener, disk *os.File, p plan) (implied []string, err error) {
+func convertOnce(ctx context.Context, open opener, disk *os.File, p plan, inherit inheriter) (implied []string, err error) {
 	if err := disk.Truncate(0); err != nil {
 		return nil, err
 	}
@@ -57,7 +56,7 @@ func convertOnce(ctx context.Context, open opener, disk *os.File, p plan) (impli
 	defer func() { err = errors.Join(err, raw.Close()) }()
 	source := &boundedReader{ctx: ctx, r: raw, left: maxTarBytes}
 	buffered := bufio.NewReaderSize(source, readBuffer)
-	clean := newSanitizer(tar.NewReader(buffered), p)
+	clean := newSanitizer(tar.NewReader(buffered), p, inherit)
 	space, err := newFreeSpace(int(disk.Fd()))
 	if err != nil {
 		return nil, err

@@ -125,7 +125,7 @@ func disk(t testing.TB, raw []byte) (string, error) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	_, err = convert(t.Context(), openerOf(raw), f, nil)
+	_, err = convert(t.Context(), openerOf(raw), f, nothingBelow)
 	return f.Name(), err
 }
 
@@ -419,7 +419,7 @@ func FuzzConvert(f *testing.F) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		bounded := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw)), nil }
-		if _, err := convert(ctx, bounded, out, nil); err != nil {
+		if _, err := convert(ctx, bounded, out, nothingBelow); err != nil {
 			if known := errdefs.IsInvalidArgument(err) || errdefs.IsNotImplemented(err); !known {
 				t.Fatalf("no class: %v", err)
 			}

@@ -18,7 +18,7 @@ import (
 // OpenDirectories opens the directory root for layers as directories that overlayfs can stack. root belongs to it until
 // Close; what a process that died left unfinished is removed. FailedPrecondition when another process has it open.
 func OpenDirectories(root string, source layerSource) (*Layers, error) {
-	return open(root, source, form{what: "layer directories", version: ".v1", extension: ".dir", write: writeDirectory})
+	return open(root, source, form{what: "layer directories", version: ".v1", extension: ".dir", write: writeDirectory, open: openDirectory})
 }
 
 // writeDirectory is a form's write.
@@ -37,8 +37,7 @@ func writeDirectory(ctx context.Context, path string, open opener, inherit inher
 		if err != nil {
 			return false, err
 		}
-		for dir, e := range inherited {
-			e.name = dir
+		for _, e := range inherited {
 			if err := x.setDir(e); err != nil {
 				return false, x.explain(e, err)
 			}
@@ -176,7 +175,7 @@ func (x *extractor) setDir(e *entry) error {
 }
 
 func (x *extractor) setOpaque(dir string) error {
-	return x.setXattr(dir, overlayPrefix+"opaque", "y")
+	return x.setXattr(dir, opaqueXattr, "y")
 }
 
 // finish does what is left for the end.

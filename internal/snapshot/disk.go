@@ -18,7 +18,7 @@ type Disks struct {
 // OpenDisks opens the directory root, which it owns until Close, and removes what a process that died left unfinished.
 // FailedPrecondition when another process has it open.
 func OpenDisks(root string, source layerSource) (*Disks, error) {
-	l, err := open(root, source, form{what: "layer disks", version: ".v1", extension: ".ext4", write: writeDisk, whole: wholeDisk})
+	l, err := open(root, source, form{what: "layer disks", version: ".v1", extension: ".ext4", write: writeDisk, whole: wholeDisk, open: openDisk})
 	if err != nil {
 		return nil, err
 	}
@@ -75,18 +75,9 @@ func writeDisk(ctx context.Context, path string, open opener, inherit inheriter)
 	if err := disk.Chmod(0o644); err != nil {
 		return false, err
 	}
-	implied, err := convert(ctx, open, disk, nil)
+	implied, err := convert(ctx, open, disk, inherit)
 	if err != nil {
 		return false, err
-	}
-	if len(implied) > 0 {
-		inherited, err := inherit(implied)
-		if err == nil && len(inherited) > 0 {
-			_, err = convert(ctx, open, disk, inherited)
-		}
-		if err != nil {
-			return false, err
-		}
 	}
 	return len(implied) > 0, disk.Sync()
 }

@@ -7,60 +7,107 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"path"
 	"slices"
+	"strings"
 )
 
 // Some tools write layers that hold a file but not the directories above it. Such a directory keeps the attributes that
-// the layers below give it, which a disk by itself cannot know: so these are looked up, and the disk depends on them.
+// the layers below give it, which a layer by itself cannot know: so these are looked up in the finished layers below it, and
+// what is made of it depends on them. What is implied in one of these has inherited its attributes too.
 
-// inherit finds the attributes of directories in lower layers, given from the uppermost down. What no layer describes
-// is not in the result.
-func inherit(ctx context.Context, dirs []string, lower []opener) (map[string]*entry, error) {
-	wanted, found := map[string]bool{}, map[string]*entry{}
-	for _, d := range dirs {
-		wanted[d] = true
+// lowerDir is a directory of a finished layer.
+type lowerDir interface {
+	// attributes are those that an entry of a layer would give it.
+	attributes() (*entry, error)
+	// children finds those of names that the directory has; what is no directory is nil.
+	children(names map[string]*wish) (map[string]lowerDir, error)
+}
+
+// wish is a directory whose attributes are wanted, or one above such.
+type wish struct {
+	name   string
+	wanted bool
+	below  map[string]*wish
+}
+
+// wishes makes a tree of names.
+func wishes(dirs []string) *wish {
+	root := &wish{}
+	for _, dir := range dirs {
+		at := root
+		for part := range strings.SplitSeq(dir, "/") {
+			next := at.below[part]
+			if next == nil {
+				if at.below == nil {
+					at.below = map[string]*wish{}
+				}
+				next = &wish{name: path.Join(at.name, part)}
+				at.below[part] = next
+			}
+			at = next
+		}
+		at.wanted = true
 	}
-	for _, open := range lower {
-		if len(wanted) == 0 {
+	return root
+}
+
+// inherit finds the attributes of directories in finished layers, given from the uppermost down. What no layer has is not
+// in the result. Each directory of a layer is read once at most.
+func inherit(ctx context.Context, dirs []string, lower []string, open func(path string) (lowerDir, io.Closer, error)) (map[string]*entry, error) {
+	root, found := wishes(dirs), map[string]*entry{}
+	for _, path := range lower {
+		if len(root.below) == 0 {
 			break
 		}
-		hidden, err := lookFor(ctx, wanted, found, open)
+		dir, closer, err := open(path)
 		if err != nil {
 			return nil, err
 		}
-		maps.DeleteFunc(wanted, func(dir string, _ bool) bool { return found[dir] != nil || isHidden(dir, hidden) })
+		if err := errors.Join(root.lookIn(ctx, dir, found), closer.Close()); err != nil {
+			return nil, err
+		}
 	}
 	return found, nil
 }
 
-// lookFor notes what one layer says of the wanted directories, and returns the names below which it hides all lower
-// layers.
-func lookFor(ctx context.Context, wanted map[string]bool, found map[string]*entry, open opener) (hidden map[string]bool, err error) {
-	hidden = map[string]bool{}
-	err = eachEntry(ctx, open, func(_ int, e *entry, _ io.Reader) error {
-		switch {
-		case e.whiteout, e.opaque:
-			hidden[e.target] = true
-		case e.kind != tar.TypeDir:
-			hidden[e.name] = true
-		case wanted[e.name]:
-			found[e.name] = e
-		}
-		if len(hidden) > maxEntries {
-			return errTooMany
-		}
+// lookIn notes what one layer has of what is wished for, and drops what the layers below it cannot tell.
+func (w *wish) lookIn(ctx context.Context, dir lowerDir, found map[string]*entry) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	e, err := dir.attributes()
+	if err != nil {
+		return err
+	}
+	opaque := e.xattrs[opaqueXattr] == "y"
+	if w.wanted {
+		maps.DeleteFunc(e.xattrs, func(name, _ string) bool { return strings.HasPrefix(name, overlayPrefix) })
+		e.name, w.wanted, found[w.name] = w.name, false, e
+	}
+	if len(w.below) == 0 {
 		return nil
-	})
-	return hidden, err
-}
-
-func isHidden(dir string, hidden map[string]bool) bool {
-	for ; dir != ""; dir = parent(dir) {
-		if hidden[dir] {
-			return true
+	}
+	children, err := dir.children(w.below)
+	if err != nil {
+		return err
+	}
+	for name, next := range w.below {
+		child, ok := children[name]
+		if child != nil {
+			if err := next.lookIn(ctx, child, found); err != nil {
+				return err
+			}
+		}
+		// What is no directory hides all that is below it in lower layers, as a whiteout does.
+		if hidden := ok && child == nil; hidden || (ok && !next.wanted && len(next.below) == 0) {
+			delete(w.below, name)
 		}
 	}
-	return hidden[""]
+	if opaque {
+		w.below = nil
+	}
+	return nil
 }
 
 // eachEntry reads a layer to its verified end and calls do for each entry that means something, with its number and content.

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -37,6 +36,8 @@ type form struct {
 	// directories that the layer implies but does not describe, to get the attributes of those that are known.
 	// dependent says that there are such directories. What a failure leaves at path is for the caller to remove.
 	write func(ctx context.Context, path string, open opener, inherit inheriter) (dependent bool, err error)
+	// open opens the root directory of a finished layer.
+	open func(path string) (lowerDir, io.Closer, error)
 	// whole tells what a disk has cut off from a layer that is whole, at little cost; nil where nothing tells.
 	whole func(path string) (bool, error)
 }
@@ -44,7 +45,7 @@ type form struct {
 type (
 	// opener starts reading a layer's tar.
 	opener func() (io.ReadCloser, error)
-	// inheriter finds the attributes of directories in the layers below.
+	// inheriter finds the attributes of directories in the layers below. It waits for these to be made.
 	inheriter func(dirs []string) (map[string]*entry, error)
 )
 
@@ -62,7 +63,7 @@ type Layers struct {
 	root   string
 	source layerSource
 	lock   *os.File
-	slots  chan struct{} // bounds the conversions that run
+	turns  *turns // bounds the conversions that run
 
 	ctx    context.Context // of the conversions; ends with Close
 	cancel context.CancelFunc
@@ -79,7 +80,9 @@ type Layers struct {
 // flight is a conversion, for all that wait for it.
 type flight struct {
 	key     stacked
-	waiters int // under Layers.mu
+	turn    *turn
+	began   bool // its turn has come; under Layers.mu
+	waiters int  // under Layers.mu
 	cancel  context.CancelFunc
 	done    chan struct{}
 	// After done.
@@ -107,7 +110,7 @@ func open(root string, source layerSource, form form) (*Layers, error) {
 		return nil, errors.Join(fmt.Errorf("%s %s: in use by another process: %w", form.what, root, errdefs.ErrFailedPrecondition), lock.Close())
 	}
 	l := &Layers{
-		form: form, root: root, source: source, lock: lock, slots: make(chan struct{}, max(2, runtime.NumCPU()/2)),
+		form: form, root: root, source: source, lock: lock, turns: newTurns(max(2, runtime.NumCPU()/2)),
 		flights: map[digest.Digest]*flight{}, sizes: map[string]size{},
 	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
@@ -167,8 +170,9 @@ func (l *Layers) Ensure(ctx context.Context, img image.Image) ([]string, error) 
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range img.Layers {
+		j := l.join(img.Layers[:i+1]) // the lowest one gets the first turn
 		group.Go(func() (err error) {
-			paths[i], err = l.ensure(ctx, img.Layers[:i+1])
+			paths[i], err = l.await(ctx, j)
 			return err
 		})
 	}
@@ -178,30 +182,61 @@ func (l *Layers) Ensure(ctx context.Context, img image.Image) ([]string, error) 
 	return paths, nil
 }
 
-// Prepare makes the layers of an image ahead of their use.
-func (l *Layers) Prepare(ctx context.Context, img image.Image) error {
-	_, err := l.Ensure(ctx, img)
-	return err
+// Begin begins to make the uppermost of a stack of layers ahead of its use, or goes on with it. wait returns when it is there; it
+// has to be called.
+func (l *Layers) Begin(ctx context.Context, stack []image.Layer) (wait func() error) {
+	if id := stack[len(stack)-1].DiffID; id.Validate() != nil {
+		return func() error {
+			return fmt.Errorf("%s: layer %q: no digest: %w", l.form.what, id, errdefs.ErrInvalidArgument)
+		}
+	}
+	j := l.join(stack)
+	return func() error {
+		if _, err := l.await(ctx, j); err != nil {
+			return fmt.Errorf("%s: %w", l.form.what, err)
+		}
+		return nil
+	}
 }
 
-// ensure returns the path of the last layer of a stack.
-func (l *Layers) ensure(ctx context.Context, stack []image.Layer) (string, error) {
+// keyOf is the last layer of a stack.
+func keyOf(stack []image.Layer) stacked {
 	below := digest.Canonical.Digester()
 	for _, lower := range stack[:len(stack)-1] {
 		fmt.Fprintln(below.Hash(), lower.DiffID)
 	}
-	key := stacked{id: stack[len(stack)-1].DiffID, below: below.Digest().Encoded()[:16]}
-	for {
-		f, path, err := l.join(key, stack)
-		if f == nil || err != nil {
-			return path, err
-		}
-		path, err = l.wait(ctx, f)
+	return stacked{id: stack[len(stack)-1].DiffID, below: below.Digest().Encoded()[:16]}
+}
+
+// joined is what join found of the last layer of a stack: a conversion to wait for, or its path.
+type joined struct {
+	key    stacked
+	stack  []image.Layer
+	flight *flight
+	path   string
+	err    error
+}
+
+// await returns the path of a layer that join was called for.
+func (l *Layers) await(ctx context.Context, j joined) (string, error) {
+	for j.flight != nil {
+		path, err := l.wait(ctx, j.flight)
+		late := errors.Is(err, errLate)
 		// What came of the layer on top of others is of use where it does not depend on them.
-		if f.key == key || path == l.path(key.id) || ctx.Err() != nil {
+		if ctx.Err() != nil || (!late && (j.flight.key == j.key || path == l.path(j.key.id))) {
 			return path, err
 		}
+		for i := range len(j.stack) - 1 {
+			if !late {
+				break
+			}
+			if _, err := l.await(ctx, l.join(j.stack[:i+1])); err != nil {
+				return "", err
+			}
+		}
+		j = l.join(j.stack)
 	}
+	return j.path, j.err
 }
 
 func (l *Layers) wait(ctx context.Context, f *flight) (string, error) {
@@ -214,30 +249,74 @@ func (l *Layers) wait(ctx context.Context, f *flight) (string, error) {
 	}
 }
 
-// join enters the conversion of a layer, starting it where none runs, or returns the path of one that exists.
-func (l *Layers) join(key stacked, stack []image.Layer) (*flight, string, error) {
+// join enters the conversion of the last layer of a stack, starting it where none runs, or finds the path of one that exists.
+func (l *Layers) join(stack []image.Layer) joined {
+	j := joined{key: keyOf(stack), stack: stack}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.touched != nil {
-		l.touched[key.id] = struct{}{}
+		l.touched[j.key.id] = struct{}{}
 	}
-	if f := l.flights[key.id]; f != nil {
-		f.waiters++
-		return f, "", nil
+	if j.flight = l.flights[j.key.id]; j.flight != nil {
+		j.flight.waiters++
+		return j
 	}
-	for _, path := range []string{l.path(key.id), l.stackedPath(key)} {
-		if found, err := l.find(path); found || err != nil {
-			return nil, path, classify(err)
-		}
+	if j.path, j.err = l.existing(j.key); j.path != "" || j.err != nil {
+		return j
 	}
 	if l.ctx.Err() != nil {
-		return nil, "", fmt.Errorf("layer %s: the %s are being closed: %w", key.id, l.form.what, errdefs.ErrUnavailable)
+		j.err = fmt.Errorf("layer %s: the %s are being closed: %w", j.key.id, l.form.what, errdefs.ErrUnavailable)
+		return j
 	}
 	ctx, cancel := context.WithCancel(l.ctx)
-	f := &flight{key: key, waiters: 1, cancel: cancel, done: make(chan struct{})}
-	l.flights[key.id] = f
-	l.wg.Go(func() { l.fly(ctx, stack, f) })
-	return f, "", nil
+	j.flight = &flight{key: j.key, turn: l.turns.ask(), waiters: 1, cancel: cancel, done: make(chan struct{})}
+	l.flights[j.key.id] = j.flight
+	l.wg.Go(func() { l.fly(ctx, stack, j.flight) })
+	return j
+}
+
+// errLate ends a conversion that depends on one whose turn has not come: the turns may all be taken by such as wait for others.
+var errLate = errors.New("a layer below it comes later")
+
+// lower returns the paths of the layers below the last one of a stack, the uppermost first. Those that are being made are
+// waited for, which leads downwards only, to ones that wait for no turn.
+func (l *Layers) lower(ctx context.Context, stack []image.Layer) ([]string, error) {
+	var paths []string
+	for end := len(stack) - 1; end > 0; end-- {
+		key := keyOf(stack[:end])
+		l.mu.Lock()
+		path, err := l.existing(key)
+		f := l.flights[key.id]
+		late := path == "" && (f == nil || f.key != key || !f.began)
+		if path == "" && err == nil && !late {
+			f.waiters++
+		}
+		l.mu.Unlock()
+		switch {
+		case err != nil:
+			return nil, err
+		case late:
+			return nil, errLate
+		case path == "":
+			if path, err = l.wait(ctx, f); err != nil {
+				return nil, err
+			}
+		}
+		paths = append(paths, path)
+	}
+	return paths, nil
+}
+
+// existing is the path of a layer that is there, or nothing. l.mu is held.
+func (l *Layers) existing(key stacked) (string, error) {
+	for _, path := range []string{l.path(key.id), l.stackedPath(key)} {
+		if found, err := l.find(path); err != nil {
+			return "", classify(err)
+		} else if found {
+			return path, nil
+		}
+	}
+	return "", nil
 }
 
 // find tells whether a layer is there. One that was cut is not: it makes room for a new one. l.mu is held.
@@ -272,8 +351,9 @@ func (l *Layers) leave(f *flight) {
 
 func (l *Layers) fly(ctx context.Context, stack []image.Layer, f *flight) {
 	defer f.cancel()
-	path, err := l.make(ctx, f.key, stack)
-	if err != nil {
+	path, err := l.make(ctx, f, stack)
+	l.turns.give(f.turn)
+	if err != nil && !errors.Is(err, errLate) {
 		err = fmt.Errorf("layer %s: %w", f.key.id, classify(err))
 	}
 	l.mu.Lock()
@@ -285,32 +365,36 @@ func (l *Layers) fly(ctx context.Context, stack []image.Layer, f *flight) {
 	close(f.done)
 }
 
-// make converts the last layer of a stack and gives the result its name.
-func (l *Layers) make(ctx context.Context, key stacked, stack []image.Layer) (path string, err error) {
+// make converts the last layer of a stack when its turn comes, and gives the result its name.
+func (l *Layers) make(ctx context.Context, f *flight, stack []image.Layer) (path string, err error) {
 	select {
-	case l.slots <- struct{}{}:
-		defer func() { <-l.slots }()
+	case <-f.turn.came:
 	case <-ctx.Done():
 		return "", ctx.Err()
 	}
+	l.mu.Lock()
+	f.began = true
+	l.mu.Unlock()
 	temp := filepath.Join(l.root, tempPrefix+rand.Text())
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, os.RemoveAll(temp))
 		}
 	}()
-	var lower []opener
-	for _, layer := range slices.Backward(stack[:len(stack)-1]) {
-		lower = append(lower, l.opener(ctx, layer))
-	}
-	dependent, err := l.form.write(ctx, temp, l.opener(ctx, stack[len(stack)-1]),
-		func(dirs []string) (map[string]*entry, error) { return inherit(ctx, dirs, lower) })
+	open := func() (io.ReadCloser, error) { return l.source.OpenLayer(ctx, stack[len(stack)-1]) }
+	dependent, err := l.form.write(ctx, temp, open, func(dirs []string) (map[string]*entry, error) {
+		lower, err := l.lower(ctx, stack)
+		if err != nil {
+			return nil, err
+		}
+		return inherit(ctx, dirs, lower, l.form.open)
+	})
 	if err != nil {
 		return "", err
 	}
-	path = l.path(key.id)
+	path = l.path(f.key.id)
 	if dependent {
-		path = l.stackedPath(key)
+		path = l.stackedPath(f.key)
 	}
 	if err := failpoint.Hit(ctx, "layer.written"); err != nil {
 		return "", err
@@ -325,10 +409,6 @@ func (l *Layers) make(ctx context.Context, key stacked, stack []image.Layer) (pa
 		return "", err
 	}
 	return path, syncDir(l.root)
-}
-
-func (l *Layers) opener(ctx context.Context, layer image.Layer) opener {
-	return func() (io.ReadCloser, error) { return l.source.OpenLayer(ctx, layer) }
 }
 
 // Collect removes all layers that inUse does not name by their DiffID. inUse is called once, after the collection

@@ -125,7 +125,7 @@ func TestConvertHugeFile(t *testing.T) {
 	marks := map[int64]string{0: "first", 3 << 30: "middle", size - 4: "last"}
 	_, err = convert(t.Context(), func() (io.ReadCloser, error) {
 		return io.NopCloser(io.MultiReader(bytes.NewReader(head.Bytes()), io.LimitReader(&marked{marks: marks}, size), bytes.NewReader(make([]byte, 1024)))), nil
-	}, f, nil)
+	}, f, nothingBelow)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +193,7 @@ func TestConvertReportsSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if _, err := convert(ctx, openerOf(raw), f, nil); !errors.Is(err, context.Canceled) {
+	if _, err := convert(ctx, openerOf(raw), f, nothingBelow); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"path"
 	"slices"
@@ -36,6 +37,7 @@ type sanitizer struct {
 	in      *tar.Reader
 	tree    *tree
 	plan    plan
+	inherit inheriter
 	index   int    // of the entry that comes next
 	current string // name of the entry that came last, for messages
 
@@ -48,8 +50,8 @@ type sanitizer struct {
 	err             error
 }
 
-func newSanitizer(in *tar.Reader, p plan) *sanitizer {
-	return &sanitizer{in: in, tree: newTree(), plan: p}
+func newSanitizer(in *tar.Reader, p plan, inherit inheriter) *sanitizer {
+	return &sanitizer{in: in, tree: newTree(), plan: p, inherit: inherit}
 }
 
 func (s *sanitizer) Read(p []byte) (int, error) {
@@ -102,8 +104,7 @@ func (s *sanitizer) next() error {
 	}
 	hdr, err := s.in.Next()
 	if errors.Is(err, io.EOF) {
-		s.end()
-		return nil
+		return s.end()
 	} else if err != nil {
 		return damaged(err)
 	}
@@ -124,11 +125,7 @@ func (s *sanitizer) next() error {
 		return errReplaced
 	}
 	for _, dir := range s.tree.implied {
-		implied := s.plan.inherited[dir]
-		if implied == nil {
-			implied = &entry{kind: tar.TypeDir, name: dir, mode: 0o755, mtime: e.mtime}
-		}
-		s.queue = append(s.queue, implied)
+		s.queue = append(s.queue, &entry{kind: tar.TypeDir, name: dir, mode: 0o755, mtime: e.mtime})
 	}
 	s.queue = append(s.queue, e)
 	return nil
@@ -164,15 +161,34 @@ func (s *sanitizer) emit(e *entry) error {
 	return nil
 }
 
-// end adds what the plan knows of, and the end of the archive.
-func (s *sanitizer) end() {
-	for dir := range s.plan.opaque {
+// end adds what became known by now: what implied directories inherit, and what the plan has. An entry for a directory that is
+// there already replaces its attributes, and takes away none of its extended ones.
+func (s *sanitizer) end() error {
+	if dirs := s.tree.impliedDirs(); len(dirs) > 0 {
+		inherited, err := s.inherit(dirs)
+		if err != nil {
+			return err
+		}
+		for _, dir := range dirs {
+			e := inherited[dir]
+			if e == nil {
+				continue
+			}
+			// The converter's own way of marking a directory loses an access control list.
+			if _, opaque := s.plan.opaque[dir]; opaque {
+				e.xattrs[opaqueXattr] = "y"
+				delete(s.plan.opaque, dir)
+			}
+			s.queue = append(s.queue, e)
+		}
+	}
+	for _, dir := range slices.Sorted(maps.Keys(s.plan.opaque)) {
 		if s.tree.nodes[dir].kind == directory {
 			s.queue = append(s.queue, &entry{kind: tar.TypeReg, name: path.Join(dir, opaqueMarker)})
 		}
 	}
-	slices.SortFunc(s.queue, func(a, b *entry) int { return strings.Compare(a.name, b.name) })
 	s.ended = true
+	return nil
 }
 
 // parseEntry checks one entry by itself. It returns nil for one that means nothing.

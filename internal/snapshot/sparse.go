@@ -14,6 +14,9 @@ const (
 	blockSize = 4096
 	// checkInterval is after how many written bytes the free space is looked at again.
 	checkInterval = 64 << 20
+	// flushInterval is after how many written bytes the kernel is told to write them to the disk, which it does meanwhile: what a
+	// layer waits for at its end is only the rest.
+	flushInterval = 8 << 20
 )
 
 // freeSpace keeps a part of a file system free.
@@ -59,6 +62,8 @@ type sparseFile struct {
 	offset int64
 	end    int64 // of what was written or skipped; beyond it all is zero
 	hole   bool  // the end was skipped
+	begun  int64 // of what was written and is not on its way to the disk
+	dirty  int64 // how much that is
 	err    error
 }
 
@@ -125,8 +130,18 @@ func (s *sparseFile) writeAt(p []byte) error {
 	if err := s.space.use(len(p)); err != nil {
 		return err
 	}
-	_, err := s.file.WriteAt(p, s.offset)
-	return err
+	if _, err := s.file.WriteAt(p, s.offset); err != nil {
+		return err
+	}
+	if s.dirty += int64(len(p)); s.dirty < flushInterval {
+		return nil
+	}
+	from, to := min(s.begun, s.offset), s.offset+int64(len(p))
+	s.begun, s.dirty = to, 0
+	if err := unix.SyncFileRange(int(s.file.Fd()), from, to-from, unix.SYNC_FILE_RANGE_WRITE); err != nil {
+		return fmt.Errorf("begin to write to the disk: %w", err)
+	}
+	return nil
 }
 
 // finish gives the file its length, to whole blocks.

@@ -65,8 +65,6 @@ func (e *entry) whiteoutOf() (ignored bool, err error) {
 type plan struct {
 	skip   map[int]bool        // entries, by their number
 	opaque map[string]struct{} // directories that hide the lower layers', though no entry says so by itself
-	// inherited are the attributes of directories that the layer implies but does not describe.
-	inherited map[string]*entry
 }
 
 // conflicts reports whether anything was replaced so far.

@@ -10,6 +10,7 @@ import (
 const (
 	xattrRecord   = "SCHILY.xattr."
 	overlayPrefix = "trusted.overlay."
+	opaqueXattr   = overlayPrefix + "opaque"
 	aclPrefix     = "system.posix_acl_"
 )
 
@@ -75,29 +76,58 @@ func diskXattr(name, value string) (string, error) {
 	return value, nil
 }
 
+// What access control lists consist of, as they are read and set and as ext4 stores them.
+const (
+	aclVersion, aclDiskVersion = 2, 1
+
+	aclUser, aclGroup       = 0x02, 0x08
+	aclUserObj, aclGroupObj = 0x01, 0x04
+	aclMask, aclOther       = 0x10, 0x20
+)
+
+var errACL = errors.New("it is no access control list")
+
 // diskACL turns an access control list from the form in which it is read and set, version 2, into the one that ext4
 // stores, version 1: there entries without a qualifier have none.
 func diskACL(value string) (string, error) {
-	const (
-		version, diskVersion = 2, 1
-		user, group          = 0x02, 0x08
-		userObj, groupObj    = 0x01, 0x04
-		mask, other          = 0x10, 0x20
-	)
 	in := []byte(value)
-	if len(in) < 4 || len(in)%8 != 4 || binary.LittleEndian.Uint32(in) != version {
-		return "", errors.New("it is no access control list")
+	if len(in) < 4 || len(in)%8 != 4 || binary.LittleEndian.Uint32(in) != aclVersion {
+		return "", errACL
 	}
-	out := binary.LittleEndian.AppendUint32(nil, diskVersion)
+	out := binary.LittleEndian.AppendUint32(nil, aclDiskVersion)
 	for in = in[4:]; len(in) > 0; in = in[8:] {
 		switch binary.LittleEndian.Uint16(in) {
-		case user, group:
+		case aclUser, aclGroup:
 			out = append(out, in[:8]...)
-		case userObj, groupObj, mask, other:
+		case aclUserObj, aclGroupObj, aclMask, aclOther:
 			out = append(out, in[:4]...)
 		default:
-			return "", errors.New("it is no access control list")
+			return "", errACL
 		}
+	}
+	return string(out), nil
+}
+
+// readACL is the way back.
+func readACL(value string) (string, error) {
+	in := []byte(value)
+	if len(in) < 4 || len(in)%4 != 0 || binary.LittleEndian.Uint32(in) != aclDiskVersion {
+		return "", errACL
+	}
+	out := binary.LittleEndian.AppendUint32(nil, aclVersion)
+	for in = in[4:]; len(in) > 0; {
+		length := 4
+		if tag := binary.LittleEndian.Uint16(in); tag == aclUser || tag == aclGroup {
+			length = 8
+		}
+		if len(in) < length {
+			return "", errACL
+		}
+		out = append(out, in[:length]...)
+		if length == 4 {
+			out = append(out, 0xff, 0xff, 0xff, 0xff)
+		}
+		in = in[length:]
 	}
 	return string(out), nil
 }

@@ -97,3 +97,12 @@ type Interface struct {
 
 // Traffic is what went one way.
 type Traffic struct{ Bytes, Packets, Errors, Dropped uint64 }
+
+// Counter is a sum since the start of a sandbox's VM, the only one with its name.
+type Counter struct {
+	CounterName
+	Value uint64
+}
+
+// CounterName is what is counted, as bytes, of which part of the VM, as disk, and the direction, in, out or none.
+type CounterName struct{ Kind, Part, Direction string }

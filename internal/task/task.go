@@ -139,6 +139,12 @@ type Statter interface {
 	Stats(ctx context.Context, containers ...string) (Stats, error)
 }
 
+// Meter reads what the VMM of a sandbox counts of its own work. NotImplemented for one that counts nothing; of one that does not
+// answer nothing is known until it does.
+type Meter interface {
+	Counters(ctx context.Context) ([]Counter, error)
+}
+
 // Dialer connects to an address in the sandbox's network, from inside.
 type Dialer interface {
 	Dial(ctx context.Context, network, address string) (io.ReadWriteCloser, error)

@@ -23,6 +23,11 @@ func TestMetrics(t *testing.T) {
 	m.Census(func() (pods, containers map[State]int) {
 		return map[State]int{{"vm", "ready"}: 2}, map[State]int{{"vm", "running"}: 3, {"vm", "exited"}: 1}
 	})
+	m.Counters(func() []Counter {
+		return []Counter{
+			{"vm", "one", "throttled", "disk", "", 3}, {"vm", "one", "microseconds", "disk", "in", 2_500_000}, {"vm", "one", "news", "disk", "", 1},
+		}
+	})
 	const want = `
 # HELP pistis_containers Containers on this node.
 # TYPE pistis_containers gauge
@@ -40,8 +45,14 @@ pistis_leaks_found_total{kind="netns"} 2
 # HELP pistis_pods Pods on this node.
 # TYPE pistis_pods gauge
 pistis_pods{handler="vm",state="ready"} 2
+# HELP pistis_vmm_operation_seconds_total Time that these took.
+# TYPE pistis_vmm_operation_seconds_total counter
+pistis_vmm_operation_seconds_total{direction="in",handler="vm",part="disk",sandbox="one"} 2.5
+# HELP pistis_vmm_throttled_total How often a VMM made its guest wait for a rate.
+# TYPE pistis_vmm_throttled_total counter
+pistis_vmm_throttled_total{direction="",handler="vm",part="disk",sandbox="one"} 3
 `
-	names := []string{"pistis_pods", "pistis_containers", "pistis_image_pull_bytes_total", "pistis_leaks_found_total", "pistis_leaks_cleaned_total"}
+	names := []string{"pistis_pods", "pistis_containers", "pistis_image_pull_bytes_total", "pistis_leaks_found_total", "pistis_leaks_cleaned_total", "pistis_vmm_throttled_total", "pistis_vmm_operation_seconds_total"}
 	if err := testutil.GatherAndCompare(m.registry, strings.NewReader(want), names...); err != nil {
 		t.Error(err)
 	}

@@ -92,27 +92,36 @@ func (c *Client) run() {
 	reader.Wait()
 }
 
+// Ready waits until the guest has opened its end of the pipe, or ctx ends. When the pipe has ended the error is
+// errdefs.ErrUnavailable.
+func (c *Client) Ready(ctx context.Context) error {
+	select {
+	case <-c.ready:
+		return nil
+	case <-c.done:
+		return c.gone()
+	case <-ctx.Done():
+		return fmt.Errorf("the guest has not opened its end of the pipe: %w", context.Cause(ctx))
+	}
+}
+
 // Dial opens a stream to a port of the guest. It waits while the guest is booting, until ctx ends. When the
 // pipe has ended the error is errdefs.ErrUnavailable.
 func (c *Client) Dial(ctx context.Context, port uint32) (net.Conn, error) {
-	select {
-	case <-c.ready:
-	case <-c.done:
-		return nil, c.gone(port)
-	case <-ctx.Done():
-		return nil, fmt.Errorf("dial guest port %d: the guest has not opened its end of the pipe: %w", port, context.Cause(ctx))
+	if err := c.Ready(ctx); err != nil {
+		return nil, fmt.Errorf("dial guest port %d: %w", port, err)
 	}
 	conn, err := retry(ctx, port, func(ctx context.Context) (net.Conn, error) { return c.attempt(ctx, port) })
 	if err != nil && c.links.session.IsClosed() {
-		return nil, c.gone(port)
+		return nil, fmt.Errorf("dial guest port %d: %w", port, c.gone())
 	}
 	return conn, err
 }
 
 // gone says why the pipe ended.
-func (c *Client) gone(port uint32) error {
+func (c *Client) gone() error {
 	<-c.done
-	return fmt.Errorf("dial guest port %d: the guest's end of the pipe has gone (%w): %w", port, c.err, errdefs.ErrUnavailable)
+	return fmt.Errorf("the guest's end of the pipe has gone (%w): %w", c.err, errdefs.ErrUnavailable)
 }
 
 // attempt opens one stream, in a goroutine of its own because a pipe that takes nothing would block it.

@@ -235,11 +235,17 @@ func TestDialWaits(t *testing.T) {
 	if _, err := client.Dial(ctx, 7); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("dial before the greeting: %v", err)
 	}
+	if err := client.Ready(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("ready before the greeting: %v", err)
+	}
 	server, err := NewServer(t.Context(), guestPipe)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer server.Close()
+	if err := client.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := client.Dial(ctx, 7); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, errRefused) {

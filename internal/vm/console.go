@@ -12,6 +12,8 @@ const (
 	// consoleTail is how much of the console is kept in memory, consoleFile how much in each of the two files.
 	consoleTail = 64 << 10
 	consoleFile = 1 << 20
+	// oldSuffix ends the name of the file that was full.
+	oldSuffix = ".old"
 	// lastLines is how many lines of the console an error shows.
 	lastLines = 12
 )
@@ -75,7 +77,7 @@ func (c *console) keep(p []byte) {
 func (c *console) rotate() {
 	c.file.Close()
 	c.file = nil
-	if c.err = os.Rename(c.path, c.path+".old"); c.err == nil {
+	if c.err = os.Rename(c.path, c.path+oldSuffix); c.err == nil {
 		c.err = c.open()
 	}
 }
@@ -93,6 +95,13 @@ func (c *console) lastWords() string {
 	}, strings.ToValidUTF8(text, ""))
 	lines := strings.FieldsFunc(text, func(r rune) bool { return r == '\n' })
 	return strings.Join(lines[max(0, len(lines)-lastLines):], "\n")
+}
+
+// discard removes the files: nobody asks for the console of a guest that ended as it should.
+func (c *console) discard() {
+	c.Close()
+	os.Remove(c.path)
+	os.Remove(c.path + oldSuffix)
 }
 
 // Close closes the file. Late output is still kept in memory.

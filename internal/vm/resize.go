@@ -131,7 +131,10 @@ func (v *VM) setVCPUs(ctx context.Context, n int) error {
 		}
 	}
 	used, _, err := v.agent.Resize(ctx, n)
-	if err != nil {
+	if errdefs.IsDeadlineExceeded(err) {
+		// Not the caller's time is over, but the guest's.
+		return fmt.Errorf("the guest does not bring %d processors into use: %v: %w", n, err, errdefs.ErrFailedPrecondition)
+	} else if err != nil {
 		return err
 	}
 	v.mu.Lock()
@@ -160,7 +163,7 @@ func (v *VM) setMemory(ctx context.Context, bytes uint64) error {
 		v.sizing.now.Memory = now
 	}
 	v.mu.Unlock()
-	if shrinks && now < bytes+hypervisor.MemoryStep && ctx.Err() != nil {
+	if shrinks && now > 0 && now < bytes+hypervisor.MemoryStep && ctx.Err() != nil {
 		return nil
 	}
 	return err

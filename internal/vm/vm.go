@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/types/known/timestamppb"
+	"github.com/containerd/errdefs"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agentclient"
@@ -63,6 +63,17 @@ func (v *VM) Phases() []Phase { return v.phases }
 // Version is what the VMM said of itself.
 func (v *VM) Version() string { return v.version }
 
+// Counters are what the VMM counts of its own work. One that hangs is waited for as long as for any answer of a VMM.
+func (v *VM) Counters(ctx context.Context) ([]hypervisor.Counter, error) {
+	meter, ok := v.machine.(hypervisor.Meter)
+	if !ok {
+		return nil, fmt.Errorf("hypervisor %s counts nothing: %w", v.sizing.driver, errdefs.ErrNotImplemented)
+	}
+	ctx, cancel := context.WithTimeout(ctx, hypervisor.ControlTimeout)
+	defer cancel()
+	return meter.Counters(ctx)
+}
+
 // Done is closed once the VMM was reaped and everything of the VM on the host was let go.
 func (v *VM) Done() <-chan struct{} { return v.done }
 
@@ -86,12 +97,6 @@ func (v *VM) ReleaseDisks(ctx context.Context, disks []Disk, free []*agentv1.Dis
 		return nil
 	}
 	return v.disks.detach(ctx, free)
-}
-
-// SyncClock gives the guest the host's time. It is for the moments after which the guest's clock is wrong: it was
-// paused, or the host's clock was set.
-func (v *VM) SyncClock(ctx context.Context) error {
-	return v.agent.SetClock(ctx, &agentv1.SetClockRequest{Clock: timestamppb.Now()})
 }
 
 // Stop takes the VM down: the agent is told to power off, then the VMM to quit, and when ctx ends it is killed. It
@@ -160,7 +165,7 @@ func (v *VM) supervise() {
 	var watch sync.WaitGroup
 	watch.Go(func() {
 		// Without it the guest's clock is only right from boot on; that is no reason to end a VM.
-		_ = watchClock(ctx, func() { _ = v.SyncClock(ctx) })
+		_ = v.keepClock(ctx)
 	})
 	select {
 	case <-v.machine.Done():
@@ -171,6 +176,7 @@ func (v *VM) supervise() {
 	v.agent.Close()
 	v.shares.close()
 	v.mu.Lock()
+	stopped := v.cause != nil
 	v.err = v.cause
 	if v.err == nil {
 		v.err = endReason(v.machine)
@@ -179,6 +185,9 @@ func (v *VM) supervise() {
 	cancel()
 	watch.Wait()
 	v.console.Close()
+	if stopped && errors.Is(v.machine.Err(), hypervisor.ErrPoweredOff) {
+		v.console.discard()
+	}
 	os.RemoveAll(v.runDir)
 	close(v.done)
 }

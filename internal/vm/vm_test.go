@@ -101,6 +101,9 @@ func TestBootAndStop(t *testing.T) {
 	if got := strings.Join(phases, " "); got != "network vmm kernel+agent configure" {
 		t.Errorf("phases = %s", got)
 	}
+	if data, _ := os.ReadFile(req.ConsoleLog); string(data) != "booting\n" {
+		t.Errorf("console log = %q", data)
+	}
 	c := agent.Configured()
 	if c.Hostname != "pod1" || c.Scratch == nil || len(c.Entropy) != 64 {
 		t.Errorf("configured with %v", c)
@@ -119,8 +122,8 @@ func TestBootAndStop(t *testing.T) {
 	if err := v.Stop(ctx); err != nil {
 		t.Errorf("second Stop = %v", err)
 	}
-	if data, _ := os.ReadFile(req.ConsoleLog); string(data) != "booting\n" {
-		t.Errorf("console log = %q", data)
+	if _, err := os.Stat(req.ConsoleLog); err == nil {
+		t.Error("the console of a guest that ended as it should is kept")
 	}
 }
 
@@ -183,7 +186,7 @@ func TestBootFails(t *testing.T) {
 		{"silent agent", &vmtest.Driver{Agent: &vmtest.Agent{Silent: true}}, shortBoot, "not ready within", isDeadline},
 		{"old agent", &vmtest.Driver{Agent: &vmtest.Agent{Version: 7}}, nil, "version 7", errdefs.IsFailedPrecondition},
 		{"garbage agent", &vmtest.Driver{Agent: &vmtest.Agent{Raw: garbage}}, shortBoot, "", nil},
-		{"hang up", &vmtest.Driver{Agent: &vmtest.Agent{Raw: func(c net.Conn) { c.Close() }}}, shortBoot, "lost", errdefs.IsUnavailable},
+		{"hang up", &vmtest.Driver{Agent: &vmtest.Agent{Raw: func(c net.Conn) { c.Close() }}}, nil, "lost", errdefs.IsUnavailable},
 		{"configure refused", &vmtest.Driver{Agent: &vmtest.Agent{Intercept: refuse("ConfigureSandbox")}}, nil, "no such sysctl", errdefs.IsInvalidArgument},
 	}
 	for _, tt := range tests {
@@ -273,12 +276,15 @@ func TestStopOfHungAgent(t *testing.T) {
 }
 
 func TestDeath(t *testing.T) {
-	d := &vmtest.Driver{Agent: &vmtest.Agent{}}
-	v, _ := boot(t, d)
+	d := &vmtest.Driver{Agent: &vmtest.Agent{}, Console: "booting\n"}
+	v, req := boot(t, d)
 	d.Machines()[0].End(errors.New("signal: killed"))
 	<-v.Done()
 	if err := v.Err(); err == nil || !strings.Contains(err.Error(), "signal: killed") {
 		t.Errorf("Err = %v", err)
+	}
+	if data, _ := os.ReadFile(req.ConsoleLog); string(data) != "booting\n" {
+		t.Errorf("console log = %q", data)
 	}
 }
 

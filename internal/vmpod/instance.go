@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
+	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/sandbox"
 	"github.com/pistis-run/pistis/internal/shimclient"
 	"github.com/pistis-run/pistis/internal/task"
@@ -60,6 +62,10 @@ type instance struct {
 	phases []phase // of its start
 	// size is what a pod's VM would get now.
 	size func(sandbox.Config) (vcpus uint32, memoryBytes uint64)
+	// bundle has the guest's console while it runs. whole tells where all of it is going to be when the VM has not ended as it
+	// should.
+	bundle bundle.Dir
+	whole  func() string
 
 	mu   sync.Mutex
 	told *shimv1.InfoResponse // last
@@ -69,6 +75,13 @@ func (i *instance) learn(info *shimv1.InfoResponse) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.told = info
+}
+
+// has tells whether the shim has a feature, which one that an older daemon started may lack.
+func (i *instance) has(feature string) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return slices.Contains(i.told.GetFeatures(), feature)
 }
 
 // Refresh asks the shim what it runs.
@@ -84,13 +97,12 @@ func (i *instance) Refresh(ctx context.Context) error {
 // Resize gives the VM what the pod's resources come to. One of an older shim keeps what it has.
 func (i *instance) Resize(ctx context.Context, cfg sandbox.Config) error {
 	vcpus, memory := i.size(cfg)
-	i.mu.Lock()
-	info := i.told
-	i.mu.Unlock()
-	if slices.Contains(info.GetFeatures(), shimv1.FeatureResize) {
+	if i.has(shimv1.FeatureResize) {
 		return i.client.ResizeVM(ctx, vcpus, memory)
 	}
-	vm := info.GetVm()
+	i.mu.Lock()
+	vm := i.told.GetVm()
+	i.mu.Unlock()
 	if vcpus <= vm.GetVcpus() && memory <= vm.GetMemoryBytes() {
 		return nil
 	}
@@ -102,22 +114,37 @@ func (i *instance) Tasks() task.Service { return i.client }
 
 func (i *instance) Wait(ctx context.Context) (string, error) {
 	exit, err := i.client.WaitSandbox(ctx)
-	return exit.Reason, err
+	if err != nil {
+		return "", err
+	}
+	if !i.has(shimv1.FeatureConsole) {
+		return exit.Reason, nil
+	}
+	return exit.Reason + i.whole(), nil
 }
 
-// Stop powers the guest off, and kills the VM when that takes too long.
+// Stop powers the guest off, and kills the VM when that takes too long. The console of an older shim's goes, which does not tell a
+// VM that ended as it should from another.
 func (i *instance) Stop(ctx context.Context) error {
-	err := i.client.Stop(ctx, stopTimeout)
-	if err == nil {
+	if err := i.client.Stop(ctx, stopTimeout); err != nil {
+		return errors.Join(err, i.client.Kill(ctx))
+	}
+	if i.has(shimv1.FeatureConsole) {
 		return nil
 	}
-	return errors.Join(err, i.client.Kill(ctx))
+	var errs []error
+	for _, path := range consoles(i.bundle) {
+		errs = append(errs, os.Remove(path))
+	}
+	return errors.Join(errs...)
 }
 
 func (i *instance) Info() map[string]string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return describe(i.told)
+	out := describe(i.told)
+	out["console"] = i.bundle.Console()
+	return out
 }
 
 func (i *instance) Close() error { return i.client.Close() }

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
+	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/cgroup"
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/failpoint"
@@ -41,8 +42,9 @@ type Options struct {
 	NewScratch func(ctx context.Context, path string, sizeBytes int64) error
 	// UIDs are the users that VMMs run as; one for all launchers of the daemon.
 	UIDs *UIDs
-	// Dir has a bundle directory for each sandbox, ScratchDir a writable disk. Launchers may share them.
-	Dir, ScratchDir string
+	// Dir has a bundle directory for each sandbox, ScratchDir a writable disk, ConsoleDir the consoles of VMs that did not end
+	// as they should. Launchers may share them.
+	Dir, ScratchDir, ConsoleDir string
 	// CgroupParent is for pods that name none: a path, or a slice where there are Units.
 	CgroupParent string
 	// Units makes cgroups where that is systemd's business; nil: nobody does.
@@ -80,10 +82,10 @@ var _ sandbox.Launcher = (*Launcher)(nil)
 func New(o Options) (*Launcher, error) { return newLauncher(o, shimProcesses{}) }
 
 func newLauncher(o Options, s shims) (*Launcher, error) {
-	if o.Shim == "" || o.Host == nil || o.NewScratch == nil || o.UIDs == nil || o.Dir == "" || o.ScratchDir == "" || o.Log == nil {
+	if o.Shim == "" || o.Host == nil || o.NewScratch == nil || o.UIDs == nil || o.Dir == "" || o.ScratchDir == "" || o.ConsoleDir == "" || o.Log == nil {
 		return nil, fmt.Errorf("vm pods: an option is missing: %w", errdefs.ErrInvalidArgument)
 	}
-	for _, dir := range []string{o.Dir, o.ScratchDir} {
+	for _, dir := range []string{o.Dir, o.ScratchDir, o.ConsoleDir} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("vm pods: %w", err)
 		}
@@ -161,9 +163,9 @@ func (l *Launcher) Launch(ctx context.Context, req sandbox.LaunchRequest) (sandb
 		},
 	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w%s", err, l.whole(req.ID))
 	}
-	i, err := l.instance(ctx, client)
+	i, err := l.instance(ctx, req.ID, client)
 	if err != nil {
 		return nil, err
 	}
@@ -191,8 +193,9 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 	if err != nil {
 		return machine{}, err
 	}
-	if _, memory := size(req.Config, l.Config, bounds.vcpus); l.Config.MaxMemoryMiB > 0 && memory > bounds.memory {
-		return machine{}, fmt.Errorf("the pod's microVM would need %d MiB of memory, and vm.max_memory_mib is %d: %w", memory>>20, l.Config.MaxMemoryMiB, errdefs.ErrResourceExhausted)
+	vcpus, memory := size(req.Config, l.Config, bounds)
+	if err := bounds.check(l.Config, vcpus, memory); err != nil {
+		return machine{}, err
 	}
 	tuning, err := tuningOf(l.Firecracker, l.Config, host)
 	if err != nil {
@@ -201,7 +204,7 @@ func (l *Launcher) decide(ctx context.Context, req sandbox.LaunchRequest) (machi
 	return machine{
 		Machine: host, tuning: tuning,
 		scratch: l.scratch(req.ID), cgroup: l.cgroup(req),
-		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, bounds: bounds,
+		hosts: podfiles.Hosts(req.Config.Hostname, network.IPs), resolv: resolv, vcpus: vcpus, memory: memory, bounds: bounds,
 	}, nil
 }
 
@@ -236,7 +239,7 @@ func (l *Launcher) Reconnect(ctx context.Context, req sandbox.LaunchRequest) (sa
 	if err != nil {
 		return nil, err
 	}
-	i, err := l.instance(ctx, client)
+	i, err := l.instance(ctx, req.ID, client)
 	if err != nil {
 		return nil, err // not a typed nil
 	}
@@ -256,7 +259,7 @@ func (l *Launcher) claim(req sandbox.LaunchRequest) error {
 }
 
 // instance asks the shim once what it runs.
-func (l *Launcher) instance(ctx context.Context, client client) (*instance, error) {
+func (l *Launcher) instance(ctx context.Context, id string, client client) (*instance, error) {
 	info, err := client.Info(ctx)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("shim: %w", err), client.Close())
@@ -270,8 +273,9 @@ func (l *Launcher) instance(ctx context.Context, client client) (*instance, erro
 		phases = append(phases, phase{p.GetName(), p.GetDuration().AsDuration()})
 	}
 	i := &instance{
-		client: client, phases: phases,
-		size: func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, bounds.vcpus) },
+		client: client, phases: phases, bundle: bundle.Dir(l.bundle(id)),
+		whole: func() string { return l.whole(id) },
+		size:  func(cfg sandbox.Config) (uint32, uint64) { return size(cfg, l.Config, bounds) },
 	}
 	i.learn(info)
 	return i, nil
@@ -290,6 +294,7 @@ func (l *Launcher) Cleanup(ctx context.Context, req sandbox.LaunchRequest) error
 }
 
 func (l *Launcher) remove(ctx context.Context, id string) error {
+	l.keepConsole(ctx, id)
 	if err := l.shims.cleanup(ctx, l.bundle(id)); err != nil {
 		return fmt.Errorf("shim: %w", err)
 	}

@@ -33,6 +33,8 @@ type machine struct {
 	scratch       string
 	cgroup        string
 	hosts, resolv []byte
+	vcpus         uint32
+	memory        uint64 // bytes
 	bounds        bounds
 	tuning        *shimv1.Tuning
 }
@@ -72,13 +74,14 @@ const (
 type bounds struct {
 	vcpus  uint32
 	memory uint64 // bytes
+	host   uint32 // processors of the host
 }
 
 // boundsOf are the configured ones, or what the host has.
 func boundsOf(vm config.VM) (bounds, error) {
-	b := bounds{vm.MaxVCPUs, vm.MaxMemoryMiB << 20}
+	b := bounds{vm.MaxVCPUs, vm.MaxMemoryMiB << 20, uint32(runtime.NumCPU())}
 	if b.vcpus == 0 {
-		b.vcpus = uint32(min(runtime.NumCPU(), config.MostVCPUs))
+		b.vcpus = min(b.host, config.MostVCPUs)
 	}
 	if b.memory == 0 {
 		var host unix.Sysinfo_t
@@ -101,7 +104,7 @@ func memoryRoom(cfg sandbox.Config) uint64 {
 
 // sandboxOptions is the complete description that a shim gets.
 func sandboxOptions(cfg sandbox.Config, vm config.VM, m machine) *shimv1.SandboxOptions {
-	vcpus, memory := size(cfg, vm, m.bounds.vcpus)
+	vcpus, memory := m.vcpus, m.memory
 	most := m.bounds
 	if vm.MaxVCPUs == 0 {
 		most.vcpus = min(most.vcpus, vcpus+roomVCPUs)
@@ -149,17 +152,39 @@ func machineType(vm config.VM, m machine) string {
 // size is how many virtual processors and how many bytes of memory the pod's VM gets. Processors: what the limits of the
 // containers and the overhead add up to, rounded up; without limits the configured default. Memory: the configured base,
 // which the guest's kernel and agent live on and containers without limits too, plus limits and overhead.
-func size(cfg sandbox.Config, vm config.VM, maxVCPUs uint32) (vcpus uint32, memoryBytes uint64) {
+//
+// Limits that are wider than the host are none on the host's kernel either: unless the configuration bounds it, such a pod has all
+// processors and as much memory as there is.
+func size(cfg sandbox.Config, vm config.VM, most bounds) (vcpus uint32, memoryBytes uint64) {
 	const mib = 1 << 20
 	vcpus = max(vm.VCPUs, 1)
 	if milli := milliCPU(cfg.Resources); milli > 0 {
 		vcpus = uint32(min((milli+milliCPU(cfg.Overhead)+999)/1000, 1<<16))
 	}
-	if maxVCPUs > 0 {
-		vcpus = min(vcpus, maxVCPUs)
+	if vm.MaxVCPUs == 0 {
+		vcpus = min(vcpus, most.host)
 	}
-	memoryBytes = base(cfg, vm) + uint64(max(cfg.Resources.MemoryLimit, 0))
-	return vcpus, (memoryBytes + mib - 1) / mib * mib
+	memoryBytes = (base(cfg, vm) + uint64(max(cfg.Resources.MemoryLimit, 0)) + mib - 1) / mib * mib
+	if vm.MaxMemoryMiB == 0 {
+		memoryBytes = min(memoryBytes, most.memory/mib*mib)
+	}
+	return vcpus, memoryBytes
+}
+
+// check refuses the size of a new VM that the configuration does not allow: the pod would never reach its limits. One that runs has
+// the bounds that it was made with, which its shim holds.
+func (b bounds) check(vm config.VM, vcpus uint32, memoryBytes uint64) error {
+	switch {
+	case vcpus > b.vcpus && vm.MaxVCPUs == 0:
+		return fmt.Errorf("the pod's CPU limits and overhead come to %d processors, and a virtual machine has %d at most: %w", vcpus, b.vcpus, errdefs.ErrResourceExhausted)
+	case vcpus > b.vcpus:
+		return fmt.Errorf("the pod's CPU limits and overhead come to %d processors, and vm.max_vcpus allows %d at most: lower the limits, or raise the setting: %w",
+			vcpus, b.vcpus, errdefs.ErrResourceExhausted)
+	case vm.MaxMemoryMiB > 0 && memoryBytes > b.memory:
+		return fmt.Errorf("the pod's microVM would need %d MiB of memory, and vm.max_memory_mib allows %d MiB at most: lower the limits, or raise the setting: %w",
+			memoryBytes>>20, vm.MaxMemoryMiB, errdefs.ErrResourceExhausted)
+	}
+	return nil
 }
 
 // base is the part of the memory that does not come from the containers' limits.

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	shimv1 "github.com/pistis-run/pistis/api/shim/v1"
+	"github.com/pistis-run/pistis/internal/bundle"
 	"github.com/pistis-run/pistis/internal/config"
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/sandbox"
@@ -78,7 +79,7 @@ func (c fakeClient) Info(context.Context) (*shimv1.InfoResponse, error) {
 	if c.vm != nil {
 		return &shimv1.InfoResponse{Vm: proto.CloneOf(c.vm), Features: c.features}, nil
 	}
-	return &shimv1.InfoResponse{ShimPid: 5, Vm: &shimv1.VM{Hypervisor: "qemu", Phases: []*shimv1.Phase{{Name: "boot"}}}}, nil
+	return &shimv1.InfoResponse{ShimPid: 5, Features: c.features, Vm: &shimv1.VM{Hypervisor: "qemu", Phases: []*shimv1.Phase{{Name: "boot"}}}}, nil
 }
 
 func (c fakeClient) ResizeVM(_ context.Context, vcpus uint32, memory uint64) error {
@@ -103,7 +104,7 @@ func newTestLauncher(t *testing.T, uids *UIDs) (*Launcher, *fakeShims, string) {
 			return Machine{Hypervisor: "qemu", Binary: "/qemu", Accel: hypervisor.TCG, Guest: Guest{Kernel: "/kernel", Initrd: "/initrd"}}, nil
 		},
 		NewScratch: func(_ context.Context, path string, _ int64) error { return os.WriteFile(path, nil, 0o600) },
-		UIDs:       uids, Dir: filepath.Join(dir, "pods"), ScratchDir: filepath.Join(dir, "scratch"), CgroupParent: "pistis",
+		UIDs:       uids, Dir: filepath.Join(dir, "pods"), ScratchDir: filepath.Join(dir, "scratch"), ConsoleDir: filepath.Join(dir, "consoles"), CgroupParent: "pistis",
 		Log: slog.New(slog.DiscardHandler),
 	}, f)
 	if err != nil {
@@ -251,7 +252,7 @@ func TestResize(t *testing.T) {
 // TestMemoryRoom: a VM can grow whose pod has a limit, or where the configuration says so.
 func TestMemoryRoom(t *testing.T) {
 	limited := sandbox.Config{Resources: sandbox.Resources{MemoryLimit: 1 << 20}}
-	most := machine{bounds: bounds{vcpus: 1, memory: 1 << 40}}
+	most := machine{bounds: bounds{vcpus: 1, memory: 1 << 40, host: 1}}
 	for _, c := range []struct {
 		cfg       sandbox.Config
 		mib, want uint64
@@ -262,7 +263,9 @@ func TestMemoryRoom(t *testing.T) {
 	} {
 		var vm config.VM
 		vm.MemoryMiB, vm.MaxMemoryMiB = 256, c.mib
-		if got := sandboxOptions(c.cfg, vm, most).Vm.MaxMemoryBytes; got != c.want {
+		m := most
+		m.vcpus, m.memory = size(c.cfg, vm, most.bounds)
+		if got := sandboxOptions(c.cfg, vm, m).Vm.MaxMemoryBytes; got != c.want {
 			t.Errorf("%+v: %d, want %d", c, got, c.want)
 		}
 	}
@@ -380,6 +383,83 @@ func TestFailedCleanupKeepsTheUID(t *testing.T) {
 	}
 }
 
+// TestConsoleIsKept: of VMs that did not end as they should, the latest.
+func TestConsoleIsKept(t *testing.T) {
+	l, f, _ := newTestLauncher(t, NewUIDs(0, 0))
+	f.features = []string{shimv1.FeatureConsole}
+	req, _ := request("s1")
+	i, err := l.Launch(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := func(id, old, text string) {
+		t.Helper()
+		console := bundle.Dir(l.bundle(id)).Console()
+		if err := errors.Join(os.WriteFile(console+".old", []byte(old), 0o600), os.WriteFile(console, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if reason, err := i.Wait(t.Context()); err != nil || reason != "powered off" {
+		t.Errorf("without a console: %q, %v", reason, err)
+	}
+	said("s1", "one\n", "two\n")
+	if at := i.Info()["console"]; at != filepath.Join(l.bundle("s1"), "console.log") {
+		t.Errorf("the console is told to be at %q", at)
+	}
+	if reason, err := i.Wait(t.Context()); err != nil || !strings.HasSuffix(reason, l.console("s1")) {
+		t.Errorf("reason: %q, %v", reason, err)
+	}
+	if err := l.Cleanup(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(l.console("s1")); err != nil || string(got) != "one\ntwo\n" {
+		t.Errorf("kept: %q, %v", got, err)
+	}
+	if err := os.Chtimes(l.console("s1"), time.Time{}, time.Unix(1, 0)); err != nil { // the oldest, however fast the others come
+		t.Fatal(err)
+	}
+	f.launchErr = errFault
+	for n := range keptConsoles + 3 {
+		req, _ := request(fmt.Sprintf("n%d", n))
+		if _, err := l.Launch(t.Context(), req); !errors.Is(err, errFault) {
+			t.Fatal(err)
+		}
+		said(req.ID, "", "panic\n")
+		if err := l.Cleanup(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left, err := os.ReadDir(l.ConsoleDir)
+	if err != nil || len(left) != keptConsoles {
+		t.Errorf("%d consoles are kept, %v", len(left), err)
+	}
+	if _, err := os.Stat(l.console("s1")); err == nil {
+		t.Error("the oldest is kept")
+	}
+}
+
+// TestConsoleOfAnOlderShim: it leaves the console of a VM that was stopped as well, which is not one to keep.
+func TestConsoleOfAnOlderShim(t *testing.T) {
+	l, _, _ := newTestLauncher(t, NewUIDs(0, 0))
+	req, _ := request("s1")
+	i, err := l.Launch(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(bundle.Dir(l.bundle("s1")).Console(), []byte("booted\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if reason, err := i.Wait(t.Context()); err != nil || reason != "powered off" {
+		t.Errorf("reason: %q, %v", reason, err)
+	}
+	if err := errors.Join(i.Stop(t.Context()), l.Cleanup(t.Context(), req)); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(l.ConsoleDir); err != nil || len(left) > 0 {
+		t.Errorf("kept: %v, %v", left, err)
+	}
+}
+
 func TestSweep(t *testing.T) {
 	l, _, dir := newTestLauncher(t, NewUIDs(0, 0))
 	for _, path := range []string{l.bundle("kept"), l.bundle("lost")} {
@@ -428,10 +508,32 @@ func TestSize(t *testing.T) {
 		{"more than the host", cpu(100000 * 100), sandbox.Resources{}, 8, 256 * mib},
 		{"overhead alone is no limit", sandbox.Resources{}, cpu(25000), 2, 256 * mib},
 		{"memory", sandbox.Resources{MemoryLimit: 100*mib + 1}, sandbox.Resources{MemoryLimit: 10 * mib}, 2, 367 * mib},
+		{"more memory than the host", sandbox.Resources{MemoryLimit: 1 << 50}, sandbox.Resources{}, 2, 4096 * mib},
 		{"unlimited", sandbox.Resources{CPUQuota: -1, CPUPeriod: 100000, MemoryLimit: -1}, sandbox.Resources{}, 2, 256 * mib},
 	} {
-		if vcpus, memory := size(sandbox.Config{Resources: c.resources, Overhead: c.overhead}, vm, 8); vcpus != c.vcpus || memory != c.memory {
-			t.Errorf("%s: %d vcpus, %d bytes, want %d, %d", c.name, vcpus, memory, c.vcpus, c.memory)
+		most := bounds{vcpus: 8, memory: 4096*mib + 1, host: 8}
+		vcpus, memory := size(sandbox.Config{Resources: c.resources, Overhead: c.overhead}, vm, most)
+		if err := most.check(vm, vcpus, memory); err != nil || vcpus != c.vcpus || memory != c.memory {
+			t.Errorf("%s: %d vcpus, %d bytes, %v, want %d, %d", c.name, vcpus, memory, err, c.vcpus, c.memory)
+		}
+	}
+	limits := sandbox.Config{Resources: cpu(100000 * 3), Overhead: cpu(1000)} // 4 processors
+	for _, c := range []struct {
+		name       string
+		configured uint32
+		most       bounds
+		vcpus      uint32
+		refusal    string
+	}{
+		{"more than a VM has on a host that has more", 0, bounds{vcpus: 3, host: 8}, 4, "a virtual machine has 3"},
+		{"more than is configured", 3, bounds{vcpus: 3, host: 2}, 4, "4 processors, and vm.max_vcpus allows 3"},
+		{"as much as is configured, and more than the host has", 4, bounds{vcpus: 4, host: 2}, 4, ""},
+	} {
+		vm.MaxVCPUs = c.configured
+		vcpus, memory := size(limits, vm, c.most)
+		err := c.most.check(vm, vcpus, memory)
+		if vcpus != c.vcpus || c.refusal == "" && err != nil || c.refusal != "" && (!errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), c.refusal)) {
+			t.Errorf("%s: %d, %v", c.name, vcpus, err)
 		}
 	}
 }

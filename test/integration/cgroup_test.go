@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -427,6 +428,49 @@ func TestCgroupOfVM(t *testing.T) {
 		t.Errorf("left behind: %q", left)
 	}
 	d.nothing("after the VM")
+}
+
+// limitMemory leaves a group so much room beyond what it uses. Where it has no memory controller of its own it is the group above it
+// that is limited, as the kubelet does with a pod's.
+func limitMemory(t *testing.T, group string, room int) {
+	t.Helper()
+	root, used, limit := "/sys/fs/cgroup/memory", "memory.usage_in_bytes", "memory.limit_in_bytes"
+	if cgroupV2() {
+		root, used, limit = "/sys/fs/cgroup", "memory.current", "memory.max"
+		group = filepath.Dir(group)
+		if err := os.WriteFile(filepath.Join(root, filepath.Dir(group), "cgroup.subtree_control"), []byte("+memory"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile(filepath.Join(root, group, used))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, group, limit), fmt.Append(nil, n+room), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestVMOutOfMemory: when the memory of a VM's cgroup is used up, pod and containers say so.
+func TestVMOutOfMemory(t *testing.T) {
+	d := startDaemon(t, "")
+	d.pull(testImage)
+	pod, config := d.runPod("hungry", nil)
+	id := d.launch(pod, config, shell("main", forever))
+	limitMemory(t, groupsOf(t, d.info(pod)["vmmPid"])[0], 16<<20)
+	// It does not return: the VM is killed.
+	_, _ = d.ExecSync(d.call(), &runtime.ExecSyncRequest{ContainerId: id, Cmd: []string{"dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"}})
+	status := d.wait(id)
+	expect(t, "the container's reason", status.Reason, "OOMKilled")
+	if !strings.Contains(status.Message, "overhead") || !strings.Contains(status.Message, "signal 9") {
+		t.Errorf("the container's message: %q", status.Message)
+	}
+	eventually(t, "the pod's reason", func() bool { return strings.Contains(d.info(pod)["info"], "memory of the pod's cgroup") })
+	d.stopAndRemove(pod)
 }
 
 // TestCgroupParentOfOtherDriver: a parent that the kubelet names for the other driver is refused.

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -77,10 +78,21 @@ func killed(t *testing.T, process, reason string) {
 		return d.sandboxState(pod) == runtime.PodSandboxState_SANDBOX_NOTREADY
 	})
 	eventually(t, "the VMM to be gone", func() bool { return syscall.Kill(vmm, 0) == syscall.ESRCH })
+	console := filepath.Join(d.scope.Root, "consoles", pod+".log")
+	eventually(t, "the guest's console to be kept", func() bool {
+		text, err := os.ReadFile(console)
+		return err == nil && strings.Contains(string(text), "agent: ")
+	})
+	if why := d.info(pod)["info"]; !strings.Contains(why, console) {
+		t.Errorf("the status %q does not say where the console is", why)
+	}
 	d.stopAndRemove(pod)
 	// The name is free again.
 	again, _ := d.runPod("victim", nil)
 	d.stopAndRemove(again)
+	if _, err := os.Stat(filepath.Join(filepath.Dir(console), again+".log")); err == nil {
+		t.Error("the console of a guest that ended as it should is kept")
+	}
 }
 
 func TestVMMKilled(t *testing.T)  { killed(t, "vmmPid", "virtual machine") }

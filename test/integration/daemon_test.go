@@ -195,3 +195,27 @@ func pathWithout(t *testing.T, program string) string {
 	}
 	return dir
 }
+
+// TestHandlerOfAnotherType: a daemon that could not end the pods of a handler does not start, and touches nothing of them.
+func TestHandlerOfAnotherType(t *testing.T) {
+	const asVM = "[handlers.mine]\ntype = \"vm\"\n"
+	d := startDaemon(t, "[handlers.vm]\ntype = \"vm\"\n"+asVM)
+	d.handler = "mine"
+	d.pull(testImage)
+	pod, config := d.runPod("typed", nil)
+	id := d.launch(pod, config, shell("main", forever))
+	d.stop()
+	asOCI := fmt.Sprintf("[handlers.mine]\ntype = \"oci\"\npath = %q\n", runtimeByPath(t))
+	d.configure(func(s string) string { return strings.Replace(s, asVM, asOCI, 1) })
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, binary("pistisd"), "--config", d.config).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), pod[:13]) || !strings.Contains(string(out), "handlers.mine.type") {
+		t.Errorf("with another type: %v, %s", err, out)
+	}
+	d.configure(func(s string) string { return strings.Replace(s, asOCI, asVM, 1) })
+	d.start()
+	expect(t, "the pod", d.only("with the old type", runtime.PodSandboxState_SANDBOX_READY), pod)
+	expect(t, "its container", d.execSync(id, "echo", "alive"), "alive\n")
+	d.stopAndRemove(pod)
+}

@@ -42,6 +42,9 @@ initrd = "`+filepath.Join(guest, "initrd")+`"
 	case err != nil && (usable || !strings.Contains(detail["kvm"], "there is no /dev/kvm")):
 		t.Errorf("there is no %v, the doctor says: %s", device, detail["kvm"])
 	}
+	if want := map[bool]string{true: "under KVM", false: "handler vm: qemu, emulated"}[usable]; level["hypervisor"] != "ok" || !strings.Contains(detail["hypervisor"], want) {
+		t.Errorf("what handler vm takes: %s", detail["hypervisor"])
+	}
 	for check, program := range map[string]string{"qemu": "qemu-system-x86_64", "firecracker": "firecracker", "cloud-hypervisor": "cloud-hypervisor"} {
 		path, err := exec.LookPath(program)
 		if err != nil {

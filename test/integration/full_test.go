@@ -96,10 +96,10 @@ func TestPullOnFullDisk(t *testing.T) {
 	}
 }
 
-// TestPodOnFullDisk: a disk that fills up while a pod runs gives its writers an error and nobody else; the pod can be
-// used, stopped and removed all the same, which makes room.
+// TestPodOnFullDisk: a disk that fills up while a pod runs gives its writers an error and nobody else, whether they write to the
+// root file system, a volume or an emptyDir on the disk; the pod can be used, stopped and removed all the same, which makes room.
 func TestPodOnFullDisk(t *testing.T) {
-	d := onSmallDisk(t, 64)
+	d := onSmallDisk(t, 128) // Firecracker's kernel is on it too, and that has 51 MiB
 	d.pull(testImage)
 	filler := d.leave(0)
 	_, err := d.tryPod("no-room")
@@ -112,11 +112,25 @@ func TestPodOnFullDisk(t *testing.T) {
 	neighbour, neighbours := d.runPod("neighbour", nil)
 	other := d.launch(neighbour, neighbours, shell("main", forever))
 	pod, config := d.runPod("full", func(c *runtime.PodSandboxConfig) { c.LogDirectory = filepath.Join(d.scope.State, "logs") })
-	main := d.launch(pod, config, shell("main", forever))
-	writer := d.launch(pod, config, shell("writer", "dd if=/dev/urandom of=/big bs=1M count=96 conv=fsync; exit $?"))
+	volumes := shell("main", forever)
+	for at, dir := range map[string]string{"/v/host": "volume", "/v/empty": "pods/uid/volumes/kubernetes.io~empty-dir/disk"} {
+		path := filepath.Join(d.scope.Root, dir)
+		if err := os.MkdirAll(path, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		volumes.Mounts = append(volumes.Mounts, &runtime.Mount{HostPath: path, ContainerPath: at})
+	}
+	main := d.launch(pod, config, volumes)
+	writer := d.launch(pod, config, shell("writer", "dd if=/dev/urandom of=/big bs=1M count=160 conv=fsync; exit $?"))
 	s := d.wait(writer)
 	if said := d.logOf(s, "stderr"); s.ExitCode == 0 || !strings.Contains(said, "I/O error") && !strings.Contains(said, "nput/output error") {
 		t.Errorf("the writer ended with %d and said %q", s.ExitCode, said)
+	}
+	for _, volume := range []string{"/v/host", "/v/empty"} {
+		said := d.execSync(main, "sh", "-c", "dd if=/dev/zero of="+volume+"/big bs=64k count=512 conv=fsync 2>&1 || echo failed; rm "+volume+"/big; ls "+volume)
+		if !strings.Contains(said, "No space left") || !strings.HasSuffix(said, "failed\n") {
+			t.Errorf("writing to %s: %s", volume, said)
+		}
 	}
 	for pod, main := range map[string]string{pod: main, neighbour: other} {
 		expect(t, "pod", d.sandboxState(pod), runtime.PodSandboxState_SANDBOX_READY)

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -117,5 +118,9 @@ func TestGuestThatDoesNotBoot(t *testing.T) {
 	}
 	if err == nil || !strings.Contains(err.Error(), "anic") {
 		t.Errorf("the error does not have the guest's last words: %v", err)
+	}
+	consoles, globErr := filepath.Glob(filepath.Join(d.scope.Root, "consoles", "*.log"))
+	if globErr != nil || len(consoles) != 1 || !strings.Contains(read(t, consoles[0]), "anic") || !strings.Contains(err.Error(), consoles[0]) {
+		t.Errorf("consoles that are kept: %v, %v; the error: %v", consoles, globErr, err)
 	}
 }

@@ -102,6 +102,9 @@ func TestResources(t *testing.T) {
 	if net := sandbox.Stats.GetLinux().GetNetwork().GetDefaultInterface(); net.GetName() == "" {
 		t.Errorf("no network statistics: %v", sandbox.Stats)
 	}
+	if s := sandbox.Stats.GetLinux(); s.GetCpu().GetPsi() == nil || s.GetMemory().GetPsi() == nil || s.GetIo().GetPsi() == nil {
+		t.Errorf("the pressure on the pod is not told: %v", s)
+	}
 	ofPod, ofContainer := d.metricsOf(pod, id)
 	checkMetrics(t, ofPod, ofContainer)
 	expect(t, "the limit among the metrics", ofContainer["container_spec_memory_limit_bytes"], 96<<20)
@@ -128,7 +131,7 @@ func TestUpdatedResources(t *testing.T) {
 		t.Skip("SKIPPED: needs the processors 0 and 1")
 	}
 	pod, config := d.runPod("resized", func(c *runtime.PodSandboxConfig) {
-		c.Linux.Resources = &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 200000, MemoryLimitInBytes: 256 << 20}
+		c.Linux.Resources = &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 100000, MemoryLimitInBytes: 256 << 20}
 	})
 	resources := func(change func(*runtime.LinuxContainerResources)) *runtime.LinuxContainerResources {
 		r := &runtime.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 50000, CpuShares: 512, MemoryLimitInBytes: 128 << 20, OomScoreAdj: 990}
@@ -164,7 +167,8 @@ func TestUpdatedResources(t *testing.T) {
 		{"up", func(r *runtime.LinuxContainerResources) {
 			r.CpuQuota, r.MemoryLimitInBytes, r.CpusetCpus = 150000, 256<<20, "0-1"
 		}, "268435456\n150000 100000\n2\n", "true true"},
-		{"without a CPU limit", func(r *runtime.LinuxContainerResources) { r.CpuQuota, r.MemoryLimitInBytes = -1, 256<<20 }, "268435456\nmax 100000\n2\n", "true true"},
+		// The pod as a whole has a limit of one, for which its VM was made and which it goes back to.
+		{"without a CPU limit", func(r *runtime.LinuxContainerResources) { r.CpuQuota, r.MemoryLimitInBytes = -1, 256<<20 }, "268435456\nmax 100000\n1\n", "true true"},
 		{"down, with another OOM score", func(r *runtime.LinuxContainerResources) { r.CpusetCpus, r.OomScoreAdj = "0", 900 }, "134217728\n50000 100000\n1\n", "true false"},
 	} {
 		if err := update(step.change); err != nil {

@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -11,11 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"unsafe"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -81,6 +76,8 @@ func hostPathKinds(t *testing.T) []volumeKind {
 	write(t, filepath.Join(dir, odd), "odd\n")
 	log := filepath.Join(volume(t), "termination")
 	write(t, log, "")
+	shm := volume(t)
+	write(t, filepath.Join(shm, "from-host"), "shm\n")
 	small := filepath.Join(volume(t), "small")
 	hostMount(t, "tmpfs", small, "tmpfs", 0, "size=1m")
 	at := func(m ...*runtime.Mount) []*runtime.Mount { return m }
@@ -94,6 +91,10 @@ func hostPathKinds(t *testing.T) []volumeKind {
 		{"hostPath file", at(&runtime.Mount{HostPath: file, ContainerPath: "/v/file"}), func(t *testing.T, p volumePod) {
 			expect(t, "content", p.in("cat /v/file", "echo two > /v/file"), "one\n")
 			expect(t, "on the host", read(t, file), "two\n")
+		}},
+		{"hostPath over /dev/shm", at(&runtime.Mount{HostPath: shm, ContainerPath: "/dev/shm"}), func(t *testing.T, p volumePod) {
+			expect(t, "content", p.in("cat /dev/shm/from-host", "echo guest > /dev/shm/from-guest"), "shm\n")
+			expect(t, "on the host", read(t, filepath.Join(shm, "from-guest")), "guest\n")
 		}},
 		{"a volume that is full", at(&runtime.Mount{HostPath: small, ContainerPath: "/v/small"}), func(t *testing.T, p volumePod) {
 			out := p.in("dd if=/dev/zero of=/v/small/full bs=64k count=32 conv=fsync 2>&1 || true", "rm /v/small/full", "echo room > /v/small/file")
@@ -168,9 +169,11 @@ func hostMount(t *testing.T, source, target, fstype string, flags uintptr, data 
 func emptyDirKinds(t *testing.T, pods string) []volumeKind {
 	needs(t)
 	disk, memory := filepath.Join(pods, "volumes/kubernetes.io~empty-dir/disk"), filepath.Join(pods, "volumes/kubernetes.io~empty-dir/memory")
-	if err := errors.Join(os.MkdirAll(disk, 0o755), os.Chmod(disk, 0o777)); err != nil {
+	if err := errors.Join(os.MkdirAll(filepath.Join(disk, "part"), 0o755), os.Chmod(disk, 0o777)); err != nil {
 		t.Fatal(err)
 	}
+	diskPart := filepath.Join(pods, "volume-subpaths/disk/one/0")
+	hostMount(t, filepath.Join(disk, "part"), diskPart, "", unix.MS_BIND, "")
 	hostMount(t, "tmpfs", memory, "tmpfs", 0, "size=1m")
 	if err := errors.Join(os.Chown(memory, 0, 4000), os.Chmod(memory, os.ModeSetgid|0o777), os.Mkdir(filepath.Join(memory, "part"), 0o777)); err != nil {
 		t.Fatal(err)
@@ -182,6 +185,10 @@ func emptyDirKinds(t *testing.T, pods string) []volumeKind {
 			p.in("echo shared > /v/disk/file")
 			expect(t, "in the other container", p.inTwo("cat /v/disk/file"), "shared\n")
 			expect(t, "on the host, where the kubelet watches its size", read(t, filepath.Join(disk, "file")), "shared\n")
+		}},
+		{"subPath of an emptyDir on disk", []*runtime.Mount{{HostPath: diskPart, ContainerPath: "/v/diskpart"}}, func(t *testing.T, p volumePod) {
+			p.in("mkfifo /v/diskpart/fifo", "(echo through > /v/diskpart/fifo) </dev/null >/dev/null 2>&1 &")
+			expect(t, "in the whole", p.inTwo("cat /v/disk/part/fifo"), "through\n")
 		}},
 		{"emptyDir in memory", []*runtime.Mount{{HostPath: memory, ContainerPath: "/v/memory"}}, func(t *testing.T, p volumePod) {
 			p.in("echo shared > /v/memory/file")
@@ -430,71 +437,4 @@ func directFD(t *testing.T, path string) int {
 	}
 	t.Cleanup(func() { unix.Close(fd) })
 	return fd
-}
-
-// TestModulesOnDemand: what pods expect of a kernel is loaded when it is asked for, and nothing else.
-func TestModulesOnDemand(t *testing.T) {
-	d := startDaemon(t, "")
-	d.pull(testImage)
-	pod, config := d.runPod("modules", func(c *runtime.PodSandboxConfig) {
-		c.Linux.SecurityContext.Privileged = true
-	})
-	c := shell("main", forever)
-	c.Linux.SecurityContext.Privileged = true
-	id := d.launch(pod, config, c)
-	loaded := func() []string { return strings.Fields(d.execSync(id, "sh", "-c", "cut -d' ' -f1 /proc/modules")) }
-	before := loaded()
-	netfilter := guestSide(t, "netfilter", "TestNetfilterInGuest", "/tmp")
-	netfilter.Linux.SecurityContext.Capabilities = &runtime.Capability{AddCapabilities: []string{"NET_ADMIN"}}
-	if out := d.run(pod, config, netfilter); !strings.Contains(out, "--- PASS: TestNetfilterInGuest") {
-		t.Errorf("netfilter: %s", out)
-	}
-	d.execSync(id, "sh", "-c", script("ip link add name br0 type bridge", "mkdir -p /dev/net /tmp/n",
-		"[ -e /dev/net/tun ] || mknod /dev/net/tun c 10 200", "(: <> /dev/net/tun)",
-		"mount -t nfs -o addr=127.0.0.1,nolock 127.0.0.1:/none /tmp/n 2>/dev/null || true", "mount -t cifs -o ip=127.0.0.1 //127.0.0.1/none /tmp/n 2>/dev/null || true",
-		"mount -t no-such /tmp/n /tmp/n 2>/dev/null || true"))
-	after := strings.Join(loaded(), " ") + " "
-	for _, name := range []string{"bridge", "tun", "nfs", "cifs", "ip_tables", "ip6_tables", "iptable_nat", "nf_tables", "nft_masq", "wireguard"} {
-		if !strings.Contains(" "+after, " "+name+" ") {
-			t.Errorf("%s is not loaded; before: %s; after: %s", name, before, after)
-		}
-	}
-	if bytes.Contains([]byte(after), []byte("af_alg")) {
-		t.Error("what is not allowed was loaded")
-	}
-	d.stopAndRemove(pod)
-}
-
-// TestNetfilterInGuest does with the guest's kernel what iptables and nft do.
-func TestNetfilterInGuest(t *testing.T) {
-	if os.Getenv(guestDir) == "" {
-		t.Skip("it runs inside a guest, started by TestModulesOnDemand")
-	}
-	// The tables of iptables are there for who asks, as `iptables -t nat -L` does.
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	const soGetInfo = 64
-	info := make([]byte, 84)
-	copy(info, "nat")
-	size := uint32(len(info))
-	if _, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.IPPROTO_IP, soGetInfo, uintptr(unsafe.Pointer(&info[0])), uintptr(unsafe.Pointer(&size)), 0); errno != 0 {
-		t.Errorf("iptables: %v", errno)
-	}
-	conn, err := nftables.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "pod"})
-	chain := conn.AddChain(&nftables.Chain{Name: "out", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
-	conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{&expr.Masq{}}})
-	if err := conn.Flush(); err != nil {
-		t.Errorf("nftables: %v", err)
-	}
-	wireguard := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: "wg9"}, LinkType: "wireguard"}
-	if err := errors.Join(netlink.LinkAdd(wireguard), netlink.LinkDel(wireguard)); err != nil {
-		t.Errorf("wireguard: %v", err)
-	}
 }

@@ -7,8 +7,10 @@
 package agentv1
 
 import (
+	v1 "github.com/pistis-run/pistis/api/stats/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -68,7 +70,7 @@ func (x StdioStream_FD) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StdioStream_FD.Descriptor instead.
 func (StdioStream_FD) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{52, 0}
+	return file_agent_proto_rawDescGZIP(), []int{44, 0}
 }
 
 type ShareChange_Kind int32
@@ -120,7 +122,7 @@ func (x ShareChange_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ShareChange_Kind.Descriptor instead.
 func (ShareChange_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{55, 0}
+	return file_agent_proto_rawDescGZIP(), []int{47, 0}
 }
 
 type Empty struct {
@@ -944,6 +946,95 @@ func (x *SetClockRequest) GetClock() *timestamppb.Timestamp {
 	return nil
 }
 
+type AdjustClockRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// by is how much the clock is behind, at most a second; none leaves it alone.
+	By            *durationpb.Duration `protobuf:"bytes,1,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdjustClockRequest) Reset() {
+	*x = AdjustClockRequest{}
+	mi := &file_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdjustClockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdjustClockRequest) ProtoMessage() {}
+
+func (x *AdjustClockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdjustClockRequest.ProtoReflect.Descriptor instead.
+func (*AdjustClockRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *AdjustClockRequest) GetBy() *durationpb.Duration {
+	if x != nil {
+		return x.By
+	}
+	return nil
+}
+
+type AdjustClockResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Clock         *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=clock,proto3" json:"clock,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdjustClockResponse) Reset() {
+	*x = AdjustClockResponse{}
+	mi := &file_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdjustClockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdjustClockResponse) ProtoMessage() {}
+
+func (x *AdjustClockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdjustClockResponse.ProtoReflect.Descriptor instead.
+func (*AdjustClockResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *AdjustClockResponse) GetClock() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Clock
+	}
+	return nil
+}
+
 // User is how the container asked for its user. The agent resolves names in the merged root.
 type User struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -960,7 +1051,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1063,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1076,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *User) GetUser() string {
@@ -1027,7 +1118,7 @@ type ResolvedUser struct {
 
 func (x *ResolvedUser) Reset() {
 	*x = ResolvedUser{}
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1039,7 +1130,7 @@ func (x *ResolvedUser) String() string {
 func (*ResolvedUser) ProtoMessage() {}
 
 func (x *ResolvedUser) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1052,7 +1143,7 @@ func (x *ResolvedUser) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolvedUser.ProtoReflect.Descriptor instead.
 func (*ResolvedUser) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ResolvedUser) GetUid() uint32 {
@@ -1094,14 +1185,16 @@ type CreateContainerRequest struct {
 	// feature "memory-volumes".
 	Memory []*MemoryMount `protobuf:"bytes,7,rep,name=memory,proto3" json:"memory,omitempty"`
 	// devices are disks that the container gets as block devices. They are known to agents with the feature "block-devices".
-	Devices       []*BlockDevice `protobuf:"bytes,8,rep,name=devices,proto3" json:"devices,omitempty"`
+	Devices []*BlockDevice `protobuf:"bytes,8,rep,name=devices,proto3" json:"devices,omitempty"`
+	// share_parts are mounts of the spec whose source is in a share. They are known to agents with the feature "share-parts".
+	ShareParts    []*SharePart `protobuf:"bytes,9,rep,name=share_parts,json=shareParts,proto3" json:"share_parts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1206,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1219,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -1185,6 +1278,76 @@ func (x *CreateContainerRequest) GetDevices() []*BlockDevice {
 	return nil
 }
 
+func (x *CreateContainerRequest) GetShareParts() []*SharePart {
+	if x != nil {
+		return x.ShareParts
+	}
+	return nil
+}
+
+// SharePart gives a bind mount of the spec its source.
+type SharePart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// mount is the index in the spec's mounts.
+	Mount uint32 `protobuf:"varint,1,opt,name=mount,proto3" json:"mount,omitempty"`
+	Share string `protobuf:"bytes,2,opt,name=share,proto3" json:"share,omitempty"`
+	// path is below the share's root. No symbolic link is followed.
+	Path          string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SharePart) Reset() {
+	*x = SharePart{}
+	mi := &file_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SharePart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SharePart) ProtoMessage() {}
+
+func (x *SharePart) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SharePart.ProtoReflect.Descriptor instead.
+func (*SharePart) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *SharePart) GetMount() uint32 {
+	if x != nil {
+		return x.Mount
+	}
+	return 0
+}
+
+func (x *SharePart) GetShare() string {
+	if x != nil {
+		return x.Share
+	}
+	return ""
+}
+
+func (x *SharePart) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
 // MemoryMount gives a bind mount of the spec its source. A volume is a tmpfs that is made for the first mount that names
 // it, is shared by all containers of the pod, and lives as long as the sandbox.
 type MemoryMount struct {
@@ -1207,7 +1370,7 @@ type MemoryMount struct {
 
 func (x *MemoryMount) Reset() {
 	*x = MemoryMount{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +1382,7 @@ func (x *MemoryMount) String() string {
 func (*MemoryMount) ProtoMessage() {}
 
 func (x *MemoryMount) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1395,7 @@ func (x *MemoryMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryMount.ProtoReflect.Descriptor instead.
 func (*MemoryMount) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *MemoryMount) GetMount() uint32 {
@@ -1301,7 +1464,7 @@ type BlockDevice struct {
 
 func (x *BlockDevice) Reset() {
 	*x = BlockDevice{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1313,7 +1476,7 @@ func (x *BlockDevice) String() string {
 func (*BlockDevice) ProtoMessage() {}
 
 func (x *BlockDevice) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1326,7 +1489,7 @@ func (x *BlockDevice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockDevice.ProtoReflect.Descriptor instead.
 func (*BlockDevice) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *BlockDevice) GetDisk() *DiskAddress {
@@ -1386,7 +1549,7 @@ type PIDNamespace struct {
 
 func (x *PIDNamespace) Reset() {
 	*x = PIDNamespace{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1398,7 +1561,7 @@ func (x *PIDNamespace) String() string {
 func (*PIDNamespace) ProtoMessage() {}
 
 func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1411,7 +1574,7 @@ func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PIDNamespace.ProtoReflect.Descriptor instead.
 func (*PIDNamespace) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PIDNamespace) GetOf() isPIDNamespace_Of {
@@ -1468,7 +1631,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1643,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1656,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CreateContainerResponse) GetPid() uint32 {
@@ -1524,7 +1687,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1699,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1712,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExecRequest) GetContainer() string {
@@ -1598,7 +1761,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1773,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1786,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StartRequest) GetContainer() string {
@@ -1649,7 +1812,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1661,7 +1824,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1674,7 +1837,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StartResponse) GetPid() uint32 {
@@ -1697,7 +1860,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1709,7 +1872,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1722,7 +1885,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -1763,7 +1926,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1775,7 +1938,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1788,7 +1951,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WaitRequest) GetContainer() string {
@@ -1819,7 +1982,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1831,7 +1994,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1844,7 +2007,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WaitResponse) GetCode() uint32 {
@@ -1885,7 +2048,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1897,7 +2060,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1910,7 +2073,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeleteRequest) GetContainer() string {
@@ -1937,7 +2100,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2112,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2125,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DeleteResponse) GetDisks() []*DiskAddress {
@@ -1984,7 +2147,7 @@ type ResizeTerminalRequest struct {
 
 func (x *ResizeTerminalRequest) Reset() {
 	*x = ResizeTerminalRequest{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2159,7 @@ func (x *ResizeTerminalRequest) String() string {
 func (*ResizeTerminalRequest) ProtoMessage() {}
 
 func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2172,7 @@ func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ResizeTerminalRequest) GetContainer() string {
@@ -2049,7 +2212,7 @@ type ContainerRequest struct {
 
 func (x *ContainerRequest) Reset() {
 	*x = ContainerRequest{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2061,7 +2224,7 @@ func (x *ContainerRequest) String() string {
 func (*ContainerRequest) ProtoMessage() {}
 
 func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2074,7 +2237,7 @@ func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerRequest.ProtoReflect.Descriptor instead.
 func (*ContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ContainerRequest) GetContainer() string {
@@ -2093,7 +2256,7 @@ type PidsRequest struct {
 
 func (x *PidsRequest) Reset() {
 	*x = PidsRequest{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2105,7 +2268,7 @@ func (x *PidsRequest) String() string {
 func (*PidsRequest) ProtoMessage() {}
 
 func (x *PidsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2118,7 +2281,7 @@ func (x *PidsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsRequest.ProtoReflect.Descriptor instead.
 func (*PidsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PidsRequest) GetContainer() string {
@@ -2137,7 +2300,7 @@ type PidsResponse struct {
 
 func (x *PidsResponse) Reset() {
 	*x = PidsResponse{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2149,7 +2312,7 @@ func (x *PidsResponse) String() string {
 func (*PidsResponse) ProtoMessage() {}
 
 func (x *PidsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2162,7 +2325,7 @@ func (x *PidsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsResponse.ProtoReflect.Descriptor instead.
 func (*PidsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PidsResponse) GetPids() []*Pid {
@@ -2183,7 +2346,7 @@ type Pid struct {
 
 func (x *Pid) Reset() {
 	*x = Pid{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2358,7 @@ func (x *Pid) String() string {
 func (*Pid) ProtoMessage() {}
 
 func (x *Pid) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2371,7 @@ func (x *Pid) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pid.ProtoReflect.Descriptor instead.
 func (*Pid) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Pid) GetPid() uint32 {
@@ -2236,7 +2399,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2248,7 +2411,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2261,7 +2424,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UpdateRequest) GetContainer() string {
@@ -2287,7 +2450,7 @@ type RemoveShareRequest struct {
 
 func (x *RemoveShareRequest) Reset() {
 	*x = RemoveShareRequest{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2299,7 +2462,7 @@ func (x *RemoveShareRequest) String() string {
 func (*RemoveShareRequest) ProtoMessage() {}
 
 func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2312,7 +2475,7 @@ func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveShareRequest.ProtoReflect.Descriptor instead.
 func (*RemoveShareRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RemoveShareRequest) GetId() string {
@@ -2332,7 +2495,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2344,7 +2507,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2357,7 +2520,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ResizeRequest) GetVcpus() uint32 {
@@ -2379,7 +2542,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2554,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2567,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ResizeResponse) GetVcpus() uint32 {
@@ -2431,7 +2594,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2443,7 +2606,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2456,7 +2619,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StatsRequest) GetContainers() []string {
@@ -2469,19 +2632,21 @@ func (x *StatsRequest) GetContainers() []string {
 type StatsResponse struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Containers []*ContainerStats      `protobuf:"bytes,1,rep,name=containers,proto3" json:"containers,omitempty"`
-	Interfaces []*InterfaceStats      `protobuf:"bytes,2,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	Interfaces []*v1.InterfaceStats   `protobuf:"bytes,2,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
 	// guest is what the whole guest uses, the agent and the kernel included.
-	GuestCpu      *CPUStats              `protobuf:"bytes,3,opt,name=guest_cpu,json=guestCpu,proto3" json:"guest_cpu,omitempty"`
-	GuestMemory   *MemoryStats           `protobuf:"bytes,4,opt,name=guest_memory,json=guestMemory,proto3" json:"guest_memory,omitempty"`
-	At            *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
-	Writable      *FileSystem            `protobuf:"bytes,6,opt,name=writable,proto3" json:"writable,omitempty"`
+	GuestCpu    *v1.CPUStats           `protobuf:"bytes,3,opt,name=guest_cpu,json=guestCpu,proto3" json:"guest_cpu,omitempty"`
+	GuestMemory *v1.MemoryStats        `protobuf:"bytes,4,opt,name=guest_memory,json=guestMemory,proto3" json:"guest_memory,omitempty"`
+	At          *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
+	Writable    *v1.FileSystem         `protobuf:"bytes,6,opt,name=writable,proto3" json:"writable,omitempty"`
+	// guest_io is the pressure of I/O on the whole guest.
+	GuestIo       *v1.PSI `protobuf:"bytes,7,opt,name=guest_io,json=guestIo,proto3" json:"guest_io,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2493,7 +2658,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2506,7 +2671,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StatsResponse) GetContainers() []*ContainerStats {
@@ -2516,21 +2681,21 @@ func (x *StatsResponse) GetContainers() []*ContainerStats {
 	return nil
 }
 
-func (x *StatsResponse) GetInterfaces() []*InterfaceStats {
+func (x *StatsResponse) GetInterfaces() []*v1.InterfaceStats {
 	if x != nil {
 		return x.Interfaces
 	}
 	return nil
 }
 
-func (x *StatsResponse) GetGuestCpu() *CPUStats {
+func (x *StatsResponse) GetGuestCpu() *v1.CPUStats {
 	if x != nil {
 		return x.GuestCpu
 	}
 	return nil
 }
 
-func (x *StatsResponse) GetGuestMemory() *MemoryStats {
+func (x *StatsResponse) GetGuestMemory() *v1.MemoryStats {
 	if x != nil {
 		return x.GuestMemory
 	}
@@ -2544,9 +2709,16 @@ func (x *StatsResponse) GetAt() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *StatsResponse) GetWritable() *FileSystem {
+func (x *StatsResponse) GetWritable() *v1.FileSystem {
 	if x != nil {
 		return x.Writable
+	}
+	return nil
+}
+
+func (x *StatsResponse) GetGuestIo() *v1.PSI {
+	if x != nil {
+		return x.GuestIo
 	}
 	return nil
 }
@@ -2554,14 +2726,14 @@ func (x *StatsResponse) GetWritable() *FileSystem {
 type ContainerStats struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Cpu    *CPUStats              `protobuf:"bytes,2,opt,name=cpu,proto3" json:"cpu,omitempty"`
-	Memory *MemoryStats           `protobuf:"bytes,3,opt,name=memory,proto3" json:"memory,omitempty"`
+	Cpu    *v1.CPUStats           `protobuf:"bytes,2,opt,name=cpu,proto3" json:"cpu,omitempty"`
+	Memory *v1.MemoryStats        `protobuf:"bytes,3,opt,name=memory,proto3" json:"memory,omitempty"`
 	Pids   *PidsStats             `protobuf:"bytes,4,opt,name=pids,proto3" json:"pids,omitempty"`
 	// writable_bytes and writable_inodes are what the container's writable layer uses.
 	WritableBytes  uint64 `protobuf:"varint,5,opt,name=writable_bytes,json=writableBytes,proto3" json:"writable_bytes,omitempty"`
 	WritableInodes uint64 `protobuf:"varint,6,opt,name=writable_inodes,json=writableInodes,proto3" json:"writable_inodes,omitempty"`
 	// io is absent where it is not measured.
-	Io *IOStats `protobuf:"bytes,7,opt,name=io,proto3" json:"io,omitempty"`
+	Io *v1.IOStats `protobuf:"bytes,7,opt,name=io,proto3" json:"io,omitempty"`
 	// processes counts processes, and pids their threads.
 	Processes uint64 `protobuf:"varint,8,opt,name=processes,proto3" json:"processes,omitempty"`
 	// open_files is the soft limit of the first process.
@@ -2572,7 +2744,7 @@ type ContainerStats struct {
 
 func (x *ContainerStats) Reset() {
 	*x = ContainerStats{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2584,7 +2756,7 @@ func (x *ContainerStats) String() string {
 func (*ContainerStats) ProtoMessage() {}
 
 func (x *ContainerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +2769,7 @@ func (x *ContainerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStats.ProtoReflect.Descriptor instead.
 func (*ContainerStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ContainerStats) GetId() string {
@@ -2607,14 +2779,14 @@ func (x *ContainerStats) GetId() string {
 	return ""
 }
 
-func (x *ContainerStats) GetCpu() *CPUStats {
+func (x *ContainerStats) GetCpu() *v1.CPUStats {
 	if x != nil {
 		return x.Cpu
 	}
 	return nil
 }
 
-func (x *ContainerStats) GetMemory() *MemoryStats {
+func (x *ContainerStats) GetMemory() *v1.MemoryStats {
 	if x != nil {
 		return x.Memory
 	}
@@ -2642,7 +2814,7 @@ func (x *ContainerStats) GetWritableInodes() uint64 {
 	return 0
 }
 
-func (x *ContainerStats) GetIo() *IOStats {
+func (x *ContainerStats) GetIo() *v1.IOStats {
 	if x != nil {
 		return x.Io
 	}
@@ -2663,707 +2835,6 @@ func (x *ContainerStats) GetOpenFiles() uint64 {
 	return 0
 }
 
-type CPUStats struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	UsageNs       uint64                 `protobuf:"varint,1,opt,name=usage_ns,json=usageNs,proto3" json:"usage_ns,omitempty"`
-	Psi           *PSI                   `protobuf:"bytes,2,opt,name=psi,proto3" json:"psi,omitempty"`
-	Detail        *CPUDetail             `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CPUStats) Reset() {
-	*x = CPUStats{}
-	mi := &file_agent_proto_msgTypes[39]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CPUStats) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CPUStats) ProtoMessage() {}
-
-func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
-func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
-}
-
-func (x *CPUStats) GetUsageNs() uint64 {
-	if x != nil {
-		return x.UsageNs
-	}
-	return 0
-}
-
-func (x *CPUStats) GetPsi() *PSI {
-	if x != nil {
-		return x.Psi
-	}
-	return nil
-}
-
-func (x *CPUStats) GetDetail() *CPUDetail {
-	if x != nil {
-		return x.Detail
-	}
-	return nil
-}
-
-// CPUDetail is what usage consists of; absent where it is not measured, as are the messages in it.
-type CPUDetail struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	UserNs        uint64                 `protobuf:"varint,1,opt,name=user_ns,json=userNs,proto3" json:"user_ns,omitempty"`
-	SystemNs      uint64                 `protobuf:"varint,2,opt,name=system_ns,json=systemNs,proto3" json:"system_ns,omitempty"`
-	Throttling    *Throttling            `protobuf:"bytes,3,opt,name=throttling,proto3" json:"throttling,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CPUDetail) Reset() {
-	*x = CPUDetail{}
-	mi := &file_agent_proto_msgTypes[40]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CPUDetail) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CPUDetail) ProtoMessage() {}
-
-func (x *CPUDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CPUDetail.ProtoReflect.Descriptor instead.
-func (*CPUDetail) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
-}
-
-func (x *CPUDetail) GetUserNs() uint64 {
-	if x != nil {
-		return x.UserNs
-	}
-	return 0
-}
-
-func (x *CPUDetail) GetSystemNs() uint64 {
-	if x != nil {
-		return x.SystemNs
-	}
-	return 0
-}
-
-func (x *CPUDetail) GetThrottling() *Throttling {
-	if x != nil {
-		return x.Throttling
-	}
-	return nil
-}
-
-type Throttling struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Periods       uint64                 `protobuf:"varint,1,opt,name=periods,proto3" json:"periods,omitempty"`
-	Throttled     uint64                 `protobuf:"varint,2,opt,name=throttled,proto3" json:"throttled,omitempty"`
-	ThrottledNs   uint64                 `protobuf:"varint,3,opt,name=throttled_ns,json=throttledNs,proto3" json:"throttled_ns,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Throttling) Reset() {
-	*x = Throttling{}
-	mi := &file_agent_proto_msgTypes[41]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Throttling) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Throttling) ProtoMessage() {}
-
-func (x *Throttling) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Throttling.ProtoReflect.Descriptor instead.
-func (*Throttling) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
-}
-
-func (x *Throttling) GetPeriods() uint64 {
-	if x != nil {
-		return x.Periods
-	}
-	return 0
-}
-
-func (x *Throttling) GetThrottled() uint64 {
-	if x != nil {
-		return x.Throttled
-	}
-	return 0
-}
-
-func (x *Throttling) GetThrottledNs() uint64 {
-	if x != nil {
-		return x.ThrottledNs
-	}
-	return 0
-}
-
-type MemoryStats struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	UsageBytes      uint64                 `protobuf:"varint,1,opt,name=usage_bytes,json=usageBytes,proto3" json:"usage_bytes,omitempty"`
-	WorkingSetBytes uint64                 `protobuf:"varint,2,opt,name=working_set_bytes,json=workingSetBytes,proto3" json:"working_set_bytes,omitempty"`
-	RssBytes        uint64                 `protobuf:"varint,3,opt,name=rss_bytes,json=rssBytes,proto3" json:"rss_bytes,omitempty"`
-	PageFaults      uint64                 `protobuf:"varint,4,opt,name=page_faults,json=pageFaults,proto3" json:"page_faults,omitempty"`
-	MajorPageFaults uint64                 `protobuf:"varint,5,opt,name=major_page_faults,json=majorPageFaults,proto3" json:"major_page_faults,omitempty"`
-	// available_bytes is limit minus working set; 0 where there is no limit.
-	AvailableBytes uint64        `protobuf:"varint,6,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
-	SwapBytes      uint64        `protobuf:"varint,7,opt,name=swap_bytes,json=swapBytes,proto3" json:"swap_bytes,omitempty"`
-	Psi            *PSI          `protobuf:"bytes,8,opt,name=psi,proto3" json:"psi,omitempty"`
-	Detail         *MemoryDetail `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *MemoryStats) Reset() {
-	*x = MemoryStats{}
-	mi := &file_agent_proto_msgTypes[42]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *MemoryStats) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*MemoryStats) ProtoMessage() {}
-
-func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
-func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
-}
-
-func (x *MemoryStats) GetUsageBytes() uint64 {
-	if x != nil {
-		return x.UsageBytes
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetWorkingSetBytes() uint64 {
-	if x != nil {
-		return x.WorkingSetBytes
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetRssBytes() uint64 {
-	if x != nil {
-		return x.RssBytes
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetPageFaults() uint64 {
-	if x != nil {
-		return x.PageFaults
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetMajorPageFaults() uint64 {
-	if x != nil {
-		return x.MajorPageFaults
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetAvailableBytes() uint64 {
-	if x != nil {
-		return x.AvailableBytes
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetSwapBytes() uint64 {
-	if x != nil {
-		return x.SwapBytes
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetPsi() *PSI {
-	if x != nil {
-		return x.Psi
-	}
-	return nil
-}
-
-func (x *MemoryStats) GetDetail() *MemoryDetail {
-	if x != nil {
-		return x.Detail
-	}
-	return nil
-}
-
-// MemoryDetail is what memory is used for, and how it met its limits.
-type MemoryDetail struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	CacheBytes        uint64                 `protobuf:"varint,1,opt,name=cache_bytes,json=cacheBytes,proto3" json:"cache_bytes,omitempty"`
-	MappedFileBytes   uint64                 `protobuf:"varint,2,opt,name=mapped_file_bytes,json=mappedFileBytes,proto3" json:"mapped_file_bytes,omitempty"`
-	KernelBytes       uint64                 `protobuf:"varint,3,opt,name=kernel_bytes,json=kernelBytes,proto3" json:"kernel_bytes,omitempty"`
-	ActiveFileBytes   uint64                 `protobuf:"varint,4,opt,name=active_file_bytes,json=activeFileBytes,proto3" json:"active_file_bytes,omitempty"`
-	InactiveFileBytes uint64                 `protobuf:"varint,5,opt,name=inactive_file_bytes,json=inactiveFileBytes,proto3" json:"inactive_file_bytes,omitempty"`
-	PeakBytes         *uint64                `protobuf:"varint,6,opt,name=peak_bytes,json=peakBytes,proto3,oneof" json:"peak_bytes,omitempty"`
-	LimitHits         *uint64                `protobuf:"varint,7,opt,name=limit_hits,json=limitHits,proto3,oneof" json:"limit_hits,omitempty"`
-	OomKills          *uint64                `protobuf:"varint,8,opt,name=oom_kills,json=oomKills,proto3,oneof" json:"oom_kills,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
-}
-
-func (x *MemoryDetail) Reset() {
-	*x = MemoryDetail{}
-	mi := &file_agent_proto_msgTypes[43]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *MemoryDetail) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*MemoryDetail) ProtoMessage() {}
-
-func (x *MemoryDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use MemoryDetail.ProtoReflect.Descriptor instead.
-func (*MemoryDetail) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
-}
-
-func (x *MemoryDetail) GetCacheBytes() uint64 {
-	if x != nil {
-		return x.CacheBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetMappedFileBytes() uint64 {
-	if x != nil {
-		return x.MappedFileBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetKernelBytes() uint64 {
-	if x != nil {
-		return x.KernelBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetActiveFileBytes() uint64 {
-	if x != nil {
-		return x.ActiveFileBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetInactiveFileBytes() uint64 {
-	if x != nil {
-		return x.InactiveFileBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetPeakBytes() uint64 {
-	if x != nil && x.PeakBytes != nil {
-		return *x.PeakBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetLimitHits() uint64 {
-	if x != nil && x.LimitHits != nil {
-		return *x.LimitHits
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetOomKills() uint64 {
-	if x != nil && x.OomKills != nil {
-		return *x.OomKills
-	}
-	return 0
-}
-
-// IOStats of block devices.
-type IOStats struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Devices       []*DeviceIO            `protobuf:"bytes,1,rep,name=devices,proto3" json:"devices,omitempty"`
-	Psi           *PSI                   `protobuf:"bytes,2,opt,name=psi,proto3" json:"psi,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *IOStats) Reset() {
-	*x = IOStats{}
-	mi := &file_agent_proto_msgTypes[44]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *IOStats) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*IOStats) ProtoMessage() {}
-
-func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
-func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
-}
-
-func (x *IOStats) GetDevices() []*DeviceIO {
-	if x != nil {
-		return x.Devices
-	}
-	return nil
-}
-
-func (x *IOStats) GetPsi() *PSI {
-	if x != nil {
-		return x.Psi
-	}
-	return nil
-}
-
-type DeviceIO struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
-	ReadBytes     uint64                 `protobuf:"varint,2,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
-	WriteBytes    uint64                 `protobuf:"varint,3,opt,name=write_bytes,json=writeBytes,proto3" json:"write_bytes,omitempty"`
-	Reads         uint64                 `protobuf:"varint,4,opt,name=reads,proto3" json:"reads,omitempty"`
-	Writes        uint64                 `protobuf:"varint,5,opt,name=writes,proto3" json:"writes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DeviceIO) Reset() {
-	*x = DeviceIO{}
-	mi := &file_agent_proto_msgTypes[45]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeviceIO) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeviceIO) ProtoMessage() {}
-
-func (x *DeviceIO) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeviceIO.ProtoReflect.Descriptor instead.
-func (*DeviceIO) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
-}
-
-func (x *DeviceIO) GetDevice() string {
-	if x != nil {
-		return x.Device
-	}
-	return ""
-}
-
-func (x *DeviceIO) GetReadBytes() uint64 {
-	if x != nil {
-		return x.ReadBytes
-	}
-	return 0
-}
-
-func (x *DeviceIO) GetWriteBytes() uint64 {
-	if x != nil {
-		return x.WriteBytes
-	}
-	return 0
-}
-
-func (x *DeviceIO) GetReads() uint64 {
-	if x != nil {
-		return x.Reads
-	}
-	return 0
-}
-
-func (x *DeviceIO) GetWrites() uint64 {
-	if x != nil {
-		return x.Writes
-	}
-	return 0
-}
-
-// FileSystem is the one that writable layers are on.
-type FileSystem struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Bytes         uint64                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	Inodes        uint64                 `protobuf:"varint,2,opt,name=inodes,proto3" json:"inodes,omitempty"`
-	FreeInodes    uint64                 `protobuf:"varint,3,opt,name=free_inodes,json=freeInodes,proto3" json:"free_inodes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *FileSystem) Reset() {
-	*x = FileSystem{}
-	mi := &file_agent_proto_msgTypes[46]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *FileSystem) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*FileSystem) ProtoMessage() {}
-
-func (x *FileSystem) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use FileSystem.ProtoReflect.Descriptor instead.
-func (*FileSystem) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
-}
-
-func (x *FileSystem) GetBytes() uint64 {
-	if x != nil {
-		return x.Bytes
-	}
-	return 0
-}
-
-func (x *FileSystem) GetInodes() uint64 {
-	if x != nil {
-		return x.Inodes
-	}
-	return 0
-}
-
-func (x *FileSystem) GetFreeInodes() uint64 {
-	if x != nil {
-		return x.FreeInodes
-	}
-	return 0
-}
-
-type PSI struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Full          *PSIData               `protobuf:"bytes,1,opt,name=full,proto3" json:"full,omitempty"`
-	Some          *PSIData               `protobuf:"bytes,2,opt,name=some,proto3" json:"some,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PSI) Reset() {
-	*x = PSI{}
-	mi := &file_agent_proto_msgTypes[47]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PSI) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PSI) ProtoMessage() {}
-
-func (x *PSI) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use PSI.ProtoReflect.Descriptor instead.
-func (*PSI) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
-}
-
-func (x *PSI) GetFull() *PSIData {
-	if x != nil {
-		return x.Full
-	}
-	return nil
-}
-
-func (x *PSI) GetSome() *PSIData {
-	if x != nil {
-		return x.Some
-	}
-	return nil
-}
-
-type PSIData struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TotalUs       uint64                 `protobuf:"varint,1,opt,name=total_us,json=totalUs,proto3" json:"total_us,omitempty"`
-	Avg10         float64                `protobuf:"fixed64,2,opt,name=avg10,proto3" json:"avg10,omitempty"`
-	Avg60         float64                `protobuf:"fixed64,3,opt,name=avg60,proto3" json:"avg60,omitempty"`
-	Avg300        float64                `protobuf:"fixed64,4,opt,name=avg300,proto3" json:"avg300,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PSIData) Reset() {
-	*x = PSIData{}
-	mi := &file_agent_proto_msgTypes[48]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PSIData) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PSIData) ProtoMessage() {}
-
-func (x *PSIData) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[48]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use PSIData.ProtoReflect.Descriptor instead.
-func (*PSIData) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{48}
-}
-
-func (x *PSIData) GetTotalUs() uint64 {
-	if x != nil {
-		return x.TotalUs
-	}
-	return 0
-}
-
-func (x *PSIData) GetAvg10() float64 {
-	if x != nil {
-		return x.Avg10
-	}
-	return 0
-}
-
-func (x *PSIData) GetAvg60() float64 {
-	if x != nil {
-		return x.Avg60
-	}
-	return 0
-}
-
-func (x *PSIData) GetAvg300() float64 {
-	if x != nil {
-		return x.Avg300
-	}
-	return 0
-}
-
 type PidsStats struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Current       uint64                 `protobuf:"varint,1,opt,name=current,proto3" json:"current,omitempty"`
@@ -3374,7 +2845,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3386,7 +2857,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3399,7 +2870,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -3412,114 +2883,6 @@ func (x *PidsStats) GetCurrent() uint64 {
 func (x *PidsStats) GetLimit() uint64 {
 	if x != nil {
 		return x.Limit
-	}
-	return 0
-}
-
-type InterfaceStats struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	RxBytes       uint64                 `protobuf:"varint,2,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
-	RxErrors      uint64                 `protobuf:"varint,3,opt,name=rx_errors,json=rxErrors,proto3" json:"rx_errors,omitempty"`
-	TxBytes       uint64                 `protobuf:"varint,4,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
-	TxErrors      uint64                 `protobuf:"varint,5,opt,name=tx_errors,json=txErrors,proto3" json:"tx_errors,omitempty"`
-	RxPackets     uint64                 `protobuf:"varint,6,opt,name=rx_packets,json=rxPackets,proto3" json:"rx_packets,omitempty"`
-	TxPackets     uint64                 `protobuf:"varint,7,opt,name=tx_packets,json=txPackets,proto3" json:"tx_packets,omitempty"`
-	RxDropped     uint64                 `protobuf:"varint,8,opt,name=rx_dropped,json=rxDropped,proto3" json:"rx_dropped,omitempty"`
-	TxDropped     uint64                 `protobuf:"varint,9,opt,name=tx_dropped,json=txDropped,proto3" json:"tx_dropped,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *InterfaceStats) Reset() {
-	*x = InterfaceStats{}
-	mi := &file_agent_proto_msgTypes[50]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *InterfaceStats) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*InterfaceStats) ProtoMessage() {}
-
-func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[50]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use InterfaceStats.ProtoReflect.Descriptor instead.
-func (*InterfaceStats) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50}
-}
-
-func (x *InterfaceStats) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *InterfaceStats) GetRxBytes() uint64 {
-	if x != nil {
-		return x.RxBytes
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetRxErrors() uint64 {
-	if x != nil {
-		return x.RxErrors
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetTxBytes() uint64 {
-	if x != nil {
-		return x.TxBytes
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetTxErrors() uint64 {
-	if x != nil {
-		return x.TxErrors
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetRxPackets() uint64 {
-	if x != nil {
-		return x.RxPackets
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetTxPackets() uint64 {
-	if x != nil {
-		return x.TxPackets
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetRxDropped() uint64 {
-	if x != nil {
-		return x.RxDropped
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetTxDropped() uint64 {
-	if x != nil {
-		return x.TxDropped
 	}
 	return 0
 }
@@ -3539,7 +2902,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3551,7 +2914,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3564,7 +2927,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{51}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StreamHeader) GetKind() isStreamHeader_Kind {
@@ -3637,7 +3000,7 @@ type StdioStream struct {
 
 func (x *StdioStream) Reset() {
 	*x = StdioStream{}
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3649,7 +3012,7 @@ func (x *StdioStream) String() string {
 func (*StdioStream) ProtoMessage() {}
 
 func (x *StdioStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3662,7 +3025,7 @@ func (x *StdioStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdioStream.ProtoReflect.Descriptor instead.
 func (*StdioStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{52}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StdioStream) GetContainer() string {
@@ -3699,7 +3062,7 @@ type DialStream struct {
 
 func (x *DialStream) Reset() {
 	*x = DialStream{}
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3711,7 +3074,7 @@ func (x *DialStream) String() string {
 func (*DialStream) ProtoMessage() {}
 
 func (x *DialStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3724,7 +3087,7 @@ func (x *DialStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialStream.ProtoReflect.Descriptor instead.
 func (*DialStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{53}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DialStream) GetNetwork() string {
@@ -3755,7 +3118,7 @@ type ShareStream struct {
 
 func (x *ShareStream) Reset() {
 	*x = ShareStream{}
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3767,7 +3130,7 @@ func (x *ShareStream) String() string {
 func (*ShareStream) ProtoMessage() {}
 
 func (x *ShareStream) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3780,7 +3143,7 @@ func (x *ShareStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareStream.ProtoReflect.Descriptor instead.
 func (*ShareStream) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{54}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ShareStream) GetId() string {
@@ -3816,7 +3179,7 @@ type ShareChange struct {
 
 func (x *ShareChange) Reset() {
 	*x = ShareChange{}
-	mi := &file_agent_proto_msgTypes[55]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3828,7 +3191,7 @@ func (x *ShareChange) String() string {
 func (*ShareChange) ProtoMessage() {}
 
 func (x *ShareChange) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[55]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3841,7 +3204,7 @@ func (x *ShareChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareChange.ProtoReflect.Descriptor instead.
 func (*ShareChange) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{55}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ShareChange) GetKind() ShareChange_Kind {
@@ -3884,7 +3247,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_agent_proto_msgTypes[56]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3896,7 +3259,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[56]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3909,7 +3272,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{56}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StreamReply) GetError() string {
@@ -3930,7 +3293,7 @@ var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
 	"\n" +
-	"\vagent.proto\x12\x0fpistis.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\a\n" +
+	"\vagent.proto\x12\x0fpistis.agent.v1\x1a\x18api/stats/v1/stats.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\a\n" +
 	"\x05Empty\"(\n" +
 	"\fHelloRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\"\x9f\x01\n" +
@@ -3994,6 +3357,10 @@ const file_agent_proto_rawDesc = "" +
 	"\x14UpdateNetworkRequest\x122\n" +
 	"\anetwork\x18\x01 \x01(\v2\x18.pistis.agent.v1.NetworkR\anetwork\"C\n" +
 	"\x0fSetClockRequest\x120\n" +
+	"\x05clock\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05clock\"?\n" +
+	"\x12AdjustClockRequest\x12)\n" +
+	"\x02by\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x02by\"G\n" +
+	"\x13AdjustClockResponse\x120\n" +
 	"\x05clock\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05clock\"\x82\x01\n" +
 	"\x04User\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x15\n" +
@@ -4004,7 +3371,7 @@ const file_agent_proto_rawDesc = "" +
 	"\fResolvedUser\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x02 \x01(\rR\x03gid\x12'\n" +
-	"\x0fadditional_gids\x18\x03 \x03(\rR\x0eadditionalGids\"\xe5\x02\n" +
+	"\x0fadditional_gids\x18\x03 \x03(\rR\x0eadditionalGids\"\xa2\x03\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x124\n" +
@@ -4013,7 +3380,13 @@ const file_agent_proto_rawDesc = "" +
 	"\x05stdin\x18\x05 \x01(\bR\x05stdin\x12B\n" +
 	"\rpid_namespace\x18\x06 \x01(\v2\x1d.pistis.agent.v1.PIDNamespaceR\fpidNamespace\x124\n" +
 	"\x06memory\x18\a \x03(\v2\x1c.pistis.agent.v1.MemoryMountR\x06memory\x126\n" +
-	"\adevices\x18\b \x03(\v2\x1c.pistis.agent.v1.BlockDeviceR\adevices\"\xa6\x01\n" +
+	"\adevices\x18\b \x03(\v2\x1c.pistis.agent.v1.BlockDeviceR\adevices\x12;\n" +
+	"\vshare_parts\x18\t \x03(\v2\x1a.pistis.agent.v1.SharePartR\n" +
+	"shareParts\"K\n" +
+	"\tSharePart\x12\x14\n" +
+	"\x05mount\x18\x01 \x01(\rR\x05mount\x12\x14\n" +
+	"\x05share\x18\x02 \x01(\tR\x05share\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\"\xa6\x01\n" +
 	"\vMemoryMount\x12\x14\n" +
 	"\x05mount\x18\x01 \x01(\rR\x05mount\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x1d\n" +
@@ -4094,116 +3467,34 @@ const file_agent_proto_rawDesc = "" +
 	"\fStatsRequest\x12\x1e\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\tR\n" +
-	"containers\"\xef\x02\n" +
+	"containers\"\xa0\x03\n" +
 	"\rStatsResponse\x12?\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\v2\x1f.pistis.agent.v1.ContainerStatsR\n" +
 	"containers\x12?\n" +
 	"\n" +
-	"interfaces\x18\x02 \x03(\v2\x1f.pistis.agent.v1.InterfaceStatsR\n" +
+	"interfaces\x18\x02 \x03(\v2\x1f.pistis.stats.v1.InterfaceStatsR\n" +
 	"interfaces\x126\n" +
-	"\tguest_cpu\x18\x03 \x01(\v2\x19.pistis.agent.v1.CPUStatsR\bguestCpu\x12?\n" +
-	"\fguest_memory\x18\x04 \x01(\v2\x1c.pistis.agent.v1.MemoryStatsR\vguestMemory\x12*\n" +
+	"\tguest_cpu\x18\x03 \x01(\v2\x19.pistis.stats.v1.CPUStatsR\bguestCpu\x12?\n" +
+	"\fguest_memory\x18\x04 \x01(\v2\x1c.pistis.stats.v1.MemoryStatsR\vguestMemory\x12*\n" +
 	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x127\n" +
-	"\bwritable\x18\x06 \x01(\v2\x1b.pistis.agent.v1.FileSystemR\bwritable\"\xfe\x02\n" +
+	"\bwritable\x18\x06 \x01(\v2\x1b.pistis.stats.v1.FileSystemR\bwritable\x12/\n" +
+	"\bguest_io\x18\a \x01(\v2\x14.pistis.stats.v1.PSIR\aguestIo\"\xfe\x02\n" +
 	"\x0eContainerStats\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
-	"\x03cpu\x18\x02 \x01(\v2\x19.pistis.agent.v1.CPUStatsR\x03cpu\x124\n" +
-	"\x06memory\x18\x03 \x01(\v2\x1c.pistis.agent.v1.MemoryStatsR\x06memory\x12.\n" +
+	"\x03cpu\x18\x02 \x01(\v2\x19.pistis.stats.v1.CPUStatsR\x03cpu\x124\n" +
+	"\x06memory\x18\x03 \x01(\v2\x1c.pistis.stats.v1.MemoryStatsR\x06memory\x12.\n" +
 	"\x04pids\x18\x04 \x01(\v2\x1a.pistis.agent.v1.PidsStatsR\x04pids\x12%\n" +
 	"\x0ewritable_bytes\x18\x05 \x01(\x04R\rwritableBytes\x12'\n" +
 	"\x0fwritable_inodes\x18\x06 \x01(\x04R\x0ewritableInodes\x12(\n" +
-	"\x02io\x18\a \x01(\v2\x18.pistis.agent.v1.IOStatsR\x02io\x12\x1c\n" +
+	"\x02io\x18\a \x01(\v2\x18.pistis.stats.v1.IOStatsR\x02io\x12\x1c\n" +
 	"\tprocesses\x18\b \x01(\x04R\tprocesses\x12\"\n" +
 	"\n" +
 	"open_files\x18\t \x01(\x04H\x00R\topenFiles\x88\x01\x01B\r\n" +
-	"\v_open_files\"\x81\x01\n" +
-	"\bCPUStats\x12\x19\n" +
-	"\busage_ns\x18\x01 \x01(\x04R\ausageNs\x12&\n" +
-	"\x03psi\x18\x02 \x01(\v2\x14.pistis.agent.v1.PSIR\x03psi\x122\n" +
-	"\x06detail\x18\x03 \x01(\v2\x1a.pistis.agent.v1.CPUDetailR\x06detail\"~\n" +
-	"\tCPUDetail\x12\x17\n" +
-	"\auser_ns\x18\x01 \x01(\x04R\x06userNs\x12\x1b\n" +
-	"\tsystem_ns\x18\x02 \x01(\x04R\bsystemNs\x12;\n" +
-	"\n" +
-	"throttling\x18\x03 \x01(\v2\x1b.pistis.agent.v1.ThrottlingR\n" +
-	"throttling\"g\n" +
-	"\n" +
-	"Throttling\x12\x18\n" +
-	"\aperiods\x18\x01 \x01(\x04R\aperiods\x12\x1c\n" +
-	"\tthrottled\x18\x02 \x01(\x04R\tthrottled\x12!\n" +
-	"\fthrottled_ns\x18\x03 \x01(\x04R\vthrottledNs\"\xeb\x02\n" +
-	"\vMemoryStats\x12\x1f\n" +
-	"\vusage_bytes\x18\x01 \x01(\x04R\n" +
-	"usageBytes\x12*\n" +
-	"\x11working_set_bytes\x18\x02 \x01(\x04R\x0fworkingSetBytes\x12\x1b\n" +
-	"\trss_bytes\x18\x03 \x01(\x04R\brssBytes\x12\x1f\n" +
-	"\vpage_faults\x18\x04 \x01(\x04R\n" +
-	"pageFaults\x12*\n" +
-	"\x11major_page_faults\x18\x05 \x01(\x04R\x0fmajorPageFaults\x12'\n" +
-	"\x0favailable_bytes\x18\x06 \x01(\x04R\x0eavailableBytes\x12\x1d\n" +
-	"\n" +
-	"swap_bytes\x18\a \x01(\x04R\tswapBytes\x12&\n" +
-	"\x03psi\x18\b \x01(\v2\x14.pistis.agent.v1.PSIR\x03psi\x125\n" +
-	"\x06detail\x18\t \x01(\v2\x1d.pistis.agent.v1.MemoryDetailR\x06detail\"\xf0\x02\n" +
-	"\fMemoryDetail\x12\x1f\n" +
-	"\vcache_bytes\x18\x01 \x01(\x04R\n" +
-	"cacheBytes\x12*\n" +
-	"\x11mapped_file_bytes\x18\x02 \x01(\x04R\x0fmappedFileBytes\x12!\n" +
-	"\fkernel_bytes\x18\x03 \x01(\x04R\vkernelBytes\x12*\n" +
-	"\x11active_file_bytes\x18\x04 \x01(\x04R\x0factiveFileBytes\x12.\n" +
-	"\x13inactive_file_bytes\x18\x05 \x01(\x04R\x11inactiveFileBytes\x12\"\n" +
-	"\n" +
-	"peak_bytes\x18\x06 \x01(\x04H\x00R\tpeakBytes\x88\x01\x01\x12\"\n" +
-	"\n" +
-	"limit_hits\x18\a \x01(\x04H\x01R\tlimitHits\x88\x01\x01\x12 \n" +
-	"\toom_kills\x18\b \x01(\x04H\x02R\boomKills\x88\x01\x01B\r\n" +
-	"\v_peak_bytesB\r\n" +
-	"\v_limit_hitsB\f\n" +
-	"\n" +
-	"_oom_kills\"f\n" +
-	"\aIOStats\x123\n" +
-	"\adevices\x18\x01 \x03(\v2\x19.pistis.agent.v1.DeviceIOR\adevices\x12&\n" +
-	"\x03psi\x18\x02 \x01(\v2\x14.pistis.agent.v1.PSIR\x03psi\"\x90\x01\n" +
-	"\bDeviceIO\x12\x16\n" +
-	"\x06device\x18\x01 \x01(\tR\x06device\x12\x1d\n" +
-	"\n" +
-	"read_bytes\x18\x02 \x01(\x04R\treadBytes\x12\x1f\n" +
-	"\vwrite_bytes\x18\x03 \x01(\x04R\n" +
-	"writeBytes\x12\x14\n" +
-	"\x05reads\x18\x04 \x01(\x04R\x05reads\x12\x16\n" +
-	"\x06writes\x18\x05 \x01(\x04R\x06writes\"[\n" +
-	"\n" +
-	"FileSystem\x12\x14\n" +
-	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\x12\x16\n" +
-	"\x06inodes\x18\x02 \x01(\x04R\x06inodes\x12\x1f\n" +
-	"\vfree_inodes\x18\x03 \x01(\x04R\n" +
-	"freeInodes\"a\n" +
-	"\x03PSI\x12,\n" +
-	"\x04full\x18\x01 \x01(\v2\x18.pistis.agent.v1.PSIDataR\x04full\x12,\n" +
-	"\x04some\x18\x02 \x01(\v2\x18.pistis.agent.v1.PSIDataR\x04some\"h\n" +
-	"\aPSIData\x12\x19\n" +
-	"\btotal_us\x18\x01 \x01(\x04R\atotalUs\x12\x14\n" +
-	"\x05avg10\x18\x02 \x01(\x01R\x05avg10\x12\x14\n" +
-	"\x05avg60\x18\x03 \x01(\x01R\x05avg60\x12\x16\n" +
-	"\x06avg300\x18\x04 \x01(\x01R\x06avg300\";\n" +
+	"\v_open_files\";\n" +
 	"\tPidsStats\x12\x18\n" +
 	"\acurrent\x18\x01 \x01(\x04R\acurrent\x12\x14\n" +
-	"\x05limit\x18\x02 \x01(\x04R\x05limit\"\x90\x02\n" +
-	"\x0eInterfaceStats\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
-	"\brx_bytes\x18\x02 \x01(\x04R\arxBytes\x12\x1b\n" +
-	"\trx_errors\x18\x03 \x01(\x04R\brxErrors\x12\x19\n" +
-	"\btx_bytes\x18\x04 \x01(\x04R\atxBytes\x12\x1b\n" +
-	"\ttx_errors\x18\x05 \x01(\x04R\btxErrors\x12\x1d\n" +
-	"\n" +
-	"rx_packets\x18\x06 \x01(\x04R\trxPackets\x12\x1d\n" +
-	"\n" +
-	"tx_packets\x18\a \x01(\x04R\ttxPackets\x12\x1d\n" +
-	"\n" +
-	"rx_dropped\x18\b \x01(\x04R\trxDropped\x12\x1d\n" +
-	"\n" +
-	"tx_dropped\x18\t \x01(\x04R\ttxDropped\"\xb5\x01\n" +
+	"\x05limit\x18\x02 \x01(\x04R\x05limit\"\xb5\x01\n" +
 	"\fStreamHeader\x124\n" +
 	"\x05stdio\x18\x01 \x01(\v2\x1c.pistis.agent.v1.StdioStreamH\x00R\x05stdio\x121\n" +
 	"\x04dial\x18\x02 \x01(\v2\x1b.pistis.agent.v1.DialStreamH\x00R\x04dial\x124\n" +
@@ -4239,12 +3530,13 @@ const file_agent_proto_rawDesc = "" +
 	"\x06REMOVE\x10\x02\"7\n" +
 	"\vStreamReply\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\x12\x12\n" +
-	"\x04code\x18\x02 \x01(\rR\x04code2\x89\v\n" +
+	"\x04code\x18\x02 \x01(\rR\x04code2\xe3\v\n" +
 	"\x05Agent\x12F\n" +
 	"\x05Hello\x12\x1d.pistis.agent.v1.HelloRequest\x1a\x1e.pistis.agent.v1.HelloResponse\x12g\n" +
 	"\x10ConfigureSandbox\x12(.pistis.agent.v1.ConfigureSandboxRequest\x1a).pistis.agent.v1.ConfigureSandboxResponse\x12N\n" +
 	"\rUpdateNetwork\x12%.pistis.agent.v1.UpdateNetworkRequest\x1a\x16.pistis.agent.v1.Empty\x12D\n" +
-	"\bSetClock\x12 .pistis.agent.v1.SetClockRequest\x1a\x16.pistis.agent.v1.Empty\x12d\n" +
+	"\bSetClock\x12 .pistis.agent.v1.SetClockRequest\x1a\x16.pistis.agent.v1.Empty\x12X\n" +
+	"\vAdjustClock\x12#.pistis.agent.v1.AdjustClockRequest\x1a$.pistis.agent.v1.AdjustClockResponse\x12d\n" +
 	"\x0fCreateContainer\x12'.pistis.agent.v1.CreateContainerRequest\x1a(.pistis.agent.v1.CreateContainerResponse\x12<\n" +
 	"\x04Exec\x12\x1c.pistis.agent.v1.ExecRequest\x1a\x16.pistis.agent.v1.Empty\x12F\n" +
 	"\x05Start\x12\x1d.pistis.agent.v1.StartRequest\x1a\x1e.pistis.agent.v1.StartResponse\x12@\n" +
@@ -4274,7 +3566,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_agent_proto_goTypes = []any{
 	(StdioStream_FD)(0),              // 0: pistis.agent.v1.StdioStream.FD
 	(ShareChange_Kind)(0),            // 1: pistis.agent.v1.ShareChange.Kind
@@ -4290,143 +3582,139 @@ var file_agent_proto_goTypes = []any{
 	(*ConfigureSandboxResponse)(nil), // 11: pistis.agent.v1.ConfigureSandboxResponse
 	(*UpdateNetworkRequest)(nil),     // 12: pistis.agent.v1.UpdateNetworkRequest
 	(*SetClockRequest)(nil),          // 13: pistis.agent.v1.SetClockRequest
-	(*User)(nil),                     // 14: pistis.agent.v1.User
-	(*ResolvedUser)(nil),             // 15: pistis.agent.v1.ResolvedUser
-	(*CreateContainerRequest)(nil),   // 16: pistis.agent.v1.CreateContainerRequest
-	(*MemoryMount)(nil),              // 17: pistis.agent.v1.MemoryMount
-	(*BlockDevice)(nil),              // 18: pistis.agent.v1.BlockDevice
-	(*PIDNamespace)(nil),             // 19: pistis.agent.v1.PIDNamespace
-	(*CreateContainerResponse)(nil),  // 20: pistis.agent.v1.CreateContainerResponse
-	(*ExecRequest)(nil),              // 21: pistis.agent.v1.ExecRequest
-	(*StartRequest)(nil),             // 22: pistis.agent.v1.StartRequest
-	(*StartResponse)(nil),            // 23: pistis.agent.v1.StartResponse
-	(*SignalRequest)(nil),            // 24: pistis.agent.v1.SignalRequest
-	(*WaitRequest)(nil),              // 25: pistis.agent.v1.WaitRequest
-	(*WaitResponse)(nil),             // 26: pistis.agent.v1.WaitResponse
-	(*DeleteRequest)(nil),            // 27: pistis.agent.v1.DeleteRequest
-	(*DeleteResponse)(nil),           // 28: pistis.agent.v1.DeleteResponse
-	(*ResizeTerminalRequest)(nil),    // 29: pistis.agent.v1.ResizeTerminalRequest
-	(*ContainerRequest)(nil),         // 30: pistis.agent.v1.ContainerRequest
-	(*PidsRequest)(nil),              // 31: pistis.agent.v1.PidsRequest
-	(*PidsResponse)(nil),             // 32: pistis.agent.v1.PidsResponse
-	(*Pid)(nil),                      // 33: pistis.agent.v1.Pid
-	(*UpdateRequest)(nil),            // 34: pistis.agent.v1.UpdateRequest
-	(*RemoveShareRequest)(nil),       // 35: pistis.agent.v1.RemoveShareRequest
-	(*ResizeRequest)(nil),            // 36: pistis.agent.v1.ResizeRequest
-	(*ResizeResponse)(nil),           // 37: pistis.agent.v1.ResizeResponse
-	(*StatsRequest)(nil),             // 38: pistis.agent.v1.StatsRequest
-	(*StatsResponse)(nil),            // 39: pistis.agent.v1.StatsResponse
-	(*ContainerStats)(nil),           // 40: pistis.agent.v1.ContainerStats
-	(*CPUStats)(nil),                 // 41: pistis.agent.v1.CPUStats
-	(*CPUDetail)(nil),                // 42: pistis.agent.v1.CPUDetail
-	(*Throttling)(nil),               // 43: pistis.agent.v1.Throttling
-	(*MemoryStats)(nil),              // 44: pistis.agent.v1.MemoryStats
-	(*MemoryDetail)(nil),             // 45: pistis.agent.v1.MemoryDetail
-	(*IOStats)(nil),                  // 46: pistis.agent.v1.IOStats
-	(*DeviceIO)(nil),                 // 47: pistis.agent.v1.DeviceIO
-	(*FileSystem)(nil),               // 48: pistis.agent.v1.FileSystem
-	(*PSI)(nil),                      // 49: pistis.agent.v1.PSI
-	(*PSIData)(nil),                  // 50: pistis.agent.v1.PSIData
-	(*PidsStats)(nil),                // 51: pistis.agent.v1.PidsStats
-	(*InterfaceStats)(nil),           // 52: pistis.agent.v1.InterfaceStats
-	(*StreamHeader)(nil),             // 53: pistis.agent.v1.StreamHeader
-	(*StdioStream)(nil),              // 54: pistis.agent.v1.StdioStream
-	(*DialStream)(nil),               // 55: pistis.agent.v1.DialStream
-	(*ShareStream)(nil),              // 56: pistis.agent.v1.ShareStream
-	(*ShareChange)(nil),              // 57: pistis.agent.v1.ShareChange
-	(*StreamReply)(nil),              // 58: pistis.agent.v1.StreamReply
-	nil,                              // 59: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	(*timestamppb.Timestamp)(nil),    // 60: google.protobuf.Timestamp
+	(*AdjustClockRequest)(nil),       // 14: pistis.agent.v1.AdjustClockRequest
+	(*AdjustClockResponse)(nil),      // 15: pistis.agent.v1.AdjustClockResponse
+	(*User)(nil),                     // 16: pistis.agent.v1.User
+	(*ResolvedUser)(nil),             // 17: pistis.agent.v1.ResolvedUser
+	(*CreateContainerRequest)(nil),   // 18: pistis.agent.v1.CreateContainerRequest
+	(*SharePart)(nil),                // 19: pistis.agent.v1.SharePart
+	(*MemoryMount)(nil),              // 20: pistis.agent.v1.MemoryMount
+	(*BlockDevice)(nil),              // 21: pistis.agent.v1.BlockDevice
+	(*PIDNamespace)(nil),             // 22: pistis.agent.v1.PIDNamespace
+	(*CreateContainerResponse)(nil),  // 23: pistis.agent.v1.CreateContainerResponse
+	(*ExecRequest)(nil),              // 24: pistis.agent.v1.ExecRequest
+	(*StartRequest)(nil),             // 25: pistis.agent.v1.StartRequest
+	(*StartResponse)(nil),            // 26: pistis.agent.v1.StartResponse
+	(*SignalRequest)(nil),            // 27: pistis.agent.v1.SignalRequest
+	(*WaitRequest)(nil),              // 28: pistis.agent.v1.WaitRequest
+	(*WaitResponse)(nil),             // 29: pistis.agent.v1.WaitResponse
+	(*DeleteRequest)(nil),            // 30: pistis.agent.v1.DeleteRequest
+	(*DeleteResponse)(nil),           // 31: pistis.agent.v1.DeleteResponse
+	(*ResizeTerminalRequest)(nil),    // 32: pistis.agent.v1.ResizeTerminalRequest
+	(*ContainerRequest)(nil),         // 33: pistis.agent.v1.ContainerRequest
+	(*PidsRequest)(nil),              // 34: pistis.agent.v1.PidsRequest
+	(*PidsResponse)(nil),             // 35: pistis.agent.v1.PidsResponse
+	(*Pid)(nil),                      // 36: pistis.agent.v1.Pid
+	(*UpdateRequest)(nil),            // 37: pistis.agent.v1.UpdateRequest
+	(*RemoveShareRequest)(nil),       // 38: pistis.agent.v1.RemoveShareRequest
+	(*ResizeRequest)(nil),            // 39: pistis.agent.v1.ResizeRequest
+	(*ResizeResponse)(nil),           // 40: pistis.agent.v1.ResizeResponse
+	(*StatsRequest)(nil),             // 41: pistis.agent.v1.StatsRequest
+	(*StatsResponse)(nil),            // 42: pistis.agent.v1.StatsResponse
+	(*ContainerStats)(nil),           // 43: pistis.agent.v1.ContainerStats
+	(*PidsStats)(nil),                // 44: pistis.agent.v1.PidsStats
+	(*StreamHeader)(nil),             // 45: pistis.agent.v1.StreamHeader
+	(*StdioStream)(nil),              // 46: pistis.agent.v1.StdioStream
+	(*DialStream)(nil),               // 47: pistis.agent.v1.DialStream
+	(*ShareStream)(nil),              // 48: pistis.agent.v1.ShareStream
+	(*ShareChange)(nil),              // 49: pistis.agent.v1.ShareChange
+	(*StreamReply)(nil),              // 50: pistis.agent.v1.StreamReply
+	nil,                              // 51: pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	(*timestamppb.Timestamp)(nil),    // 52: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 53: google.protobuf.Duration
+	(*v1.InterfaceStats)(nil),        // 54: pistis.stats.v1.InterfaceStats
+	(*v1.CPUStats)(nil),              // 55: pistis.stats.v1.CPUStats
+	(*v1.MemoryStats)(nil),           // 56: pistis.stats.v1.MemoryStats
+	(*v1.FileSystem)(nil),            // 57: pistis.stats.v1.FileSystem
+	(*v1.PSI)(nil),                   // 58: pistis.stats.v1.PSI
+	(*v1.IOStats)(nil),               // 59: pistis.stats.v1.IOStats
 }
 var file_agent_proto_depIdxs = []int32{
 	7,  // 0: pistis.agent.v1.Network.interfaces:type_name -> pistis.agent.v1.Interface
 	8,  // 1: pistis.agent.v1.Network.routes:type_name -> pistis.agent.v1.Route
 	9,  // 2: pistis.agent.v1.Network.neighbors:type_name -> pistis.agent.v1.Neighbor
 	6,  // 3: pistis.agent.v1.ConfigureSandboxRequest.network:type_name -> pistis.agent.v1.Network
-	59, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
-	60, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
+	51, // 4: pistis.agent.v1.ConfigureSandboxRequest.sysctls:type_name -> pistis.agent.v1.ConfigureSandboxRequest.SysctlsEntry
+	52, // 5: pistis.agent.v1.ConfigureSandboxRequest.clock:type_name -> google.protobuf.Timestamp
 	5,  // 6: pistis.agent.v1.ConfigureSandboxRequest.scratch:type_name -> pistis.agent.v1.DiskAddress
 	5,  // 7: pistis.agent.v1.ConfigureSandboxRequest.modules:type_name -> pistis.agent.v1.DiskAddress
 	6,  // 8: pistis.agent.v1.UpdateNetworkRequest.network:type_name -> pistis.agent.v1.Network
-	60, // 9: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
-	5,  // 10: pistis.agent.v1.CreateContainerRequest.layers:type_name -> pistis.agent.v1.DiskAddress
-	14, // 11: pistis.agent.v1.CreateContainerRequest.user:type_name -> pistis.agent.v1.User
-	19, // 12: pistis.agent.v1.CreateContainerRequest.pid_namespace:type_name -> pistis.agent.v1.PIDNamespace
-	17, // 13: pistis.agent.v1.CreateContainerRequest.memory:type_name -> pistis.agent.v1.MemoryMount
-	18, // 14: pistis.agent.v1.CreateContainerRequest.devices:type_name -> pistis.agent.v1.BlockDevice
-	5,  // 15: pistis.agent.v1.BlockDevice.disk:type_name -> pistis.agent.v1.DiskAddress
-	15, // 16: pistis.agent.v1.CreateContainerResponse.user:type_name -> pistis.agent.v1.ResolvedUser
-	14, // 17: pistis.agent.v1.ExecRequest.user:type_name -> pistis.agent.v1.User
-	60, // 18: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
-	5,  // 19: pistis.agent.v1.DeleteResponse.disks:type_name -> pistis.agent.v1.DiskAddress
-	33, // 20: pistis.agent.v1.PidsResponse.pids:type_name -> pistis.agent.v1.Pid
-	40, // 21: pistis.agent.v1.StatsResponse.containers:type_name -> pistis.agent.v1.ContainerStats
-	52, // 22: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.agent.v1.InterfaceStats
-	41, // 23: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.agent.v1.CPUStats
-	44, // 24: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.agent.v1.MemoryStats
-	60, // 25: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
-	48, // 26: pistis.agent.v1.StatsResponse.writable:type_name -> pistis.agent.v1.FileSystem
-	41, // 27: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.agent.v1.CPUStats
-	44, // 28: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.agent.v1.MemoryStats
-	51, // 29: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
-	46, // 30: pistis.agent.v1.ContainerStats.io:type_name -> pistis.agent.v1.IOStats
-	49, // 31: pistis.agent.v1.CPUStats.psi:type_name -> pistis.agent.v1.PSI
-	42, // 32: pistis.agent.v1.CPUStats.detail:type_name -> pistis.agent.v1.CPUDetail
-	43, // 33: pistis.agent.v1.CPUDetail.throttling:type_name -> pistis.agent.v1.Throttling
-	49, // 34: pistis.agent.v1.MemoryStats.psi:type_name -> pistis.agent.v1.PSI
-	45, // 35: pistis.agent.v1.MemoryStats.detail:type_name -> pistis.agent.v1.MemoryDetail
-	47, // 36: pistis.agent.v1.IOStats.devices:type_name -> pistis.agent.v1.DeviceIO
-	49, // 37: pistis.agent.v1.IOStats.psi:type_name -> pistis.agent.v1.PSI
-	50, // 38: pistis.agent.v1.PSI.full:type_name -> pistis.agent.v1.PSIData
-	50, // 39: pistis.agent.v1.PSI.some:type_name -> pistis.agent.v1.PSIData
-	54, // 40: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
-	55, // 41: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
-	56, // 42: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
-	0,  // 43: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
-	1,  // 44: pistis.agent.v1.ShareChange.kind:type_name -> pistis.agent.v1.ShareChange.Kind
-	3,  // 45: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
-	10, // 46: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
-	12, // 47: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
-	13, // 48: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
-	16, // 49: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
-	21, // 50: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
-	22, // 51: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
-	24, // 52: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
-	25, // 53: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
-	27, // 54: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
-	29, // 55: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
-	31, // 56: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
-	30, // 57: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
-	30, // 58: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
-	34, // 59: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
-	38, // 60: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
-	35, // 61: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
-	36, // 62: pistis.agent.v1.Agent.Resize:input_type -> pistis.agent.v1.ResizeRequest
-	2,  // 63: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
-	4,  // 64: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
-	11, // 65: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
-	2,  // 66: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
-	2,  // 67: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
-	20, // 68: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
-	2,  // 69: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
-	23, // 70: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
-	2,  // 71: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
-	26, // 72: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
-	28, // 73: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
-	2,  // 74: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
-	32, // 75: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
-	2,  // 76: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
-	2,  // 77: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
-	2,  // 78: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
-	39, // 79: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
-	2,  // 80: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
-	37, // 81: pistis.agent.v1.Agent.Resize:output_type -> pistis.agent.v1.ResizeResponse
-	2,  // 82: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
-	64, // [64:83] is the sub-list for method output_type
-	45, // [45:64] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	52, // 9: pistis.agent.v1.SetClockRequest.clock:type_name -> google.protobuf.Timestamp
+	53, // 10: pistis.agent.v1.AdjustClockRequest.by:type_name -> google.protobuf.Duration
+	52, // 11: pistis.agent.v1.AdjustClockResponse.clock:type_name -> google.protobuf.Timestamp
+	5,  // 12: pistis.agent.v1.CreateContainerRequest.layers:type_name -> pistis.agent.v1.DiskAddress
+	16, // 13: pistis.agent.v1.CreateContainerRequest.user:type_name -> pistis.agent.v1.User
+	22, // 14: pistis.agent.v1.CreateContainerRequest.pid_namespace:type_name -> pistis.agent.v1.PIDNamespace
+	20, // 15: pistis.agent.v1.CreateContainerRequest.memory:type_name -> pistis.agent.v1.MemoryMount
+	21, // 16: pistis.agent.v1.CreateContainerRequest.devices:type_name -> pistis.agent.v1.BlockDevice
+	19, // 17: pistis.agent.v1.CreateContainerRequest.share_parts:type_name -> pistis.agent.v1.SharePart
+	5,  // 18: pistis.agent.v1.BlockDevice.disk:type_name -> pistis.agent.v1.DiskAddress
+	17, // 19: pistis.agent.v1.CreateContainerResponse.user:type_name -> pistis.agent.v1.ResolvedUser
+	16, // 20: pistis.agent.v1.ExecRequest.user:type_name -> pistis.agent.v1.User
+	52, // 21: pistis.agent.v1.WaitResponse.exited_at:type_name -> google.protobuf.Timestamp
+	5,  // 22: pistis.agent.v1.DeleteResponse.disks:type_name -> pistis.agent.v1.DiskAddress
+	36, // 23: pistis.agent.v1.PidsResponse.pids:type_name -> pistis.agent.v1.Pid
+	43, // 24: pistis.agent.v1.StatsResponse.containers:type_name -> pistis.agent.v1.ContainerStats
+	54, // 25: pistis.agent.v1.StatsResponse.interfaces:type_name -> pistis.stats.v1.InterfaceStats
+	55, // 26: pistis.agent.v1.StatsResponse.guest_cpu:type_name -> pistis.stats.v1.CPUStats
+	56, // 27: pistis.agent.v1.StatsResponse.guest_memory:type_name -> pistis.stats.v1.MemoryStats
+	52, // 28: pistis.agent.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
+	57, // 29: pistis.agent.v1.StatsResponse.writable:type_name -> pistis.stats.v1.FileSystem
+	58, // 30: pistis.agent.v1.StatsResponse.guest_io:type_name -> pistis.stats.v1.PSI
+	55, // 31: pistis.agent.v1.ContainerStats.cpu:type_name -> pistis.stats.v1.CPUStats
+	56, // 32: pistis.agent.v1.ContainerStats.memory:type_name -> pistis.stats.v1.MemoryStats
+	44, // 33: pistis.agent.v1.ContainerStats.pids:type_name -> pistis.agent.v1.PidsStats
+	59, // 34: pistis.agent.v1.ContainerStats.io:type_name -> pistis.stats.v1.IOStats
+	46, // 35: pistis.agent.v1.StreamHeader.stdio:type_name -> pistis.agent.v1.StdioStream
+	47, // 36: pistis.agent.v1.StreamHeader.dial:type_name -> pistis.agent.v1.DialStream
+	48, // 37: pistis.agent.v1.StreamHeader.share:type_name -> pistis.agent.v1.ShareStream
+	0,  // 38: pistis.agent.v1.StdioStream.fd:type_name -> pistis.agent.v1.StdioStream.FD
+	1,  // 39: pistis.agent.v1.ShareChange.kind:type_name -> pistis.agent.v1.ShareChange.Kind
+	3,  // 40: pistis.agent.v1.Agent.Hello:input_type -> pistis.agent.v1.HelloRequest
+	10, // 41: pistis.agent.v1.Agent.ConfigureSandbox:input_type -> pistis.agent.v1.ConfigureSandboxRequest
+	12, // 42: pistis.agent.v1.Agent.UpdateNetwork:input_type -> pistis.agent.v1.UpdateNetworkRequest
+	13, // 43: pistis.agent.v1.Agent.SetClock:input_type -> pistis.agent.v1.SetClockRequest
+	14, // 44: pistis.agent.v1.Agent.AdjustClock:input_type -> pistis.agent.v1.AdjustClockRequest
+	18, // 45: pistis.agent.v1.Agent.CreateContainer:input_type -> pistis.agent.v1.CreateContainerRequest
+	24, // 46: pistis.agent.v1.Agent.Exec:input_type -> pistis.agent.v1.ExecRequest
+	25, // 47: pistis.agent.v1.Agent.Start:input_type -> pistis.agent.v1.StartRequest
+	27, // 48: pistis.agent.v1.Agent.Signal:input_type -> pistis.agent.v1.SignalRequest
+	28, // 49: pistis.agent.v1.Agent.Wait:input_type -> pistis.agent.v1.WaitRequest
+	30, // 50: pistis.agent.v1.Agent.Delete:input_type -> pistis.agent.v1.DeleteRequest
+	32, // 51: pistis.agent.v1.Agent.ResizeTerminal:input_type -> pistis.agent.v1.ResizeTerminalRequest
+	34, // 52: pistis.agent.v1.Agent.Pids:input_type -> pistis.agent.v1.PidsRequest
+	33, // 53: pistis.agent.v1.Agent.Pause:input_type -> pistis.agent.v1.ContainerRequest
+	33, // 54: pistis.agent.v1.Agent.Resume:input_type -> pistis.agent.v1.ContainerRequest
+	37, // 55: pistis.agent.v1.Agent.Update:input_type -> pistis.agent.v1.UpdateRequest
+	41, // 56: pistis.agent.v1.Agent.Stats:input_type -> pistis.agent.v1.StatsRequest
+	38, // 57: pistis.agent.v1.Agent.RemoveShare:input_type -> pistis.agent.v1.RemoveShareRequest
+	39, // 58: pistis.agent.v1.Agent.Resize:input_type -> pistis.agent.v1.ResizeRequest
+	2,  // 59: pistis.agent.v1.Agent.Shutdown:input_type -> pistis.agent.v1.Empty
+	4,  // 60: pistis.agent.v1.Agent.Hello:output_type -> pistis.agent.v1.HelloResponse
+	11, // 61: pistis.agent.v1.Agent.ConfigureSandbox:output_type -> pistis.agent.v1.ConfigureSandboxResponse
+	2,  // 62: pistis.agent.v1.Agent.UpdateNetwork:output_type -> pistis.agent.v1.Empty
+	2,  // 63: pistis.agent.v1.Agent.SetClock:output_type -> pistis.agent.v1.Empty
+	15, // 64: pistis.agent.v1.Agent.AdjustClock:output_type -> pistis.agent.v1.AdjustClockResponse
+	23, // 65: pistis.agent.v1.Agent.CreateContainer:output_type -> pistis.agent.v1.CreateContainerResponse
+	2,  // 66: pistis.agent.v1.Agent.Exec:output_type -> pistis.agent.v1.Empty
+	26, // 67: pistis.agent.v1.Agent.Start:output_type -> pistis.agent.v1.StartResponse
+	2,  // 68: pistis.agent.v1.Agent.Signal:output_type -> pistis.agent.v1.Empty
+	29, // 69: pistis.agent.v1.Agent.Wait:output_type -> pistis.agent.v1.WaitResponse
+	31, // 70: pistis.agent.v1.Agent.Delete:output_type -> pistis.agent.v1.DeleteResponse
+	2,  // 71: pistis.agent.v1.Agent.ResizeTerminal:output_type -> pistis.agent.v1.Empty
+	35, // 72: pistis.agent.v1.Agent.Pids:output_type -> pistis.agent.v1.PidsResponse
+	2,  // 73: pistis.agent.v1.Agent.Pause:output_type -> pistis.agent.v1.Empty
+	2,  // 74: pistis.agent.v1.Agent.Resume:output_type -> pistis.agent.v1.Empty
+	2,  // 75: pistis.agent.v1.Agent.Update:output_type -> pistis.agent.v1.Empty
+	42, // 76: pistis.agent.v1.Agent.Stats:output_type -> pistis.agent.v1.StatsResponse
+	2,  // 77: pistis.agent.v1.Agent.RemoveShare:output_type -> pistis.agent.v1.Empty
+	40, // 78: pistis.agent.v1.Agent.Resize:output_type -> pistis.agent.v1.ResizeResponse
+	2,  // 79: pistis.agent.v1.Agent.Shutdown:output_type -> pistis.agent.v1.Empty
+	60, // [60:80] is the sub-list for method output_type
+	40, // [40:60] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -4439,14 +3727,13 @@ func file_agent_proto_init() {
 		(*DiskAddress_Serial)(nil),
 		(*DiskAddress_Device)(nil),
 	}
-	file_agent_proto_msgTypes[12].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[17].OneofWrappers = []any{
+	file_agent_proto_msgTypes[14].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[20].OneofWrappers = []any{
 		(*PIDNamespace_Own)(nil),
 		(*PIDNamespace_Container)(nil),
 	}
-	file_agent_proto_msgTypes[38].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[43].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[51].OneofWrappers = []any{
+	file_agent_proto_msgTypes[41].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[43].OneofWrappers = []any{
 		(*StreamHeader_Stdio)(nil),
 		(*StreamHeader_Dial)(nil),
 		(*StreamHeader_Share)(nil),
@@ -4457,7 +3744,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   58,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

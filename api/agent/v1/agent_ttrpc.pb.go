@@ -12,6 +12,7 @@ type AgentService interface {
 	ConfigureSandbox(context.Context, *ConfigureSandboxRequest) (*ConfigureSandboxResponse, error)
 	UpdateNetwork(context.Context, *UpdateNetworkRequest) (*Empty, error)
 	SetClock(context.Context, *SetClockRequest) (*Empty, error)
+	AdjustClock(context.Context, *AdjustClockRequest) (*AdjustClockResponse, error)
 	CreateContainer(context.Context, *CreateContainerRequest) (*CreateContainerResponse, error)
 	Exec(context.Context, *ExecRequest) (*Empty, error)
 	Start(context.Context, *StartRequest) (*StartResponse, error)
@@ -59,6 +60,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.SetClock(ctx, &req)
+			},
+			"AdjustClock": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req AdjustClockRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.AdjustClock(ctx, &req)
 			},
 			"CreateContainer": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req CreateContainerRequest
@@ -206,6 +214,14 @@ func (c *agentClient) UpdateNetwork(ctx context.Context, req *UpdateNetworkReque
 func (c *agentClient) SetClock(ctx context.Context, req *SetClockRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "pistis.agent.v1.Agent", "SetClock", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) AdjustClock(ctx context.Context, req *AdjustClockRequest) (*AdjustClockResponse, error) {
+	var resp AdjustClockResponse
+	if err := c.client.Call(ctx, "pistis.agent.v1.Agent", "AdjustClock", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -8,7 +8,7 @@
 // The contract only grows: a field keeps its number and meaning, what is new is announced by
 // [HelloResponse].Features. [ProtocolVersion] changes only when an old peer could misunderstand a new one.
 //
-// The package holds generated code, constants and framing; it must not import anything else of ours.
+// The package holds generated code, constants and framing; it must not import anything else of ours but api/stats/v1.
 package agentv1
 
-//go:generate protoc --go_out=. --go_opt=paths=source_relative --go-ttrpc_out=. --go-ttrpc_opt=paths=source_relative agent.proto
+//go:generate protoc -I. -I../../.. --go_out=. --go_opt=paths=source_relative --go-ttrpc_out=. --go-ttrpc_opt=paths=source_relative agent.proto

@@ -54,6 +54,10 @@ const (
 	FeatureMemoryVolumes = "memory-volumes"
 	// FeatureBlockDevices: it knows CreateContainerRequest.devices.
 	FeatureBlockDevices = "block-devices"
+	// FeatureClock: it knows AdjustClock.
+	FeatureClock = "clock"
+	// FeatureShareParts: it knows CreateContainerRequest.share_parts.
+	FeatureShareParts = "share-parts"
 	// FeatureResize: it knows Resize.
 	FeatureResize = "resize"
 

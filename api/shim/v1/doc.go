@@ -10,4 +10,4 @@
 // The contract only grows; an old shim is served by a newer daemon for as long as its pod lives.
 package shimv1
 
-//go:generate protoc --go_out=. --go_opt=paths=source_relative --go-ttrpc_out=. --go-ttrpc_opt=paths=source_relative shim.proto
+//go:generate protoc -I. -I../../.. --go_out=. --go_opt=paths=source_relative --go-ttrpc_out=. --go-ttrpc_opt=paths=source_relative shim.proto

@@ -5,3 +5,6 @@ const FeaturePIDNamespaces = "pid-namespaces"
 
 // FeatureResize: it knows Resize.
 const FeatureResize = "resize"
+
+// FeatureConsole: it removes the guest's console when its VM has ended as it should. Older ones leave every console.
+const FeatureConsole = "console"

@@ -7,6 +7,7 @@
 package shimv1
 
 import (
+	v1 "github.com/pistis-run/pistis/api/stats/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -738,13 +739,15 @@ func (x *StatsRequest) GetContainers() []string {
 }
 
 type StatsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Containers    []*ContainerStats      `protobuf:"bytes,1,rep,name=containers,proto3" json:"containers,omitempty"`
-	Interfaces    []*InterfaceStats      `protobuf:"bytes,2,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
-	Cpu           *CPUStats              `protobuf:"bytes,3,opt,name=cpu,proto3" json:"cpu,omitempty"`
-	Memory        *MemoryStats           `protobuf:"bytes,4,opt,name=memory,proto3" json:"memory,omitempty"`
-	At            *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
-	Writable      *FileSystem            `protobuf:"bytes,6,opt,name=writable,proto3" json:"writable,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Containers []*ContainerStats      `protobuf:"bytes,1,rep,name=containers,proto3" json:"containers,omitempty"`
+	Interfaces []*v1.InterfaceStats   `protobuf:"bytes,2,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	Cpu        *v1.CPUStats           `protobuf:"bytes,3,opt,name=cpu,proto3" json:"cpu,omitempty"`
+	Memory     *v1.MemoryStats        `protobuf:"bytes,4,opt,name=memory,proto3" json:"memory,omitempty"`
+	At         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
+	Writable   *v1.FileSystem         `protobuf:"bytes,6,opt,name=writable,proto3" json:"writable,omitempty"`
+	// io is the pressure of I/O on the guest as a whole.
+	Io            *v1.PSI `protobuf:"bytes,7,opt,name=io,proto3" json:"io,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -786,21 +789,21 @@ func (x *StatsResponse) GetContainers() []*ContainerStats {
 	return nil
 }
 
-func (x *StatsResponse) GetInterfaces() []*InterfaceStats {
+func (x *StatsResponse) GetInterfaces() []*v1.InterfaceStats {
 	if x != nil {
 		return x.Interfaces
 	}
 	return nil
 }
 
-func (x *StatsResponse) GetCpu() *CPUStats {
+func (x *StatsResponse) GetCpu() *v1.CPUStats {
 	if x != nil {
 		return x.Cpu
 	}
 	return nil
 }
 
-func (x *StatsResponse) GetMemory() *MemoryStats {
+func (x *StatsResponse) GetMemory() *v1.MemoryStats {
 	if x != nil {
 		return x.Memory
 	}
@@ -814,24 +817,183 @@ func (x *StatsResponse) GetAt() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *StatsResponse) GetWritable() *FileSystem {
+func (x *StatsResponse) GetWritable() *v1.FileSystem {
 	if x != nil {
 		return x.Writable
 	}
 	return nil
 }
 
+func (x *StatsResponse) GetIo() *v1.PSI {
+	if x != nil {
+		return x.Io
+	}
+	return nil
+}
+
+type CountersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountersRequest) Reset() {
+	*x = CountersRequest{}
+	mi := &file_shim_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountersRequest) ProtoMessage() {}
+
+func (x *CountersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountersRequest.ProtoReflect.Descriptor instead.
+func (*CountersRequest) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{12}
+}
+
+type CountersResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Counters      []*Counter             `protobuf:"bytes,1,rep,name=counters,proto3" json:"counters,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountersResponse) Reset() {
+	*x = CountersResponse{}
+	mi := &file_shim_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountersResponse) ProtoMessage() {}
+
+func (x *CountersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountersResponse.ProtoReflect.Descriptor instead.
+func (*CountersResponse) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *CountersResponse) GetCounters() []*Counter {
+	if x != nil {
+		return x.Counters
+	}
+	return nil
+}
+
+// Counter is a sum since the VM's start.
+type Counter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// kind is what is counted: bytes, operations, failures, throttled, microseconds, exits.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// part of the VM, as disk, card, stream, memory or api.
+	Part string `protobuf:"bytes,2,opt,name=part,proto3" json:"part,omitempty"`
+	// direction is in, towards the guest, or out, or empty.
+	Direction     string `protobuf:"bytes,3,opt,name=direction,proto3" json:"direction,omitempty"`
+	Value         uint64 `protobuf:"varint,4,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Counter) Reset() {
+	*x = Counter{}
+	mi := &file_shim_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Counter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Counter) ProtoMessage() {}
+
+func (x *Counter) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Counter.ProtoReflect.Descriptor instead.
+func (*Counter) Descriptor() ([]byte, []int) {
+	return file_shim_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Counter) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Counter) GetPart() string {
+	if x != nil {
+		return x.Part
+	}
+	return ""
+}
+
+func (x *Counter) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *Counter) GetValue() uint64 {
+	if x != nil {
+		return x.Value
+	}
+	return 0
+}
+
 type ContainerStats struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Id             string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Cpu            *CPUStats              `protobuf:"bytes,2,opt,name=cpu,proto3" json:"cpu,omitempty"`
-	Memory         *MemoryStats           `protobuf:"bytes,3,opt,name=memory,proto3" json:"memory,omitempty"`
+	Cpu            *v1.CPUStats           `protobuf:"bytes,2,opt,name=cpu,proto3" json:"cpu,omitempty"`
+	Memory         *v1.MemoryStats        `protobuf:"bytes,3,opt,name=memory,proto3" json:"memory,omitempty"`
 	Pids           uint64                 `protobuf:"varint,4,opt,name=pids,proto3" json:"pids,omitempty"`
 	PidsLimit      uint64                 `protobuf:"varint,5,opt,name=pids_limit,json=pidsLimit,proto3" json:"pids_limit,omitempty"`
 	WritableBytes  uint64                 `protobuf:"varint,6,opt,name=writable_bytes,json=writableBytes,proto3" json:"writable_bytes,omitempty"`
 	WritableInodes uint64                 `protobuf:"varint,7,opt,name=writable_inodes,json=writableInodes,proto3" json:"writable_inodes,omitempty"`
 	// io is absent where it is not measured.
-	Io *IOStats `protobuf:"bytes,8,opt,name=io,proto3" json:"io,omitempty"`
+	Io *v1.IOStats `protobuf:"bytes,8,opt,name=io,proto3" json:"io,omitempty"`
 	// processes counts processes, and pids their threads.
 	Processes uint64 `protobuf:"varint,9,opt,name=processes,proto3" json:"processes,omitempty"`
 	// open_files is the soft limit of the first process.
@@ -842,7 +1004,7 @@ type ContainerStats struct {
 
 func (x *ContainerStats) Reset() {
 	*x = ContainerStats{}
-	mi := &file_shim_proto_msgTypes[12]
+	mi := &file_shim_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -854,7 +1016,7 @@ func (x *ContainerStats) String() string {
 func (*ContainerStats) ProtoMessage() {}
 
 func (x *ContainerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[12]
+	mi := &file_shim_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -867,7 +1029,7 @@ func (x *ContainerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerStats.ProtoReflect.Descriptor instead.
 func (*ContainerStats) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{12}
+	return file_shim_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ContainerStats) GetId() string {
@@ -877,14 +1039,14 @@ func (x *ContainerStats) GetId() string {
 	return ""
 }
 
-func (x *ContainerStats) GetCpu() *CPUStats {
+func (x *ContainerStats) GetCpu() *v1.CPUStats {
 	if x != nil {
 		return x.Cpu
 	}
 	return nil
 }
 
-func (x *ContainerStats) GetMemory() *MemoryStats {
+func (x *ContainerStats) GetMemory() *v1.MemoryStats {
 	if x != nil {
 		return x.Memory
 	}
@@ -919,7 +1081,7 @@ func (x *ContainerStats) GetWritableInodes() uint64 {
 	return 0
 }
 
-func (x *ContainerStats) GetIo() *IOStats {
+func (x *ContainerStats) GetIo() *v1.IOStats {
 	if x != nil {
 		return x.Io
 	}
@@ -936,814 +1098,6 @@ func (x *ContainerStats) GetProcesses() uint64 {
 func (x *ContainerStats) GetOpenFiles() uint64 {
 	if x != nil && x.OpenFiles != nil {
 		return *x.OpenFiles
-	}
-	return 0
-}
-
-type CPUStats struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	UsageNs       uint64                 `protobuf:"varint,1,opt,name=usage_ns,json=usageNs,proto3" json:"usage_ns,omitempty"`
-	Psi           *PSI                   `protobuf:"bytes,2,opt,name=psi,proto3" json:"psi,omitempty"`
-	Detail        *CPUDetail             `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CPUStats) Reset() {
-	*x = CPUStats{}
-	mi := &file_shim_proto_msgTypes[13]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CPUStats) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CPUStats) ProtoMessage() {}
-
-func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[13]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
-func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{13}
-}
-
-func (x *CPUStats) GetUsageNs() uint64 {
-	if x != nil {
-		return x.UsageNs
-	}
-	return 0
-}
-
-func (x *CPUStats) GetPsi() *PSI {
-	if x != nil {
-		return x.Psi
-	}
-	return nil
-}
-
-func (x *CPUStats) GetDetail() *CPUDetail {
-	if x != nil {
-		return x.Detail
-	}
-	return nil
-}
-
-// CPUDetail is what usage consists of; absent where it is not measured, as are the messages in it.
-type CPUDetail struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	UserNs        uint64                 `protobuf:"varint,1,opt,name=user_ns,json=userNs,proto3" json:"user_ns,omitempty"`
-	SystemNs      uint64                 `protobuf:"varint,2,opt,name=system_ns,json=systemNs,proto3" json:"system_ns,omitempty"`
-	Throttling    *Throttling            `protobuf:"bytes,3,opt,name=throttling,proto3" json:"throttling,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CPUDetail) Reset() {
-	*x = CPUDetail{}
-	mi := &file_shim_proto_msgTypes[14]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CPUDetail) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CPUDetail) ProtoMessage() {}
-
-func (x *CPUDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[14]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CPUDetail.ProtoReflect.Descriptor instead.
-func (*CPUDetail) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{14}
-}
-
-func (x *CPUDetail) GetUserNs() uint64 {
-	if x != nil {
-		return x.UserNs
-	}
-	return 0
-}
-
-func (x *CPUDetail) GetSystemNs() uint64 {
-	if x != nil {
-		return x.SystemNs
-	}
-	return 0
-}
-
-func (x *CPUDetail) GetThrottling() *Throttling {
-	if x != nil {
-		return x.Throttling
-	}
-	return nil
-}
-
-type Throttling struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Periods       uint64                 `protobuf:"varint,1,opt,name=periods,proto3" json:"periods,omitempty"`
-	Throttled     uint64                 `protobuf:"varint,2,opt,name=throttled,proto3" json:"throttled,omitempty"`
-	ThrottledNs   uint64                 `protobuf:"varint,3,opt,name=throttled_ns,json=throttledNs,proto3" json:"throttled_ns,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Throttling) Reset() {
-	*x = Throttling{}
-	mi := &file_shim_proto_msgTypes[15]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Throttling) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Throttling) ProtoMessage() {}
-
-func (x *Throttling) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[15]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Throttling.ProtoReflect.Descriptor instead.
-func (*Throttling) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{15}
-}
-
-func (x *Throttling) GetPeriods() uint64 {
-	if x != nil {
-		return x.Periods
-	}
-	return 0
-}
-
-func (x *Throttling) GetThrottled() uint64 {
-	if x != nil {
-		return x.Throttled
-	}
-	return 0
-}
-
-func (x *Throttling) GetThrottledNs() uint64 {
-	if x != nil {
-		return x.ThrottledNs
-	}
-	return 0
-}
-
-type MemoryStats struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	UsageBytes      uint64                 `protobuf:"varint,1,opt,name=usage_bytes,json=usageBytes,proto3" json:"usage_bytes,omitempty"`
-	WorkingSetBytes uint64                 `protobuf:"varint,2,opt,name=working_set_bytes,json=workingSetBytes,proto3" json:"working_set_bytes,omitempty"`
-	RssBytes        uint64                 `protobuf:"varint,3,opt,name=rss_bytes,json=rssBytes,proto3" json:"rss_bytes,omitempty"`
-	PageFaults      uint64                 `protobuf:"varint,4,opt,name=page_faults,json=pageFaults,proto3" json:"page_faults,omitempty"`
-	MajorPageFaults uint64                 `protobuf:"varint,5,opt,name=major_page_faults,json=majorPageFaults,proto3" json:"major_page_faults,omitempty"`
-	AvailableBytes  uint64                 `protobuf:"varint,6,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
-	SwapBytes       uint64                 `protobuf:"varint,7,opt,name=swap_bytes,json=swapBytes,proto3" json:"swap_bytes,omitempty"`
-	Psi             *PSI                   `protobuf:"bytes,8,opt,name=psi,proto3" json:"psi,omitempty"`
-	Detail          *MemoryDetail          `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
-}
-
-func (x *MemoryStats) Reset() {
-	*x = MemoryStats{}
-	mi := &file_shim_proto_msgTypes[16]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *MemoryStats) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*MemoryStats) ProtoMessage() {}
-
-func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[16]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
-func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{16}
-}
-
-func (x *MemoryStats) GetUsageBytes() uint64 {
-	if x != nil {
-		return x.UsageBytes
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetWorkingSetBytes() uint64 {
-	if x != nil {
-		return x.WorkingSetBytes
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetRssBytes() uint64 {
-	if x != nil {
-		return x.RssBytes
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetPageFaults() uint64 {
-	if x != nil {
-		return x.PageFaults
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetMajorPageFaults() uint64 {
-	if x != nil {
-		return x.MajorPageFaults
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetAvailableBytes() uint64 {
-	if x != nil {
-		return x.AvailableBytes
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetSwapBytes() uint64 {
-	if x != nil {
-		return x.SwapBytes
-	}
-	return 0
-}
-
-func (x *MemoryStats) GetPsi() *PSI {
-	if x != nil {
-		return x.Psi
-	}
-	return nil
-}
-
-func (x *MemoryStats) GetDetail() *MemoryDetail {
-	if x != nil {
-		return x.Detail
-	}
-	return nil
-}
-
-// MemoryDetail is what memory is used for, and how it met its limits.
-type MemoryDetail struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	CacheBytes        uint64                 `protobuf:"varint,1,opt,name=cache_bytes,json=cacheBytes,proto3" json:"cache_bytes,omitempty"`
-	MappedFileBytes   uint64                 `protobuf:"varint,2,opt,name=mapped_file_bytes,json=mappedFileBytes,proto3" json:"mapped_file_bytes,omitempty"`
-	KernelBytes       uint64                 `protobuf:"varint,3,opt,name=kernel_bytes,json=kernelBytes,proto3" json:"kernel_bytes,omitempty"`
-	ActiveFileBytes   uint64                 `protobuf:"varint,4,opt,name=active_file_bytes,json=activeFileBytes,proto3" json:"active_file_bytes,omitempty"`
-	InactiveFileBytes uint64                 `protobuf:"varint,5,opt,name=inactive_file_bytes,json=inactiveFileBytes,proto3" json:"inactive_file_bytes,omitempty"`
-	PeakBytes         *uint64                `protobuf:"varint,6,opt,name=peak_bytes,json=peakBytes,proto3,oneof" json:"peak_bytes,omitempty"`
-	LimitHits         *uint64                `protobuf:"varint,7,opt,name=limit_hits,json=limitHits,proto3,oneof" json:"limit_hits,omitempty"`
-	OomKills          *uint64                `protobuf:"varint,8,opt,name=oom_kills,json=oomKills,proto3,oneof" json:"oom_kills,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
-}
-
-func (x *MemoryDetail) Reset() {
-	*x = MemoryDetail{}
-	mi := &file_shim_proto_msgTypes[17]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *MemoryDetail) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*MemoryDetail) ProtoMessage() {}
-
-func (x *MemoryDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[17]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use MemoryDetail.ProtoReflect.Descriptor instead.
-func (*MemoryDetail) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{17}
-}
-
-func (x *MemoryDetail) GetCacheBytes() uint64 {
-	if x != nil {
-		return x.CacheBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetMappedFileBytes() uint64 {
-	if x != nil {
-		return x.MappedFileBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetKernelBytes() uint64 {
-	if x != nil {
-		return x.KernelBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetActiveFileBytes() uint64 {
-	if x != nil {
-		return x.ActiveFileBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetInactiveFileBytes() uint64 {
-	if x != nil {
-		return x.InactiveFileBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetPeakBytes() uint64 {
-	if x != nil && x.PeakBytes != nil {
-		return *x.PeakBytes
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetLimitHits() uint64 {
-	if x != nil && x.LimitHits != nil {
-		return *x.LimitHits
-	}
-	return 0
-}
-
-func (x *MemoryDetail) GetOomKills() uint64 {
-	if x != nil && x.OomKills != nil {
-		return *x.OomKills
-	}
-	return 0
-}
-
-// IOStats of block devices.
-type IOStats struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Devices       []*DeviceIO            `protobuf:"bytes,1,rep,name=devices,proto3" json:"devices,omitempty"`
-	Psi           *PSI                   `protobuf:"bytes,2,opt,name=psi,proto3" json:"psi,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *IOStats) Reset() {
-	*x = IOStats{}
-	mi := &file_shim_proto_msgTypes[18]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *IOStats) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*IOStats) ProtoMessage() {}
-
-func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[18]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
-func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{18}
-}
-
-func (x *IOStats) GetDevices() []*DeviceIO {
-	if x != nil {
-		return x.Devices
-	}
-	return nil
-}
-
-func (x *IOStats) GetPsi() *PSI {
-	if x != nil {
-		return x.Psi
-	}
-	return nil
-}
-
-type DeviceIO struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
-	ReadBytes     uint64                 `protobuf:"varint,2,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
-	WriteBytes    uint64                 `protobuf:"varint,3,opt,name=write_bytes,json=writeBytes,proto3" json:"write_bytes,omitempty"`
-	Reads         uint64                 `protobuf:"varint,4,opt,name=reads,proto3" json:"reads,omitempty"`
-	Writes        uint64                 `protobuf:"varint,5,opt,name=writes,proto3" json:"writes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DeviceIO) Reset() {
-	*x = DeviceIO{}
-	mi := &file_shim_proto_msgTypes[19]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeviceIO) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeviceIO) ProtoMessage() {}
-
-func (x *DeviceIO) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[19]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeviceIO.ProtoReflect.Descriptor instead.
-func (*DeviceIO) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{19}
-}
-
-func (x *DeviceIO) GetDevice() string {
-	if x != nil {
-		return x.Device
-	}
-	return ""
-}
-
-func (x *DeviceIO) GetReadBytes() uint64 {
-	if x != nil {
-		return x.ReadBytes
-	}
-	return 0
-}
-
-func (x *DeviceIO) GetWriteBytes() uint64 {
-	if x != nil {
-		return x.WriteBytes
-	}
-	return 0
-}
-
-func (x *DeviceIO) GetReads() uint64 {
-	if x != nil {
-		return x.Reads
-	}
-	return 0
-}
-
-func (x *DeviceIO) GetWrites() uint64 {
-	if x != nil {
-		return x.Writes
-	}
-	return 0
-}
-
-// FileSystem is the one that writable layers are on.
-type FileSystem struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Bytes         uint64                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	Inodes        uint64                 `protobuf:"varint,2,opt,name=inodes,proto3" json:"inodes,omitempty"`
-	FreeInodes    uint64                 `protobuf:"varint,3,opt,name=free_inodes,json=freeInodes,proto3" json:"free_inodes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *FileSystem) Reset() {
-	*x = FileSystem{}
-	mi := &file_shim_proto_msgTypes[20]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *FileSystem) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*FileSystem) ProtoMessage() {}
-
-func (x *FileSystem) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[20]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use FileSystem.ProtoReflect.Descriptor instead.
-func (*FileSystem) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{20}
-}
-
-func (x *FileSystem) GetBytes() uint64 {
-	if x != nil {
-		return x.Bytes
-	}
-	return 0
-}
-
-func (x *FileSystem) GetInodes() uint64 {
-	if x != nil {
-		return x.Inodes
-	}
-	return 0
-}
-
-func (x *FileSystem) GetFreeInodes() uint64 {
-	if x != nil {
-		return x.FreeInodes
-	}
-	return 0
-}
-
-type PSI struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Full          *PSIData               `protobuf:"bytes,1,opt,name=full,proto3" json:"full,omitempty"`
-	Some          *PSIData               `protobuf:"bytes,2,opt,name=some,proto3" json:"some,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PSI) Reset() {
-	*x = PSI{}
-	mi := &file_shim_proto_msgTypes[21]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PSI) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PSI) ProtoMessage() {}
-
-func (x *PSI) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[21]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use PSI.ProtoReflect.Descriptor instead.
-func (*PSI) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{21}
-}
-
-func (x *PSI) GetFull() *PSIData {
-	if x != nil {
-		return x.Full
-	}
-	return nil
-}
-
-func (x *PSI) GetSome() *PSIData {
-	if x != nil {
-		return x.Some
-	}
-	return nil
-}
-
-type PSIData struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TotalUs       uint64                 `protobuf:"varint,1,opt,name=total_us,json=totalUs,proto3" json:"total_us,omitempty"`
-	Avg10         float64                `protobuf:"fixed64,2,opt,name=avg10,proto3" json:"avg10,omitempty"`
-	Avg60         float64                `protobuf:"fixed64,3,opt,name=avg60,proto3" json:"avg60,omitempty"`
-	Avg300        float64                `protobuf:"fixed64,4,opt,name=avg300,proto3" json:"avg300,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PSIData) Reset() {
-	*x = PSIData{}
-	mi := &file_shim_proto_msgTypes[22]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PSIData) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PSIData) ProtoMessage() {}
-
-func (x *PSIData) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[22]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use PSIData.ProtoReflect.Descriptor instead.
-func (*PSIData) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{22}
-}
-
-func (x *PSIData) GetTotalUs() uint64 {
-	if x != nil {
-		return x.TotalUs
-	}
-	return 0
-}
-
-func (x *PSIData) GetAvg10() float64 {
-	if x != nil {
-		return x.Avg10
-	}
-	return 0
-}
-
-func (x *PSIData) GetAvg60() float64 {
-	if x != nil {
-		return x.Avg60
-	}
-	return 0
-}
-
-func (x *PSIData) GetAvg300() float64 {
-	if x != nil {
-		return x.Avg300
-	}
-	return 0
-}
-
-type InterfaceStats struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	RxBytes       uint64                 `protobuf:"varint,2,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
-	RxErrors      uint64                 `protobuf:"varint,3,opt,name=rx_errors,json=rxErrors,proto3" json:"rx_errors,omitempty"`
-	TxBytes       uint64                 `protobuf:"varint,4,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
-	TxErrors      uint64                 `protobuf:"varint,5,opt,name=tx_errors,json=txErrors,proto3" json:"tx_errors,omitempty"`
-	RxPackets     uint64                 `protobuf:"varint,6,opt,name=rx_packets,json=rxPackets,proto3" json:"rx_packets,omitempty"`
-	TxPackets     uint64                 `protobuf:"varint,7,opt,name=tx_packets,json=txPackets,proto3" json:"tx_packets,omitempty"`
-	RxDropped     uint64                 `protobuf:"varint,8,opt,name=rx_dropped,json=rxDropped,proto3" json:"rx_dropped,omitempty"`
-	TxDropped     uint64                 `protobuf:"varint,9,opt,name=tx_dropped,json=txDropped,proto3" json:"tx_dropped,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *InterfaceStats) Reset() {
-	*x = InterfaceStats{}
-	mi := &file_shim_proto_msgTypes[23]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *InterfaceStats) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*InterfaceStats) ProtoMessage() {}
-
-func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[23]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use InterfaceStats.ProtoReflect.Descriptor instead.
-func (*InterfaceStats) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{23}
-}
-
-func (x *InterfaceStats) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *InterfaceStats) GetRxBytes() uint64 {
-	if x != nil {
-		return x.RxBytes
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetRxErrors() uint64 {
-	if x != nil {
-		return x.RxErrors
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetTxBytes() uint64 {
-	if x != nil {
-		return x.TxBytes
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetTxErrors() uint64 {
-	if x != nil {
-		return x.TxErrors
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetRxPackets() uint64 {
-	if x != nil {
-		return x.RxPackets
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetTxPackets() uint64 {
-	if x != nil {
-		return x.TxPackets
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetRxDropped() uint64 {
-	if x != nil {
-		return x.RxDropped
-	}
-	return 0
-}
-
-func (x *InterfaceStats) GetTxDropped() uint64 {
-	if x != nil {
-		return x.TxDropped
 	}
 	return 0
 }
@@ -1773,7 +1127,7 @@ type SandboxOptions struct {
 
 func (x *SandboxOptions) Reset() {
 	*x = SandboxOptions{}
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1785,7 +1139,7 @@ func (x *SandboxOptions) String() string {
 func (*SandboxOptions) ProtoMessage() {}
 
 func (x *SandboxOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[24]
+	mi := &file_shim_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1798,7 +1152,7 @@ func (x *SandboxOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxOptions.ProtoReflect.Descriptor instead.
 func (*SandboxOptions) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{24}
+	return file_shim_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SandboxOptions) GetVm() *VMOptions {
@@ -1912,7 +1266,7 @@ type VMOptions struct {
 
 func (x *VMOptions) Reset() {
 	*x = VMOptions{}
-	mi := &file_shim_proto_msgTypes[25]
+	mi := &file_shim_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1924,7 +1278,7 @@ func (x *VMOptions) String() string {
 func (*VMOptions) ProtoMessage() {}
 
 func (x *VMOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[25]
+	mi := &file_shim_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1937,7 +1291,7 @@ func (x *VMOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMOptions.ProtoReflect.Descriptor instead.
 func (*VMOptions) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{25}
+	return file_shim_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *VMOptions) GetHypervisor() string {
@@ -2077,7 +1431,7 @@ type Tuning struct {
 
 func (x *Tuning) Reset() {
 	*x = Tuning{}
-	mi := &file_shim_proto_msgTypes[26]
+	mi := &file_shim_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2089,7 +1443,7 @@ func (x *Tuning) String() string {
 func (*Tuning) ProtoMessage() {}
 
 func (x *Tuning) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[26]
+	mi := &file_shim_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2102,7 +1456,7 @@ func (x *Tuning) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tuning.ProtoReflect.Descriptor instead.
 func (*Tuning) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{26}
+	return file_shim_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Tuning) GetDiskBytes() uint64 {
@@ -2164,7 +1518,7 @@ type CreateOptions struct {
 
 func (x *CreateOptions) Reset() {
 	*x = CreateOptions{}
-	mi := &file_shim_proto_msgTypes[27]
+	mi := &file_shim_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +1530,7 @@ func (x *CreateOptions) String() string {
 func (*CreateOptions) ProtoMessage() {}
 
 func (x *CreateOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[27]
+	mi := &file_shim_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +1543,7 @@ func (x *CreateOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOptions.ProtoReflect.Descriptor instead.
 func (*CreateOptions) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{27}
+	return file_shim_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateOptions) GetUser() *UserRequest {
@@ -2242,7 +1596,7 @@ type PIDNamespace struct {
 
 func (x *PIDNamespace) Reset() {
 	*x = PIDNamespace{}
-	mi := &file_shim_proto_msgTypes[28]
+	mi := &file_shim_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2254,7 +1608,7 @@ func (x *PIDNamespace) String() string {
 func (*PIDNamespace) ProtoMessage() {}
 
 func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[28]
+	mi := &file_shim_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2267,7 +1621,7 @@ func (x *PIDNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PIDNamespace.ProtoReflect.Descriptor instead.
 func (*PIDNamespace) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{28}
+	return file_shim_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PIDNamespace) GetOf() isPIDNamespace_Of {
@@ -2326,7 +1680,7 @@ type UserRequest struct {
 
 func (x *UserRequest) Reset() {
 	*x = UserRequest{}
-	mi := &file_shim_proto_msgTypes[29]
+	mi := &file_shim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2338,7 +1692,7 @@ func (x *UserRequest) String() string {
 func (*UserRequest) ProtoMessage() {}
 
 func (x *UserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[29]
+	mi := &file_shim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2351,7 +1705,7 @@ func (x *UserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRequest.ProtoReflect.Descriptor instead.
 func (*UserRequest) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{29}
+	return file_shim_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UserRequest) GetUser() string {
@@ -2396,7 +1750,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_shim_proto_msgTypes[30]
+	mi := &file_shim_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2408,7 +1762,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[30]
+	mi := &file_shim_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2421,7 +1775,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{30}
+	return file_shim_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StreamHeader) GetKind() isStreamHeader_Kind {
@@ -2482,7 +1836,7 @@ type AttachStream struct {
 
 func (x *AttachStream) Reset() {
 	*x = AttachStream{}
-	mi := &file_shim_proto_msgTypes[31]
+	mi := &file_shim_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2494,7 +1848,7 @@ func (x *AttachStream) String() string {
 func (*AttachStream) ProtoMessage() {}
 
 func (x *AttachStream) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[31]
+	mi := &file_shim_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2507,7 +1861,7 @@ func (x *AttachStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachStream.ProtoReflect.Descriptor instead.
 func (*AttachStream) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{31}
+	return file_shim_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AttachStream) GetContainer() string {
@@ -2556,7 +1910,7 @@ type DialStream struct {
 
 func (x *DialStream) Reset() {
 	*x = DialStream{}
-	mi := &file_shim_proto_msgTypes[32]
+	mi := &file_shim_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2568,7 +1922,7 @@ func (x *DialStream) String() string {
 func (*DialStream) ProtoMessage() {}
 
 func (x *DialStream) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[32]
+	mi := &file_shim_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2581,7 +1935,7 @@ func (x *DialStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialStream.ProtoReflect.Descriptor instead.
 func (*DialStream) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{32}
+	return file_shim_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DialStream) GetNetwork() string {
@@ -2608,7 +1962,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_shim_proto_msgTypes[33]
+	mi := &file_shim_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2620,7 +1974,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_proto_msgTypes[33]
+	mi := &file_shim_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2633,7 +1987,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_shim_proto_rawDescGZIP(), []int{33}
+	return file_shim_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StreamReply) GetError() string {
@@ -2655,7 +2009,7 @@ var File_shim_proto protoreflect.FileDescriptor
 const file_shim_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"shim.proto\x12\x0epistis.shim.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\a\n" +
+	"shim.proto\x12\x0epistis.shim.v1\x1a\x18api/stats/v1/stats.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\a\n" +
 	"\x05Empty\"\r\n" +
 	"\vInfoRequest\"\xea\x01\n" +
 	"\fInfoResponse\x12\x18\n" +
@@ -2704,116 +2058,42 @@ const file_shim_proto_rawDesc = "" +
 	"\fStatsRequest\x12\x1e\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\tR\n" +
-	"containers\"\xd4\x02\n" +
+	"containers\"\xfe\x02\n" +
 	"\rStatsResponse\x12>\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\v2\x1e.pistis.shim.v1.ContainerStatsR\n" +
-	"containers\x12>\n" +
+	"containers\x12?\n" +
 	"\n" +
-	"interfaces\x18\x02 \x03(\v2\x1e.pistis.shim.v1.InterfaceStatsR\n" +
-	"interfaces\x12*\n" +
-	"\x03cpu\x18\x03 \x01(\v2\x18.pistis.shim.v1.CPUStatsR\x03cpu\x123\n" +
-	"\x06memory\x18\x04 \x01(\v2\x1b.pistis.shim.v1.MemoryStatsR\x06memory\x12*\n" +
-	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x126\n" +
-	"\bwritable\x18\x06 \x01(\v2\x1a.pistis.shim.v1.FileSystemR\bwritable\"\xfe\x02\n" +
+	"interfaces\x18\x02 \x03(\v2\x1f.pistis.stats.v1.InterfaceStatsR\n" +
+	"interfaces\x12+\n" +
+	"\x03cpu\x18\x03 \x01(\v2\x19.pistis.stats.v1.CPUStatsR\x03cpu\x124\n" +
+	"\x06memory\x18\x04 \x01(\v2\x1c.pistis.stats.v1.MemoryStatsR\x06memory\x12*\n" +
+	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x127\n" +
+	"\bwritable\x18\x06 \x01(\v2\x1b.pistis.stats.v1.FileSystemR\bwritable\x12$\n" +
+	"\x02io\x18\a \x01(\v2\x14.pistis.stats.v1.PSIR\x02io\"\x11\n" +
+	"\x0fCountersRequest\"G\n" +
+	"\x10CountersResponse\x123\n" +
+	"\bcounters\x18\x01 \x03(\v2\x17.pistis.shim.v1.CounterR\bcounters\"e\n" +
+	"\aCounter\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04part\x18\x02 \x01(\tR\x04part\x12\x1c\n" +
+	"\tdirection\x18\x03 \x01(\tR\tdirection\x12\x14\n" +
+	"\x05value\x18\x04 \x01(\x04R\x05value\"\x81\x03\n" +
 	"\x0eContainerStats\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12*\n" +
-	"\x03cpu\x18\x02 \x01(\v2\x18.pistis.shim.v1.CPUStatsR\x03cpu\x123\n" +
-	"\x06memory\x18\x03 \x01(\v2\x1b.pistis.shim.v1.MemoryStatsR\x06memory\x12\x12\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
+	"\x03cpu\x18\x02 \x01(\v2\x19.pistis.stats.v1.CPUStatsR\x03cpu\x124\n" +
+	"\x06memory\x18\x03 \x01(\v2\x1c.pistis.stats.v1.MemoryStatsR\x06memory\x12\x12\n" +
 	"\x04pids\x18\x04 \x01(\x04R\x04pids\x12\x1d\n" +
 	"\n" +
 	"pids_limit\x18\x05 \x01(\x04R\tpidsLimit\x12%\n" +
 	"\x0ewritable_bytes\x18\x06 \x01(\x04R\rwritableBytes\x12'\n" +
-	"\x0fwritable_inodes\x18\a \x01(\x04R\x0ewritableInodes\x12'\n" +
-	"\x02io\x18\b \x01(\v2\x17.pistis.shim.v1.IOStatsR\x02io\x12\x1c\n" +
+	"\x0fwritable_inodes\x18\a \x01(\x04R\x0ewritableInodes\x12(\n" +
+	"\x02io\x18\b \x01(\v2\x18.pistis.stats.v1.IOStatsR\x02io\x12\x1c\n" +
 	"\tprocesses\x18\t \x01(\x04R\tprocesses\x12\"\n" +
 	"\n" +
 	"open_files\x18\n" +
 	" \x01(\x04H\x00R\topenFiles\x88\x01\x01B\r\n" +
-	"\v_open_files\"\x7f\n" +
-	"\bCPUStats\x12\x19\n" +
-	"\busage_ns\x18\x01 \x01(\x04R\ausageNs\x12%\n" +
-	"\x03psi\x18\x02 \x01(\v2\x13.pistis.shim.v1.PSIR\x03psi\x121\n" +
-	"\x06detail\x18\x03 \x01(\v2\x19.pistis.shim.v1.CPUDetailR\x06detail\"}\n" +
-	"\tCPUDetail\x12\x17\n" +
-	"\auser_ns\x18\x01 \x01(\x04R\x06userNs\x12\x1b\n" +
-	"\tsystem_ns\x18\x02 \x01(\x04R\bsystemNs\x12:\n" +
-	"\n" +
-	"throttling\x18\x03 \x01(\v2\x1a.pistis.shim.v1.ThrottlingR\n" +
-	"throttling\"g\n" +
-	"\n" +
-	"Throttling\x12\x18\n" +
-	"\aperiods\x18\x01 \x01(\x04R\aperiods\x12\x1c\n" +
-	"\tthrottled\x18\x02 \x01(\x04R\tthrottled\x12!\n" +
-	"\fthrottled_ns\x18\x03 \x01(\x04R\vthrottledNs\"\xe9\x02\n" +
-	"\vMemoryStats\x12\x1f\n" +
-	"\vusage_bytes\x18\x01 \x01(\x04R\n" +
-	"usageBytes\x12*\n" +
-	"\x11working_set_bytes\x18\x02 \x01(\x04R\x0fworkingSetBytes\x12\x1b\n" +
-	"\trss_bytes\x18\x03 \x01(\x04R\brssBytes\x12\x1f\n" +
-	"\vpage_faults\x18\x04 \x01(\x04R\n" +
-	"pageFaults\x12*\n" +
-	"\x11major_page_faults\x18\x05 \x01(\x04R\x0fmajorPageFaults\x12'\n" +
-	"\x0favailable_bytes\x18\x06 \x01(\x04R\x0eavailableBytes\x12\x1d\n" +
-	"\n" +
-	"swap_bytes\x18\a \x01(\x04R\tswapBytes\x12%\n" +
-	"\x03psi\x18\b \x01(\v2\x13.pistis.shim.v1.PSIR\x03psi\x124\n" +
-	"\x06detail\x18\t \x01(\v2\x1c.pistis.shim.v1.MemoryDetailR\x06detail\"\xf0\x02\n" +
-	"\fMemoryDetail\x12\x1f\n" +
-	"\vcache_bytes\x18\x01 \x01(\x04R\n" +
-	"cacheBytes\x12*\n" +
-	"\x11mapped_file_bytes\x18\x02 \x01(\x04R\x0fmappedFileBytes\x12!\n" +
-	"\fkernel_bytes\x18\x03 \x01(\x04R\vkernelBytes\x12*\n" +
-	"\x11active_file_bytes\x18\x04 \x01(\x04R\x0factiveFileBytes\x12.\n" +
-	"\x13inactive_file_bytes\x18\x05 \x01(\x04R\x11inactiveFileBytes\x12\"\n" +
-	"\n" +
-	"peak_bytes\x18\x06 \x01(\x04H\x00R\tpeakBytes\x88\x01\x01\x12\"\n" +
-	"\n" +
-	"limit_hits\x18\a \x01(\x04H\x01R\tlimitHits\x88\x01\x01\x12 \n" +
-	"\toom_kills\x18\b \x01(\x04H\x02R\boomKills\x88\x01\x01B\r\n" +
-	"\v_peak_bytesB\r\n" +
-	"\v_limit_hitsB\f\n" +
-	"\n" +
-	"_oom_kills\"d\n" +
-	"\aIOStats\x122\n" +
-	"\adevices\x18\x01 \x03(\v2\x18.pistis.shim.v1.DeviceIOR\adevices\x12%\n" +
-	"\x03psi\x18\x02 \x01(\v2\x13.pistis.shim.v1.PSIR\x03psi\"\x90\x01\n" +
-	"\bDeviceIO\x12\x16\n" +
-	"\x06device\x18\x01 \x01(\tR\x06device\x12\x1d\n" +
-	"\n" +
-	"read_bytes\x18\x02 \x01(\x04R\treadBytes\x12\x1f\n" +
-	"\vwrite_bytes\x18\x03 \x01(\x04R\n" +
-	"writeBytes\x12\x14\n" +
-	"\x05reads\x18\x04 \x01(\x04R\x05reads\x12\x16\n" +
-	"\x06writes\x18\x05 \x01(\x04R\x06writes\"[\n" +
-	"\n" +
-	"FileSystem\x12\x14\n" +
-	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\x12\x16\n" +
-	"\x06inodes\x18\x02 \x01(\x04R\x06inodes\x12\x1f\n" +
-	"\vfree_inodes\x18\x03 \x01(\x04R\n" +
-	"freeInodes\"_\n" +
-	"\x03PSI\x12+\n" +
-	"\x04full\x18\x01 \x01(\v2\x17.pistis.shim.v1.PSIDataR\x04full\x12+\n" +
-	"\x04some\x18\x02 \x01(\v2\x17.pistis.shim.v1.PSIDataR\x04some\"h\n" +
-	"\aPSIData\x12\x19\n" +
-	"\btotal_us\x18\x01 \x01(\x04R\atotalUs\x12\x14\n" +
-	"\x05avg10\x18\x02 \x01(\x01R\x05avg10\x12\x14\n" +
-	"\x05avg60\x18\x03 \x01(\x01R\x05avg60\x12\x16\n" +
-	"\x06avg300\x18\x04 \x01(\x01R\x06avg300\"\x90\x02\n" +
-	"\x0eInterfaceStats\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
-	"\brx_bytes\x18\x02 \x01(\x04R\arxBytes\x12\x1b\n" +
-	"\trx_errors\x18\x03 \x01(\x04R\brxErrors\x12\x19\n" +
-	"\btx_bytes\x18\x04 \x01(\x04R\atxBytes\x12\x1b\n" +
-	"\ttx_errors\x18\x05 \x01(\x04R\btxErrors\x12\x1d\n" +
-	"\n" +
-	"rx_packets\x18\x06 \x01(\x04R\trxPackets\x12\x1d\n" +
-	"\n" +
-	"tx_packets\x18\a \x01(\x04R\ttxPackets\x12\x1d\n" +
-	"\n" +
-	"rx_dropped\x18\b \x01(\x04R\trxDropped\x12\x1d\n" +
-	"\n" +
-	"tx_dropped\x18\t \x01(\x04R\ttxDropped\"\xb7\x03\n" +
+	"\v_open_files\"\xb7\x03\n" +
 	"\x0eSandboxOptions\x12)\n" +
 	"\x02vm\x18\x01 \x01(\v2\x19.pistis.shim.v1.VMOptionsR\x02vm\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x1e\n" +
@@ -2905,12 +2185,13 @@ const file_shim_proto_rawDesc = "" +
 	"\x06STDERR\x10\x02\x12\x0f\n" +
 	"\vCLOSE_STDIN\x10\x03\x12\a\n" +
 	"\x03EOF\x10\x04\x12\t\n" +
-	"\x05ERROR\x10\x052\xe1\x02\n" +
+	"\x05ERROR\x10\x052\xb0\x03\n" +
 	"\x04Shim\x12A\n" +
 	"\x04Info\x12\x1b.pistis.shim.v1.InfoRequest\x1a\x1c.pistis.shim.v1.InfoResponse\x12J\n" +
 	"\aInspect\x12\x1e.pistis.shim.v1.InspectRequest\x1a\x1f.pistis.shim.v1.InspectResponse\x12D\n" +
 	"\tReopenLog\x12 .pistis.shim.v1.ReopenLogRequest\x1a\x15.pistis.shim.v1.Empty\x12D\n" +
-	"\x05Stats\x12\x1c.pistis.shim.v1.StatsRequest\x1a\x1d.pistis.shim.v1.StatsResponse\x12>\n" +
+	"\x05Stats\x12\x1c.pistis.shim.v1.StatsRequest\x1a\x1d.pistis.shim.v1.StatsResponse\x12M\n" +
+	"\bCounters\x12\x1f.pistis.shim.v1.CountersRequest\x1a .pistis.shim.v1.CountersResponse\x12>\n" +
 	"\x06Resize\x12\x1d.pistis.shim.v1.ResizeRequest\x1a\x15.pistis.shim.v1.EmptyB1Z/github.com/pistis-run/pistis/api/shim/v1;shimv1b\x06proto3"
 
 var (
@@ -2926,7 +2207,7 @@ func file_shim_proto_rawDescGZIP() []byte {
 }
 
 var file_shim_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_shim_proto_goTypes = []any{
 	(FrameKind)(0),                // 0: pistis.shim.v1.FrameKind
 	(*Empty)(nil),                 // 1: pistis.shim.v1.Empty
@@ -2941,79 +2222,72 @@ var file_shim_proto_goTypes = []any{
 	(*ResizeRequest)(nil),         // 10: pistis.shim.v1.ResizeRequest
 	(*StatsRequest)(nil),          // 11: pistis.shim.v1.StatsRequest
 	(*StatsResponse)(nil),         // 12: pistis.shim.v1.StatsResponse
-	(*ContainerStats)(nil),        // 13: pistis.shim.v1.ContainerStats
-	(*CPUStats)(nil),              // 14: pistis.shim.v1.CPUStats
-	(*CPUDetail)(nil),             // 15: pistis.shim.v1.CPUDetail
-	(*Throttling)(nil),            // 16: pistis.shim.v1.Throttling
-	(*MemoryStats)(nil),           // 17: pistis.shim.v1.MemoryStats
-	(*MemoryDetail)(nil),          // 18: pistis.shim.v1.MemoryDetail
-	(*IOStats)(nil),               // 19: pistis.shim.v1.IOStats
-	(*DeviceIO)(nil),              // 20: pistis.shim.v1.DeviceIO
-	(*FileSystem)(nil),            // 21: pistis.shim.v1.FileSystem
-	(*PSI)(nil),                   // 22: pistis.shim.v1.PSI
-	(*PSIData)(nil),               // 23: pistis.shim.v1.PSIData
-	(*InterfaceStats)(nil),        // 24: pistis.shim.v1.InterfaceStats
-	(*SandboxOptions)(nil),        // 25: pistis.shim.v1.SandboxOptions
-	(*VMOptions)(nil),             // 26: pistis.shim.v1.VMOptions
-	(*Tuning)(nil),                // 27: pistis.shim.v1.Tuning
-	(*CreateOptions)(nil),         // 28: pistis.shim.v1.CreateOptions
-	(*PIDNamespace)(nil),          // 29: pistis.shim.v1.PIDNamespace
-	(*UserRequest)(nil),           // 30: pistis.shim.v1.UserRequest
-	(*StreamHeader)(nil),          // 31: pistis.shim.v1.StreamHeader
-	(*AttachStream)(nil),          // 32: pistis.shim.v1.AttachStream
-	(*DialStream)(nil),            // 33: pistis.shim.v1.DialStream
-	(*StreamReply)(nil),           // 34: pistis.shim.v1.StreamReply
-	nil,                           // 35: pistis.shim.v1.SandboxOptions.SysctlsEntry
-	(*durationpb.Duration)(nil),   // 36: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 37: google.protobuf.Timestamp
+	(*CountersRequest)(nil),       // 13: pistis.shim.v1.CountersRequest
+	(*CountersResponse)(nil),      // 14: pistis.shim.v1.CountersResponse
+	(*Counter)(nil),               // 15: pistis.shim.v1.Counter
+	(*ContainerStats)(nil),        // 16: pistis.shim.v1.ContainerStats
+	(*SandboxOptions)(nil),        // 17: pistis.shim.v1.SandboxOptions
+	(*VMOptions)(nil),             // 18: pistis.shim.v1.VMOptions
+	(*Tuning)(nil),                // 19: pistis.shim.v1.Tuning
+	(*CreateOptions)(nil),         // 20: pistis.shim.v1.CreateOptions
+	(*PIDNamespace)(nil),          // 21: pistis.shim.v1.PIDNamespace
+	(*UserRequest)(nil),           // 22: pistis.shim.v1.UserRequest
+	(*StreamHeader)(nil),          // 23: pistis.shim.v1.StreamHeader
+	(*AttachStream)(nil),          // 24: pistis.shim.v1.AttachStream
+	(*DialStream)(nil),            // 25: pistis.shim.v1.DialStream
+	(*StreamReply)(nil),           // 26: pistis.shim.v1.StreamReply
+	nil,                           // 27: pistis.shim.v1.SandboxOptions.SysctlsEntry
+	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
+	(*v1.InterfaceStats)(nil),     // 29: pistis.stats.v1.InterfaceStats
+	(*v1.CPUStats)(nil),           // 30: pistis.stats.v1.CPUStats
+	(*v1.MemoryStats)(nil),        // 31: pistis.stats.v1.MemoryStats
+	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
+	(*v1.FileSystem)(nil),         // 33: pistis.stats.v1.FileSystem
+	(*v1.PSI)(nil),                // 34: pistis.stats.v1.PSI
+	(*v1.IOStats)(nil),            // 35: pistis.stats.v1.IOStats
 }
 var file_shim_proto_depIdxs = []int32{
 	4,  // 0: pistis.shim.v1.InfoResponse.vm:type_name -> pistis.shim.v1.VM
 	5,  // 1: pistis.shim.v1.VM.phases:type_name -> pistis.shim.v1.Phase
-	36, // 2: pistis.shim.v1.Phase.duration:type_name -> google.protobuf.Duration
+	28, // 2: pistis.shim.v1.Phase.duration:type_name -> google.protobuf.Duration
 	8,  // 3: pistis.shim.v1.InspectResponse.user:type_name -> pistis.shim.v1.User
-	13, // 4: pistis.shim.v1.StatsResponse.containers:type_name -> pistis.shim.v1.ContainerStats
-	24, // 5: pistis.shim.v1.StatsResponse.interfaces:type_name -> pistis.shim.v1.InterfaceStats
-	14, // 6: pistis.shim.v1.StatsResponse.cpu:type_name -> pistis.shim.v1.CPUStats
-	17, // 7: pistis.shim.v1.StatsResponse.memory:type_name -> pistis.shim.v1.MemoryStats
-	37, // 8: pistis.shim.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
-	21, // 9: pistis.shim.v1.StatsResponse.writable:type_name -> pistis.shim.v1.FileSystem
-	14, // 10: pistis.shim.v1.ContainerStats.cpu:type_name -> pistis.shim.v1.CPUStats
-	17, // 11: pistis.shim.v1.ContainerStats.memory:type_name -> pistis.shim.v1.MemoryStats
-	19, // 12: pistis.shim.v1.ContainerStats.io:type_name -> pistis.shim.v1.IOStats
-	22, // 13: pistis.shim.v1.CPUStats.psi:type_name -> pistis.shim.v1.PSI
-	15, // 14: pistis.shim.v1.CPUStats.detail:type_name -> pistis.shim.v1.CPUDetail
-	16, // 15: pistis.shim.v1.CPUDetail.throttling:type_name -> pistis.shim.v1.Throttling
-	22, // 16: pistis.shim.v1.MemoryStats.psi:type_name -> pistis.shim.v1.PSI
-	18, // 17: pistis.shim.v1.MemoryStats.detail:type_name -> pistis.shim.v1.MemoryDetail
-	20, // 18: pistis.shim.v1.IOStats.devices:type_name -> pistis.shim.v1.DeviceIO
-	22, // 19: pistis.shim.v1.IOStats.psi:type_name -> pistis.shim.v1.PSI
-	23, // 20: pistis.shim.v1.PSI.full:type_name -> pistis.shim.v1.PSIData
-	23, // 21: pistis.shim.v1.PSI.some:type_name -> pistis.shim.v1.PSIData
-	26, // 22: pistis.shim.v1.SandboxOptions.vm:type_name -> pistis.shim.v1.VMOptions
-	35, // 23: pistis.shim.v1.SandboxOptions.sysctls:type_name -> pistis.shim.v1.SandboxOptions.SysctlsEntry
-	36, // 24: pistis.shim.v1.VMOptions.boot_timeout:type_name -> google.protobuf.Duration
-	36, // 25: pistis.shim.v1.VMOptions.agent_timeout:type_name -> google.protobuf.Duration
-	27, // 26: pistis.shim.v1.VMOptions.tuning:type_name -> pistis.shim.v1.Tuning
-	30, // 27: pistis.shim.v1.CreateOptions.user:type_name -> pistis.shim.v1.UserRequest
-	29, // 28: pistis.shim.v1.CreateOptions.pid_namespace:type_name -> pistis.shim.v1.PIDNamespace
-	32, // 29: pistis.shim.v1.StreamHeader.attach:type_name -> pistis.shim.v1.AttachStream
-	33, // 30: pistis.shim.v1.StreamHeader.dial:type_name -> pistis.shim.v1.DialStream
-	2,  // 31: pistis.shim.v1.Shim.Info:input_type -> pistis.shim.v1.InfoRequest
-	6,  // 32: pistis.shim.v1.Shim.Inspect:input_type -> pistis.shim.v1.InspectRequest
-	9,  // 33: pistis.shim.v1.Shim.ReopenLog:input_type -> pistis.shim.v1.ReopenLogRequest
-	11, // 34: pistis.shim.v1.Shim.Stats:input_type -> pistis.shim.v1.StatsRequest
-	10, // 35: pistis.shim.v1.Shim.Resize:input_type -> pistis.shim.v1.ResizeRequest
-	3,  // 36: pistis.shim.v1.Shim.Info:output_type -> pistis.shim.v1.InfoResponse
-	7,  // 37: pistis.shim.v1.Shim.Inspect:output_type -> pistis.shim.v1.InspectResponse
-	1,  // 38: pistis.shim.v1.Shim.ReopenLog:output_type -> pistis.shim.v1.Empty
-	12, // 39: pistis.shim.v1.Shim.Stats:output_type -> pistis.shim.v1.StatsResponse
-	1,  // 40: pistis.shim.v1.Shim.Resize:output_type -> pistis.shim.v1.Empty
-	36, // [36:41] is the sub-list for method output_type
-	31, // [31:36] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	16, // 4: pistis.shim.v1.StatsResponse.containers:type_name -> pistis.shim.v1.ContainerStats
+	29, // 5: pistis.shim.v1.StatsResponse.interfaces:type_name -> pistis.stats.v1.InterfaceStats
+	30, // 6: pistis.shim.v1.StatsResponse.cpu:type_name -> pistis.stats.v1.CPUStats
+	31, // 7: pistis.shim.v1.StatsResponse.memory:type_name -> pistis.stats.v1.MemoryStats
+	32, // 8: pistis.shim.v1.StatsResponse.at:type_name -> google.protobuf.Timestamp
+	33, // 9: pistis.shim.v1.StatsResponse.writable:type_name -> pistis.stats.v1.FileSystem
+	34, // 10: pistis.shim.v1.StatsResponse.io:type_name -> pistis.stats.v1.PSI
+	15, // 11: pistis.shim.v1.CountersResponse.counters:type_name -> pistis.shim.v1.Counter
+	30, // 12: pistis.shim.v1.ContainerStats.cpu:type_name -> pistis.stats.v1.CPUStats
+	31, // 13: pistis.shim.v1.ContainerStats.memory:type_name -> pistis.stats.v1.MemoryStats
+	35, // 14: pistis.shim.v1.ContainerStats.io:type_name -> pistis.stats.v1.IOStats
+	18, // 15: pistis.shim.v1.SandboxOptions.vm:type_name -> pistis.shim.v1.VMOptions
+	27, // 16: pistis.shim.v1.SandboxOptions.sysctls:type_name -> pistis.shim.v1.SandboxOptions.SysctlsEntry
+	28, // 17: pistis.shim.v1.VMOptions.boot_timeout:type_name -> google.protobuf.Duration
+	28, // 18: pistis.shim.v1.VMOptions.agent_timeout:type_name -> google.protobuf.Duration
+	19, // 19: pistis.shim.v1.VMOptions.tuning:type_name -> pistis.shim.v1.Tuning
+	22, // 20: pistis.shim.v1.CreateOptions.user:type_name -> pistis.shim.v1.UserRequest
+	21, // 21: pistis.shim.v1.CreateOptions.pid_namespace:type_name -> pistis.shim.v1.PIDNamespace
+	24, // 22: pistis.shim.v1.StreamHeader.attach:type_name -> pistis.shim.v1.AttachStream
+	25, // 23: pistis.shim.v1.StreamHeader.dial:type_name -> pistis.shim.v1.DialStream
+	2,  // 24: pistis.shim.v1.Shim.Info:input_type -> pistis.shim.v1.InfoRequest
+	6,  // 25: pistis.shim.v1.Shim.Inspect:input_type -> pistis.shim.v1.InspectRequest
+	9,  // 26: pistis.shim.v1.Shim.ReopenLog:input_type -> pistis.shim.v1.ReopenLogRequest
+	11, // 27: pistis.shim.v1.Shim.Stats:input_type -> pistis.shim.v1.StatsRequest
+	13, // 28: pistis.shim.v1.Shim.Counters:input_type -> pistis.shim.v1.CountersRequest
+	10, // 29: pistis.shim.v1.Shim.Resize:input_type -> pistis.shim.v1.ResizeRequest
+	3,  // 30: pistis.shim.v1.Shim.Info:output_type -> pistis.shim.v1.InfoResponse
+	7,  // 31: pistis.shim.v1.Shim.Inspect:output_type -> pistis.shim.v1.InspectResponse
+	1,  // 32: pistis.shim.v1.Shim.ReopenLog:output_type -> pistis.shim.v1.Empty
+	12, // 33: pistis.shim.v1.Shim.Stats:output_type -> pistis.shim.v1.StatsResponse
+	14, // 34: pistis.shim.v1.Shim.Counters:output_type -> pistis.shim.v1.CountersResponse
+	1,  // 35: pistis.shim.v1.Shim.Resize:output_type -> pistis.shim.v1.Empty
+	30, // [30:36] is the sub-list for method output_type
+	24, // [24:30] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_shim_proto_init() }
@@ -3021,14 +2295,13 @@ func file_shim_proto_init() {
 	if File_shim_proto != nil {
 		return
 	}
-	file_shim_proto_msgTypes[12].OneofWrappers = []any{}
-	file_shim_proto_msgTypes[17].OneofWrappers = []any{}
-	file_shim_proto_msgTypes[28].OneofWrappers = []any{
+	file_shim_proto_msgTypes[15].OneofWrappers = []any{}
+	file_shim_proto_msgTypes[20].OneofWrappers = []any{
 		(*PIDNamespace_Own)(nil),
 		(*PIDNamespace_Container)(nil),
 	}
-	file_shim_proto_msgTypes[29].OneofWrappers = []any{}
-	file_shim_proto_msgTypes[30].OneofWrappers = []any{
+	file_shim_proto_msgTypes[21].OneofWrappers = []any{}
+	file_shim_proto_msgTypes[22].OneofWrappers = []any{
 		(*StreamHeader_Attach)(nil),
 		(*StreamHeader_Dial)(nil),
 	}
@@ -3038,7 +2311,7 @@ func file_shim_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_proto_rawDesc), len(file_shim_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   35,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

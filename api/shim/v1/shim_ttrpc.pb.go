@@ -12,6 +12,7 @@ type ShimService interface {
 	Inspect(context.Context, *InspectRequest) (*InspectResponse, error)
 	ReopenLog(context.Context, *ReopenLogRequest) (*Empty, error)
 	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
+	Counters(context.Context, *CountersRequest) (*CountersResponse, error)
 	Resize(context.Context, *ResizeRequest) (*Empty, error)
 }
 
@@ -45,6 +46,13 @@ func RegisterShimService(srv *ttrpc.Server, svc ShimService) {
 					return nil, err
 				}
 				return svc.Stats(ctx, &req)
+			},
+			"Counters": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req CountersRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Counters(ctx, &req)
 			},
 			"Resize": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req ResizeRequest
@@ -94,6 +102,14 @@ func (c *shimClient) ReopenLog(ctx context.Context, req *ReopenLogRequest) (*Emp
 func (c *shimClient) Stats(ctx context.Context, req *StatsRequest) (*StatsResponse, error) {
 	var resp StatsResponse
 	if err := c.client.Call(ctx, "pistis.shim.v1.Shim", "Stats", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *shimClient) Counters(ctx context.Context, req *CountersRequest) (*CountersResponse, error) {
+	var resp CountersResponse
+	if err := c.client.Call(ctx, "pistis.shim.v1.Shim", "Counters", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -17,14 +17,14 @@ func Usage(id string) (task.ContainerStats, error) {
 	return usage, err
 }
 
-// Guest reads what the whole guest uses, the kernel included.
-func Guest() (task.CPU, task.Memory) {
+// Guest reads what the whole guest uses, the kernel included, and the pressure of I/O on it.
+func Guest() (task.CPU, task.Memory, *task.PSI) {
 	stat, _ := os.ReadFile("/proc/stat")
 	info, _ := os.ReadFile("/proc/meminfo")
 	vmstat, _ := os.ReadFile("/proc/vmstat")
 	cpu, memory := guestCPU(stat), guestMemory(info, vmstat)
 	cpu.PSI, memory.PSI = guestPressure("cpu"), guestPressure("memory")
-	return cpu, memory
+	return cpu, memory, guestPressure("io")
 }
 
 // guestPressure is nil where the kernel does not measure it.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	statsv1 "github.com/pistis-run/pistis/api/stats/v1"
 	"github.com/pistis-run/pistis/internal/rtnl"
 )
 
@@ -194,19 +195,19 @@ func addRoute(r route) error {
 }
 
 // Stats counts the traffic of every interface but the loopback.
-func Stats() ([]*agentv1.InterfaceStats, error) {
+func Stats() ([]*statsv1.InterfaceStats, error) {
 	links, err := rtnl.Dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("network: list interfaces: %w", err)
 	}
-	var stats []*agentv1.InterfaceStats
+	var stats []*statsv1.InterfaceStats
 	for _, l := range links {
 		a := l.Attrs()
 		if a.Flags&net.FlagLoopback != 0 || a.Statistics == nil {
 			continue
 		}
 		s := a.Statistics
-		stats = append(stats, &agentv1.InterfaceStats{
+		stats = append(stats, &statsv1.InterfaceStats{
 			Name: a.Name, RxBytes: s.RxBytes, RxErrors: s.RxErrors, RxPackets: s.RxPackets, RxDropped: s.RxDropped,
 			TxBytes: s.TxBytes, TxErrors: s.TxErrors, TxPackets: s.TxPackets, TxDropped: s.TxDropped,
 		})

@@ -11,10 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/errdefs"
-
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/hypervisortest"
+	"github.com/pistis-run/pistis/internal/hypervisor/vmm/vmmtest"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -52,25 +51,7 @@ func TestDescription(t *testing.T) {
 	}
 }
 
-func TestRefusals(t *testing.T) {
-	good := hypervisor.Config{ID: "x", Accel: hypervisor.KVM, Kernel: "/k", Size: hypervisor.Size{VCPUs: 1, Memory: minMemory}, RunDir: "/r"}
-	if err := check(good); err != nil {
-		t.Fatal(err)
-	}
-	for what, change := range map[string]func(*hypervisor.Config){
-		"emulation":    func(c *hypervisor.Config) { c.Accel = hypervisor.TCG },
-		"processors":   func(c *hypervisor.Config) { c.VCPUs = maxVCPUs + 1 },
-		"directory":    func(c *hypervisor.Config) { c.RunDir = "" },
-		"machine type": func(c *hypervisor.Config) { c.Machine = "q35" },
-		"disks":        func(c *hypervisor.Config) { c.Disks = make([]hypervisor.Disk, 29) },
-	} {
-		c := good
-		change(&c)
-		if err := check(c); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%s: %v", what, err)
-		}
-	}
-}
+func TestRefusals(t *testing.T) { vmmtest.Refusals(t, check, maxVCPUs) }
 
 const someEvents = `{
   "timestamp": {
@@ -102,31 +83,10 @@ func FuzzEvents(f *testing.F) {
 	})
 }
 
-// realGuest is a VM that boots testinit, or skips the test.
-func realGuest(t *testing.T) hypervisor.Config {
-	t.Helper()
-	switch {
-	case testing.Short():
-		t.Skip("SKIPPED, no real guest: short tests were asked for")
-	case os.Getuid() != 0:
-		t.Skip("SKIPPED, no real guest: it needs root")
-	case hypervisortest.Acceleration() != hypervisor.KVM:
-		t.Skip("SKIPPED, no real guest: it needs a host whose KVM works, and PISTIS_ACCELERATION=kvm")
-	}
-	if _, err := (Driver{}).Version(t.Context(), ""); err != nil {
-		t.Skipf("SKIPPED, no real guest: %v", err)
-	}
-	guest := hypervisortest.BuildGuest(t)
-	return hypervisor.Config{
-		ID: "test", Accel: hypervisor.KVM, Kernel: guest.Kernel, Initrd: guest.Initrd, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory},
-		User: &hypervisor.User{UID: 2_000_001, GID: 2_000_001},
-	}
-}
-
 // TestContract boots real guests.
 func TestContract(t *testing.T) {
 	hypervisortest.Run(t, Driver{}, hypervisortest.Options{
-		Config: realGuest(t), Work: 3 * time.Second,
+		Config: vmmtest.RealGuest(t, Driver{}, minMemory), Work: 3 * time.Second,
 		Address: func(_ int, d hypervisor.Disk) hypervisor.DiskAddress {
 			return hypervisor.DiskAddress{Kind: hypervisor.BlkSerial, Serial: serial(d.ID)}
 		},

@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// pciSlots are on the first bus; the bridge, the stream, the entropy and the memory device have one each.
-	pciSlots, ownSlots = 32, 4
+	// ownSlots: the bridge, the stream, the entropy and the memory device have one each, on the first bus.
+	ownSlots = 4
 	// minMemory is what a distribution's kernel with our initrd boots in.
 	minMemory = 128 << 20
 	// maxVCPUs is what one may ask for.
@@ -37,14 +37,8 @@ func (Driver) Capabilities() hypervisor.Capabilities {
 	return hypervisor.Capabilities{HotplugDisk: true, Reclaims: true, ResizeMemory: true, ResizeVCPUs: true, MaxDisks: maxDisks(1, false), MinMemory: minMemory, NeedsKVM: true}
 }
 
-// maxDisks is what a VM has slots for; the device that gives memory back has one as well.
-func maxDisks(nics int, reclaim bool) int {
-	n := pciSlots - ownSlots - nics
-	if reclaim {
-		n--
-	}
-	return n
-}
+// maxDisks is what a VM can have.
+func maxDisks(nics int, reclaim bool) int { return vmm.MaxDisks(ownSlots, nics, reclaim) }
 
 // Version is Cloud Hypervisor's, as 53.0. An empty binary looks on PATH.
 func (Driver) Version(ctx context.Context, binary string) (string, error) {

@@ -1,133 +1,29 @@
 package cloudhypervisor
 
 import (
-	"bufio"
-	"context"
-	"errors"
-	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"os"
-	"path/filepath"
-	"slices"
-	"strings"
-	"syscall"
 	"testing"
-	"time"
-
-	"github.com/containerd/errdefs"
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
-	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
+	"github.com/pistis-run/pistis/internal/hypervisor/vmm/vmmtest"
 )
 
-// TestMain makes the test's program a Cloud Hypervisor as well, where it is started as one.
-func TestMain(m *testing.M) {
-	switch {
-	case slices.Contains(os.Args, "--version"):
-		fmt.Println("cloud-hypervisor v53.0")
-		os.Exit(0)
-	case slices.Contains(os.Args, "--api-socket"):
-		os.Exit(playCloudHypervisor())
-	}
-	os.Exit(m.Run())
-}
-
-// playCloudHypervisor does what the file mode in its directory says.
-func playCloudHypervisor() int {
-	mode, err := os.ReadFile(vmm.JailDir + "/mode")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 2
-	}
-	switch string(mode) {
-	case "dies":
-		fmt.Fprintln(os.Stderr, "the floor is wet")
-		return 3
-	case "hangs":
-		time.Sleep(time.Hour)
-	}
-	l, err := net.FileListener(os.NewFile(apiFD, "api"))
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 2
-	}
-	conn, err := l.Accept()
-	if err != nil {
-		return 2
-	}
-	for r := bufio.NewReader(conn); ; {
-		request, err := http.ReadRequest(r)
-		if err != nil {
-			return 0
-		}
-		io.Copy(io.Discard, request.Body)
-		switch action := strings.TrimPrefix(request.URL.Path, apiPrefix); {
-		case string(mode) == "refuses" && action == "vm.create":
-			io.WriteString(conn, "HTTP/1.1 400 \r\nContent-Length: 17\r\n\r\n[\"not\",\"with me\"]")
-		case string(mode) == "dies later" && action == "vm.boot":
-			fmt.Fprintln(os.Stderr, "out of memory")
-			return 4
-		default:
-			io.WriteString(conn, "HTTP/1.1 204 \r\n\r\n")
-		}
+func fake() vmmtest.Fake {
+	return vmmtest.Fake{
+		Version: "cloud-hypervisor v53.0", Flag: "--api-socket",
+		Listen:  func() (net.Listener, error) { return net.FileListener(os.NewFile(apiFD, "api")) },
+		Refuses: apiPrefix + "vm.create", Refusal: `["not","with me"]`, Dies: apiPrefix + "vm.boot", Hangs: apiPrefix + "vm.create",
 	}
 }
 
-// TestFaults: whatever becomes of a Cloud Hypervisor, the start says what and leaves nothing.
+func TestMain(m *testing.M) { fake().Main(m) }
+
 func TestFaults(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("SKIPPED: needs root")
-	}
-	if _, err := os.Stat("/dev/kvm"); err != nil {
-		t.Skipf("SKIPPED: %v", err)
-	}
-	self, err := os.Executable()
+	kernel, err := os.Executable() // any file that can be read
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, tt := range []struct {
-		mode string
-		is   func(error) bool
-		want []string
-	}{
-		{"dies", errdefs.IsFailedPrecondition, []string{"status 3", "the floor is wet"}},
-		{"dies later", errdefs.IsFailedPrecondition, []string{"status 4", "out of memory"}},
-		{"hangs", func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }, nil},
-		{"refuses", errdefs.IsFailedPrecondition, []string{"vm.create", "status 400", "not: with me"}},
-		{"unfiltered", errdefs.IsFailedPrecondition, []string{"without a filter"}},
-	} {
-		t.Run(tt.mode, func(t *testing.T) {
-			dir := t.TempDir()
-			if err := os.WriteFile(filepath.Join(dir, "mode"), []byte(tt.mode), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.Chown(dir, 2_000_001, 2_000_001); err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), map[bool]time.Duration{true: time.Second, false: time.Minute}[tt.want == nil])
-			defer cancel()
-			var pid int
-			_, err := Driver{}.Start(ctx, hypervisor.Config{
-				ID: "x", Binary: self, Accel: hypervisor.KVM, Kernel: self, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory}, RunDir: dir,
-				User:    &hypervisor.User{UID: 2_000_001, GID: 2_000_001},
-				Started: func(p int) error { pid = p; return nil },
-			})
-			if !tt.is(err) {
-				t.Errorf("start: %v", err)
-			}
-			for _, want := range tt.want {
-				if err != nil && !strings.Contains(err.Error(), want) {
-					t.Errorf("start: %v, want %q in it", err, want)
-				}
-			}
-			if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
-				t.Errorf("process %d: %v", pid, err)
-			}
-			if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
-				t.Errorf("left behind: %v, %v", entries, err)
-			}
-		})
-	}
+	cfg := hypervisor.Config{ID: "x", Accel: hypervisor.KVM, Kernel: kernel, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory}}
+	fake().Faults(t, Driver{}, cfg, []string{"not: with me"}, nil)
 }

@@ -135,8 +135,8 @@ func (v *vm) boot(ctx context.Context, cfg hypervisor.Config) error {
 		}
 	}
 	for _, d := range cfg.Disks {
-		if _, err := v.attach(ctx, d); err != nil {
-			return fmt.Errorf("disk %s: %w", d.ID, err)
+		if _, err := v.AttachDisk(ctx, d); err != nil {
+			return err
 		}
 	}
 	if err := v.do(ctx, "vm.boot", nil); err != nil {

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 
-	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
@@ -18,12 +18,15 @@ import (
 // vm is a running Cloud Hypervisor.
 type vm struct {
 	*vmm.Machine
-	api      *vmm.API
-	cfg      hypervisor.Config
-	slots    *vmm.Slots
-	resizing sync.Mutex // one change of the size at a time; it guards vcpus and asked
-	vcpus    int
-	asked    uint64 // memory to be added, as it was told last
+	api   *vmm.API
+	meter *vmm.Meter
+	cfg   hypervisor.Config
+	slots *vmm.Slots
+	added added
+
+	resizing sync.Mutex // one change of the processors at a time; it guards what follows
+	vcpus    int        // that there are to be
+	leaving  bool       // the guest may have some more
 
 	mu      sync.Mutex
 	reset   bool                     // the guest reset itself
@@ -36,6 +39,7 @@ var (
 	_ hypervisor.Pauser        = (*vm)(nil)
 	_ hypervisor.MemoryResizer = (*vm)(nil)
 	_ hypervisor.VCPUResizer   = (*vm)(nil)
+	_ hypervisor.Meter         = (*vm)(nil)
 )
 
 // newVM watches over a Cloud Hypervisor that was just started, and owns it and the starter's ends.
@@ -44,6 +48,8 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 		api: vmm.NewAPI("Cloud Hypervisor", s.api), cfg: cfg, vcpus: cfg.VCPUs, slots: vmm.NewSlots(maxDisks(len(cfg.NICs), cfg.Reclaim)),
 		removed: map[string]chan struct{}{},
 	}
+	v.added.vm = v
+	v.meter = vmm.NewMeter(v.readCounters)
 	var events sync.WaitGroup
 	events.Go(func() { readEvents(s.events, func(e event) { v.observe(e, proc) }) })
 	pipe := transport.NewClient(transport.Hybrid{Path: filepath.Join(cfg.RunDir, vsockSocket)}.Pipe())
@@ -52,6 +58,7 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 		events.Wait()
 		s.events.Close()
 		v.api.Close()
+		v.meter.Close()
 		return v.why(m)
 	})
 	return v
@@ -91,10 +98,6 @@ func (v *vm) why(m *vmm.Machine) error {
 // do has Cloud Hypervisor do something.
 func (v *vm) do(ctx context.Context, action string, body any, files ...*os.File) error {
 	_, err := v.api.Do(ctx, "PUT", apiPrefix+action, body, files...)
-	var refused *vmm.APIError
-	if errors.As(err, &refused) {
-		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
-	}
 	return err
 }
 
@@ -116,38 +119,10 @@ func (v *vm) Resume(ctx context.Context) error { return v.do(ctx, "vm.resume", n
 
 // AttachDisk plugs a disk into the running guest.
 func (v *vm) AttachDisk(ctx context.Context, disk hypervisor.Disk) (hypervisor.DiskAddress, error) {
-	address, err := v.attach(ctx, disk)
-	if err != nil {
-		return hypervisor.DiskAddress{}, fmt.Errorf("attach disk %s: %w", disk.ID, err)
-	}
-	return address, nil
-}
-
-func (v *vm) attach(ctx context.Context, disk hypervisor.Disk) (address hypervisor.DiskAddress, err error) {
-	if err := vmm.CheckDisk(disk); err != nil {
-		return address, err
-	}
-	if err := vmm.GiveDisk(disk, v.cfg.User); err != nil {
-		return address, err
-	}
-	if err := v.slots.Claim(disk.ID); err != nil {
-		return address, err
-	}
-	keep := false
-	defer func() { v.slots.Settle(disk.ID, keep) }()
 	r := diskRequest(disk)
-	if _, err := v.Show(r.Path, disk.File, disk.ReadOnly); err != nil {
-		return address, err
-	}
-	if err := v.do(ctx, "vm.add-disk", r); err != nil {
-		if vmm.Undone(err) {
-			return address, errors.Join(err, v.Hide(r.Path))
-		}
-		keep = true // nobody knows whether it is there
-		return address, err
-	}
-	keep = true
-	return hypervisor.DiskAddress{Kind: hypervisor.BlkSerial, Serial: r.Serial}, nil
+	return v.Machine.AttachDisk(v.slots, disk, r.Path, func(unix.Stat_t) (hypervisor.DiskAddress, error) {
+		return hypervisor.DiskAddress{Kind: hypervisor.BlkSerial, Serial: r.Serial}, v.do(ctx, "vm.add-disk", r)
+	})
 }
 
 // DetachDisk unplugs a disk and waits until the guest has let go of it.

@@ -2,7 +2,6 @@ package firecracker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -100,58 +99,41 @@ func (d *drives) find(id string) device {
 // AttachDisk plugs a disk into the running guest, which finds it when it looks for it, or gives it to a device that waits
 // for one.
 func (v *vm) AttachDisk(ctx context.Context, disk hypervisor.Disk) (hypervisor.DiskAddress, error) {
-	address, err := v.attach(ctx, disk)
-	if err != nil {
-		return hypervisor.DiskAddress{}, fmt.Errorf("attach disk %s: %w", disk.ID, err)
-	}
-	return address, nil
+	return v.Machine.AttachDisk(v.slots, disk, diskPrefix+disk.ID, func(image unix.Stat_t) (hypervisor.DiskAddress, error) {
+		bytes, err := vmm.DiskBytes(disk)
+		if err == nil {
+			err = v.plug(ctx, disk)
+		} else {
+			err = vmm.NotAsked{Err: err}
+		}
+		return hypervisor.DiskAddress{Kind: hypervisor.BlkSerial, Serial: serial(image), Bytes: bytes}, err
+	})
 }
 
-func (v *vm) attach(ctx context.Context, disk hypervisor.Disk) (address hypervisor.DiskAddress, err error) {
-	if err := vmm.CheckDisk(disk); err != nil {
-		return address, err
+// plug gives a disk that Firecracker can see to a device.
+func (v *vm) plug(ctx context.Context, disk hypervisor.Disk) error {
+	if v.running && !v.can.early {
+		if err := v.pipe.Ready(ctx); err != nil {
+			return vmm.NotAsked{Err: err}
+		}
 	}
-	if err := vmm.GiveDisk(disk, v.cfg.User); err != nil {
-		return address, err
-	}
-	bytes, err := vmm.DiskBytes(disk)
-	if err != nil {
-		return address, err
-	}
-	if err := v.slots.Claim(disk.ID); err != nil {
-		return address, err
-	}
-	keep := false
-	defer func() { v.slots.Settle(disk.ID, keep) }()
 	to, spare, err := v.drives.take(disk)
 	if err != nil {
-		return address, err
+		return vmm.NotAsked{Err: err}
 	}
 	release := v.drives.forget
 	method, r := "PUT", driveRequest(disk, to.name, v.cfg.DiskRate)
 	if spare {
 		release = v.drives.giveBack
-		method, r = "PATCH", imageRequest(to.name, diskPrefix+disk.ID)
+		if v.running {
+			method, r = "PATCH", imageRequest(to.name, diskPrefix+disk.ID)
+		}
 	}
-	image, err := v.Show(diskPrefix+disk.ID, disk.File, disk.ReadOnly)
-	if err != nil {
+	_, err = v.do(ctx, method, r.path, r.body)
+	if vmm.Undone(err) {
 		release(disk.ID)
-		return address, err
 	}
-	if _, err := v.do(ctx, method, r.path, r.body); err != nil {
-		var refused *vmm.APIError
-		if errors.As(err, &refused) {
-			err = fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
-		}
-		if vmm.Undone(err) {
-			release(disk.ID)
-			return address, errors.Join(err, v.Hide(diskPrefix+disk.ID))
-		}
-		keep = true // nobody knows whether it is there
-		return address, err
-	}
-	keep = true
-	return hypervisor.DiskAddress{Kind: hypervisor.BlkSerial, Serial: serial(image), Bytes: bytes}, nil
+	return err
 }
 
 // serial is what Firecracker tells the guest: device, special device and inode of the image.

@@ -38,8 +38,10 @@ func TestDrives(t *testing.T) {
 // TestVersions: what an older one cannot is done otherwise, or said.
 func TestVersions(t *testing.T) {
 	for version, want := range map[string]abilities{
-		"1.8.0": {}, "1.13.1": {}, "1.14.0": {memory: true}, "1.15": {memory: true}, "1.16.1": {plug: true, memory: true}, "2.0.0": {plug: true, memory: true},
+		"1.8.0": {}, "1.12.1": {}, "1.13.1": {early: true}, "1.14.0": {memory: true, early: true}, "1.15": {memory: true, early: true},
+		"1.16.1": {plug: true, memory: true, early: true}, "2.0.0": {plug: true, memory: true, early: true},
 	} {
+		want.version = version
 		if got := abilitiesOf(version); got != want {
 			t.Errorf("%s: %+v, want %+v", version, got, want)
 		}

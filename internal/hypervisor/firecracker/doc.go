@@ -6,9 +6,12 @@
 //
 // Disks are plugged as PCI devices. Firecracker tells the guest nothing of that: the guest scans its bus for a disk that
 // it was told of. A disk that is detached leaves its device behind with an empty image, for the next disk of the same access.
-// Versions before 1.16 cannot plug: their VMs have a number of such devices from the start on. A disk's address is its
-// serial, which Firecracker makes of the image's device and inode, and its size, by which the guest knows that it is there.
+// Versions before 1.16 cannot plug: their VMs have a number of such devices from the start on. Those before 1.13 interrupt
+// a guest for a new image also where its driver does not expect it yet, and the guest dies: a disk waits for the guest then.
+// A disk's address is its serial, which Firecracker makes of the image's device and inode, and its size, by which the guest
+// knows that it is there.
 //
-// The control socket is connected to once and then removed, so that nobody else can speak to it. The package owns what
-// belongs to its VMs and nothing else; it imports hypervisor, its vmm and internal/transport.
+// What Firecracker logs and counts comes through pipes. They, and the control socket, which is connected to once, are removed
+// then, so that nobody else can speak to it. The package owns what belongs to its VMs and nothing else; it imports hypervisor,
+// its vmm and internal/transport.
 package firecracker

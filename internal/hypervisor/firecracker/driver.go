@@ -15,8 +15,8 @@ import (
 const (
 	// maxVCPUs is Firecracker's own limit.
 	maxVCPUs = 32
-	// pciSlots are on the only bus; the bridge, the stream, the entropy and the memory device have one each.
-	pciSlots, ownSlots = 32, 4
+	// ownSlots: the bridge, the stream, the entropy and the memory device have one each.
+	ownSlots = 4
 	// minMemory is what a distribution's kernel with our initrd boots in.
 	minMemory = 128 << 20
 )
@@ -40,14 +40,17 @@ const (
 
 // abilities are what versions differ in.
 type abilities struct {
+	version string
 	// plug: disks can be plugged while the VM runs, as PCI devices. Without it the VM has placeholders from its start on.
 	plug bool
 	// memory can be added, and given back.
 	memory bool
+	// early: a disk may come while the guest boots. Before, its interrupt kills a guest whose driver does not expect it yet.
+	early bool
 }
 
 func abilitiesOf(version string) abilities {
-	return abilities{plug: vmm.AtLeast(version, 1, 16), memory: vmm.AtLeast(version, 1, 14)}
+	return abilities{version: version, plug: vmm.AtLeast(version, 1, 16), memory: vmm.AtLeast(version, 1, 14), early: vmm.AtLeast(version, 1, 13)}
 }
 
 // placeholders are how many drives a VM gets that cannot be plugged any.
@@ -55,7 +58,7 @@ func (a abilities) placeholders(cfg hypervisor.Config) int {
 	if a.plug {
 		return 0
 	}
-	return maxDisks(len(cfg.NICs), cfg.Reclaim) - (pciSlots - mmioDevices) + 1 // there is no PCI bridge
+	return maxDisks(len(cfg.NICs), cfg.Reclaim) - (vmm.PCISlots - mmioDevices) + 1 // there is no PCI bridge
 }
 
 // Driver starts VMs with Firecracker.
@@ -73,14 +76,8 @@ func (Driver) Capabilities() hypervisor.Capabilities {
 	return hypervisor.Capabilities{HotplugDisk: true, Reclaims: true, ResizeMemory: true, Tunable: true, MaxDisks: maxDisks(1, false), MinMemory: minMemory, ELFKernel: true, NeedsKVM: true}
 }
 
-// maxDisks is what a VM has slots for; the device that gives memory back has one as well.
-func maxDisks(nics int, reclaim bool) int {
-	n := pciSlots - ownSlots - nics
-	if reclaim {
-		n--
-	}
-	return n
-}
+// maxDisks is what a VM can have.
+func maxDisks(nics int, reclaim bool) int { return vmm.MaxDisks(ownSlots, nics, reclaim) }
 
 // Version is Firecracker's, as 1.16.1. An empty binary looks on PATH.
 func (Driver) Version(ctx context.Context, binary string) (string, error) {

@@ -11,12 +11,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/pistis-run/pistis/internal/guestimage"
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/hypervisortest"
+	"github.com/pistis-run/pistis/internal/hypervisor/vmm/vmmtest"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -52,58 +51,11 @@ func TestDescription(t *testing.T) {
 	}
 }
 
-func TestRefusals(t *testing.T) {
-	good := hypervisor.Config{ID: "x", Accel: hypervisor.KVM, Kernel: "/k", Size: hypervisor.Size{VCPUs: 1, Memory: minMemory}, RunDir: "/r"}
-	if err := check(good); err != nil {
-		t.Fatal(err)
-	}
-	for what, change := range map[string]func(*hypervisor.Config){
-		"emulation":    func(c *hypervisor.Config) { c.Accel = hypervisor.TCG },
-		"processors":   func(c *hypervisor.Config) { c.VCPUs = 33 },
-		"directory":    func(c *hypervisor.Config) { c.RunDir = "" },
-		"machine type": func(c *hypervisor.Config) { c.Machine = "q35" },
-		"disks":        func(c *hypervisor.Config) { c.Disks = make([]hypervisor.Disk, 29) },
-	} {
-		c := good
-		change(&c)
-		if err := check(c); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%s: %v", what, err)
-		}
-	}
-}
+func TestRefusals(t *testing.T) { vmmtest.Refusals(t, check, maxVCPUs) }
 
 func TestSerial(t *testing.T) {
 	if got := serial(unix.Stat_t{Dev: 12345, Rdev: 0, Ino: 12345678901234567}); got != "12345012345678901234" {
 		t.Errorf("serial %q", got)
-	}
-}
-
-// realGuest is a VM that boots testinit, or skips the test.
-func realGuest(t *testing.T) hypervisor.Config {
-	t.Helper()
-	switch {
-	case testing.Short():
-		t.Skip("SKIPPED, no real guest: short tests were asked for")
-	case os.Getuid() != 0:
-		t.Skip("SKIPPED, no real guest: it needs root")
-	case hypervisortest.Acceleration() != hypervisor.KVM:
-		t.Skip("SKIPPED, no real guest: it needs a host whose KVM works, and PISTIS_ACCELERATION=kvm")
-	}
-	if _, err := (Driver{}).Version(t.Context(), ""); err != nil {
-		t.Skipf("SKIPPED, no real guest: %v", err)
-	}
-	guest := hypervisortest.BuildGuest(t)
-	vmlinux, err := os.Create(filepath.Join(t.TempDir(), "vmlinux"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer vmlinux.Close()
-	if err := guestimage.WriteVmlinux(vmlinux, guest.Kernel); err != nil {
-		t.Fatal(err)
-	}
-	return hypervisor.Config{
-		ID: "test", Accel: hypervisor.KVM, Kernel: vmlinux.Name(), Initrd: guest.Initrd, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory},
-		User: &hypervisor.User{UID: 2_000_001, GID: 2_000_001},
 	}
 }
 
@@ -114,17 +66,28 @@ func TestContract(t *testing.T) { contract(t, Driver{}) }
 func TestContractWithoutPlugging(t *testing.T) { contract(t, Driver{mmio: true}) }
 
 func contract(t *testing.T, driver Driver) {
+	config := vmmtest.RealGuest(t, Driver{}, minMemory)
+	version, err := driver.Version(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fixed := ""
+	if !abilitiesOf(version).memory {
+		fixed = "1.14 or later"
+	}
 	hypervisortest.Run(t, driver, hypervisortest.Options{
-		Config: realGuest(t), Work: 3 * time.Second,
-		Address: func(_ int, d hypervisor.Disk) hypervisor.DiskAddress {
-			info, err := d.File.Stat()
-			if err != nil {
-				t.Fatal(err)
-			}
-			stat := info.Sys().(*syscall.Stat_t)
-			return hypervisor.DiskAddress{
-				Kind: hypervisor.BlkSerial, Serial: serial(unix.Stat_t{Dev: stat.Dev, Rdev: stat.Rdev, Ino: stat.Ino}),
-			}
-		},
+		Config: config, FixedMemory: fixed, Work: 3 * time.Second,
+		Address: func(_ int, d hypervisor.Disk) hypervisor.DiskAddress { return addressOf(t, d.File) },
 	})
+}
+
+// addressOf is where a guest finds the disk of an image.
+func addressOf(t *testing.T, image *os.File) hypervisor.DiskAddress {
+	t.Helper()
+	info, err := image.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stat := info.Sys().(*syscall.Stat_t)
+	return hypervisor.DiskAddress{Kind: hypervisor.BlkSerial, Serial: serial(unix.Stat_t{Dev: stat.Dev, Rdev: stat.Rdev, Ino: stat.Ino})}
 }

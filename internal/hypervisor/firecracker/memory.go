@@ -3,51 +3,29 @@ package firecracker
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 
 	"github.com/containerd/errdefs"
-
-	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
 )
 
 // ResizeMemory has the guest take or give back memory, and waits until it has done so.
 func (v *vm) ResizeMemory(ctx context.Context, bytes uint64) (uint64, error) {
-	v.resizing.Lock()
-	defer v.resizing.Unlock()
-	now, err := v.resizeMemory(ctx, bytes)
-	if err != nil {
-		err = fmt.Errorf("resize memory: %w", err)
-	}
-	return v.cfg.Memory + now, err
-}
-
-func (v *vm) resizeMemory(ctx context.Context, bytes uint64) (uint64, error) {
 	if !v.can.memory && bytes > v.cfg.Memory {
-		return 0, fmt.Errorf("Firecracker adds memory from 1.14 on, and this one is older: %w", errdefs.ErrFailedPrecondition)
+		return v.cfg.Memory, fmt.Errorf("resize memory: Firecracker %s adds no memory, 1.14 or later does: %w", v.can.version, errdefs.ErrFailedPrecondition)
 	}
-	added, err := v.cfg.Added(bytes)
-	if v.cfg.Growth() == 0 {
-		return 0, err
-	}
-	request, done := vmm.Unbroken(ctx)
-	defer done()
-	now, askErr := v.addedMemory(request)
-	if err != nil || askErr != nil {
-		return now, errors.Join(err, askErr)
-	}
-	if ctx.Err() != nil {
-		return now, context.Cause(ctx)
-	}
-	if _, err := v.do(request, "PATCH", memoryPath, memoryRequest{MiB: added >> 20}); err != nil {
-		return now, err
-	}
-	return v.AwaitAdded(ctx, added, v.addedMemory)
+	return v.Machine.ResizeMemory(ctx, v.cfg.Size, bytes, memoryDevice{v})
 }
 
-// addedMemory is what the guest has taken.
-func (v *vm) addedMemory(ctx context.Context) (uint64, error) {
-	answer, err := v.do(ctx, "GET", memoryPath, nil)
+// memoryDevice is the one that memory is added by.
+type memoryDevice struct{ v *vm }
+
+func (d memoryDevice) Request(ctx context.Context, added uint64) error {
+	_, err := d.v.do(ctx, "PATCH", memoryPath, memoryRequest{MiB: added >> 20})
+	return err
+}
+
+func (d memoryDevice) Added(ctx context.Context) (uint64, error) {
+	answer, err := d.v.do(ctx, "GET", memoryPath, nil)
 	if err != nil {
 		return 0, err
 	}

@@ -23,6 +23,7 @@ const (
 	apiSocket   = "api.sock"
 	vsockSocket = "vsock.sock"
 	logPipe     = "log"
+	metricsPipe = "metrics"
 	// emptyImage is what drives have whose disk was detached.
 	emptyImage = "empty"
 	emptyPath  = vmm.JailDir + "/" + emptyImage
@@ -113,7 +114,10 @@ type memoryStatus struct {
 	PluggedMiB uint64 `json:"plugged_size_mib"`
 }
 
-const memoryPath = "/hotplug/memory"
+const (
+	memoryPath   = "/hotplug/memory"
+	templatePath = "/cpu-config"
+)
 
 type vsock struct {
 	CID  int    `json:"guest_cid"`
@@ -126,7 +130,8 @@ func arguments(cfg hypervisor.Config, can abilities, filtered bool) []string {
 	if can.plug {
 		args = append(args, "--enable-pci")
 	}
-	args = append(args, "--api-sock", vmm.JailDir+"/"+apiSocket, "--log-path", vmm.JailDir+"/"+logPipe, "--level", "Warn")
+	args = append(args, "--api-sock", vmm.JailDir+"/"+apiSocket, "--log-path", vmm.JailDir+"/"+logPipe, "--level", "Warn",
+		"--metrics-path", vmm.JailDir+"/"+metricsPipe)
 	if validID(cfg.ID) {
 		args = append(args, "--id", cfg.ID)
 	}
@@ -155,7 +160,7 @@ func description(cfg hypervisor.Config, taps []string) []request {
 		{"/entropy", struct{}{}},
 	}
 	if cfg.CPUTemplate != nil {
-		requests = append(requests, request{"/cpu-config", json.RawMessage(cfg.CPUTemplate)})
+		requests = append(requests, request{templatePath, json.RawMessage(cfg.CPUTemplate)})
 	}
 	if growth := cfg.Growth(); growth > 0 {
 		requests = append(requests, request{memoryPath, memoryHotplug{TotalMiB: growth >> 20}})

@@ -52,7 +52,7 @@ func (d Driver) start(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
 	can.plug = can.plug && !d.mmio
 	if !can.memory {
 		if cfg.Reclaim {
-			return nil, fmt.Errorf("version %s gives no memory back, 1.14 or later does: unset vm.reclaim: %w", version, errdefs.ErrFailedPrecondition)
+			return nil, fmt.Errorf("Firecracker %s gives no memory back, 1.14 or later does: unset vm.reclaim: %w", version, errdefs.ErrFailedPrecondition)
 		}
 		cfg.MaxMemory = 0
 	}
@@ -82,9 +82,12 @@ type starter struct {
 	cfg  hypervisor.Config
 	can  abilities
 	taps []string
-	// log is this side's end. logKeeper keeps it from ending before it has begun.
-	log, logKeeper *os.File
+	// log and metrics are what Firecracker says.
+	log, metrics pipe
 }
+
+// pipe is one with a name, which Firecracker opens. writer keeps reader from ending before Firecracker has begun.
+type pipe struct{ reader, writer *os.File }
 
 // process starts Firecracker in its jail.
 func (s *starter) process(path string) (*vmm.Process, error) {
@@ -115,8 +118,11 @@ func (s *starter) process(path string) (*vmm.Process, error) {
 	if err := s.makeEmpty(); err != nil {
 		return nil, fmt.Errorf("empty disk: %w: %w", err, vmm.ErrorClass(err))
 	}
-	if err := s.openLog(); err != nil {
+	if s.log, err = s.openPipe(logPipe); err != nil {
 		return nil, fmt.Errorf("log: %w: %w", err, vmm.ErrorClass(err))
+	}
+	if s.metrics, err = s.openPipe(metricsPipe); err != nil {
+		return nil, fmt.Errorf("metrics: %w: %w", err, vmm.ErrorClass(err))
 	}
 	console, err := s.ConsolePipe()
 	if err != nil {
@@ -148,24 +154,24 @@ func (s *starter) makeEmpty() error {
 	return os.Chown(path, int(s.cfg.User.UID), int(s.cfg.User.GID))
 }
 
-// openLog makes the pipe for Firecracker's log.
-func (s *starter) openLog() (err error) {
-	path := filepath.Join(s.cfg.RunDir, logPipe)
+// openPipe makes a pipe that Firecracker writes to.
+func (s *starter) openPipe(name string) (p pipe, err error) {
+	path := filepath.Join(s.cfg.RunDir, name)
 	if err := unix.Mkfifo(path, 0o600); err != nil {
-		return &os.PathError{Op: "mkfifo", Path: path, Err: err}
+		return p, &os.PathError{Op: "mkfifo", Path: path, Err: err}
 	}
-	if s.log, err = os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0); err != nil {
-		return err
+	if p.reader, err = os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0); err != nil {
+		return p, err
 	}
-	s.Keep(s.log)
-	if s.logKeeper, err = os.OpenFile(path, os.O_WRONLY, 0); err != nil {
-		return err
+	s.Keep(p.reader)
+	if p.writer, err = os.OpenFile(path, os.O_WRONLY, 0); err != nil {
+		return p, err
 	}
-	s.Keep(s.logKeeper)
+	s.Keep(p.writer)
 	if s.cfg.User == nil {
-		return nil
+		return p, nil
 	}
-	return os.Chown(path, int(s.cfg.User.UID), int(s.cfg.User.GID))
+	return p, os.Chown(path, int(s.cfg.User.UID), int(s.cfg.User.GID))
 }
 
 // giveTaps makes the taps openable for Firecracker, which takes them by name, and closes ours: only one may have them
@@ -224,8 +230,17 @@ func (v *vm) boot(ctx context.Context, cfg hypervisor.Config, taps []string) err
 	if err := v.connect(ctx, filepath.Join(cfg.RunDir, apiSocket)); err != nil {
 		return err
 	}
+	// It has opened all of these. Nobody else shall.
+	for _, name := range []string{apiSocket, logPipe, metricsPipe} {
+		if err := os.Remove(filepath.Join(cfg.RunDir, name)); err != nil {
+			return err
+		}
+	}
 	for _, r := range description(cfg, taps) {
 		if _, err := v.do(ctx, "PUT", r.path, r.body); err != nil {
+			if r.path == templatePath {
+				err = fmt.Errorf("CPU template (firecracker.cpu_template): %w", err)
+			}
 			return err
 		}
 	}
@@ -235,23 +250,36 @@ func (v *vm) boot(ctx context.Context, cfg hypervisor.Config, taps []string) err
 			return err
 		}
 	}
+	// A disk of the start is as any other: plugged, or given to a placeholder, which has it before the guest sees it.
+	if !v.can.plug {
+		if err := v.attachAll(ctx, cfg.Disks); err != nil {
+			return err
+		}
+	}
 	if _, err := v.do(ctx, "PUT", "/actions", map[string]string{"action_type": "InstanceStart"}); err != nil {
 		return err
 	}
+	v.running = true
 	if err := v.Confined(false); err != nil {
 		return fmt.Errorf("%w; it was built without one (as builds for GNU's C library are): use a release of the project, or put a compiled filter where it is looked for, at %s from the program",
 			err, filterFile)
 	}
-	// As all others are: there is one way for a disk to come.
-	for _, d := range cfg.Disks {
-		if _, err := v.attach(ctx, d); err != nil {
-			return fmt.Errorf("disk %s: %w", d.ID, err)
+	if v.can.plug {
+		return v.attachAll(ctx, cfg.Disks)
+	}
+	return nil
+}
+
+func (v *vm) attachAll(ctx context.Context, disks []hypervisor.Disk) error {
+	for _, d := range disks {
+		if _, err := v.AttachDisk(ctx, d); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// connect waits for Firecracker's API, connects to it and takes its socket away.
+// connect waits for Firecracker's API and connects to it.
 func (v *vm) connect(ctx context.Context, path string) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -268,7 +296,7 @@ func (v *vm) connect(ctx context.Context, path string) error {
 			v.mu.Lock()
 			v.api = vmm.NewAPI("Firecracker", conn)
 			v.mu.Unlock()
-			return os.Remove(path)
+			return nil
 		}
 		if !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) {
 			return fmt.Errorf("API socket: %w: %w", err, vmm.ErrorClass(err))

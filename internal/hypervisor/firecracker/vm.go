@@ -3,10 +3,13 @@ package firecracker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"path/filepath"
 	"strings"
 	"sync"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
@@ -16,10 +19,12 @@ import (
 // vm is a running Firecracker.
 type vm struct {
 	*vmm.Machine
-	cfg      hypervisor.Config
-	can      abilities
-	slots    *vmm.Slots
-	resizing sync.Mutex // one change of the memory at a time
+	cfg     hypervisor.Config
+	can     abilities
+	slots   *vmm.Slots
+	metrics *metrics
+	pipe    *transport.Client
+	running bool // set before Start has returned: the guest has begun
 
 	mu     sync.Mutex
 	api    *vmm.API // nil before it is connected to
@@ -32,27 +37,32 @@ type vm struct {
 var (
 	_ hypervisor.DiskPlugger   = (*vm)(nil)
 	_ hypervisor.MemoryResizer = (*vm)(nil)
+	_ hypervisor.Meter         = (*vm)(nil)
 )
 
 // newVM watches over a Firecracker that was just started, and owns it and the starter's ends of its pipes.
 func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 	v := &vm{cfg: cfg, can: s.can, slots: vmm.NewSlots(maxDisks(len(cfg.NICs), cfg.Reclaim)), drives: newDrives(maxDisks(len(cfg.NICs), cfg.Reclaim))}
-	var log sync.WaitGroup
-	log.Go(func() {
-		io.Copy(proc.Stderr(), s.log) // ends when nobody can write any more
-	})
+	v.metrics = newMetrics(v.flushMetrics)
+	// Both end when nobody can write any more.
+	var readers sync.WaitGroup
+	readers.Go(func() { io.Copy(proc.Stderr(), s.log.reader) })
+	readers.Go(func() { v.metrics.read(s.metrics.reader) })
 	if n := s.can.placeholders(cfg); n > 0 {
 		v.drives = newPlaceholders(n)
 	}
-	pipe := transport.NewClient(transport.Hybrid{Path: filepath.Join(cfg.RunDir, vsockSocket)}.Pipe())
-	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, pipe.Dial, func(m *vmm.Machine) error {
-		pipe.Close()
-		s.logKeeper.Close()
-		log.Wait()
-		s.log.Close()
+	v.pipe = transport.NewClient(transport.Hybrid{Path: filepath.Join(cfg.RunDir, vsockSocket)}.Pipe())
+	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, v.pipe.Dial, func(m *vmm.Machine) error {
+		v.pipe.Close()
+		s.log.writer.Close()
+		s.metrics.writer.Close()
+		readers.Wait()
+		s.log.reader.Close()
+		s.metrics.reader.Close()
 		if api := v.control(); api != nil {
 			api.Close()
 		}
+		v.metrics.Close()
 		return why(m)
 	})
 	return v
@@ -80,7 +90,23 @@ func (v *vm) control() *vmm.API {
 	return v.api
 }
 
-// do has Firecracker do something; what its end has cut off is Unavailable.
+// do has Firecracker do something; what it refuses is FailedPrecondition, what its end has cut off Unavailable.
 func (v *vm) do(ctx context.Context, method, path string, body any) ([]byte, error) {
-	return v.control().Do(ctx, method, path, body)
+	answer, err := v.control().Do(ctx, method, path, body)
+	var refused *vmm.APIError
+	if errors.As(err, &refused) {
+		err = fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return answer, err
+}
+
+// Counters are what Firecracker counts of itself.
+func (v *vm) Counters(ctx context.Context) ([]hypervisor.Counter, error) {
+	return v.metrics.Counters(ctx)
+}
+
+// flushMetrics returns when Firecracker has written what it counted.
+func (v *vm) flushMetrics(ctx context.Context) error {
+	_, err := v.do(ctx, "PUT", "/actions", map[string]string{"action_type": "FlushMetrics"})
+	return err
 }

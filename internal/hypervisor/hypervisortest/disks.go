@@ -30,7 +30,7 @@ func where(t *testing.T, a hypervisor.DiskAddress) string {
 // wantDisk checks what the guest sees at an address.
 func wantDisk(t *testing.T, v hypervisor.VM, a hypervisor.DiskAddress, mode, text string) {
 	t.Helper()
-	if got, want := ask(t, v, "disk %s", where(t, a)), fmt.Sprintf("%s %d %s", mode, diskSize, text); got != want {
+	if got, want := Ask(t, v, "disk %s", where(t, a)), fmt.Sprintf("%s %d %s", mode, diskSize, text); got != want {
 		t.Errorf("the guest sees disk %s as %q, want %q", where(t, a), got, want)
 	}
 }
@@ -47,7 +47,7 @@ func (s *suite) disks(t *testing.T) {
 	at := []hypervisor.DiskAddress{s.Address(0, c.Disks[0]), s.Address(1, c.Disks[1])}
 	wantDisk(t, v, at[0], "ro", "first")
 	wantDisk(t, v, at[1], "rw", "second")
-	ask(t, v, "write %s changed", where(t, at[1]))
+	Ask(t, v, "write %s changed", where(t, at[1]))
 	if got := head(t, second, len("changed")); got != "changed" {
 		t.Errorf("the image begins with %q after the guest has written", got)
 	}
@@ -72,7 +72,7 @@ func (s *suite) disks(t *testing.T) {
 		if err := plugger.DetachDisk(t.Context(), "plugged"); err != nil {
 			t.Fatal(err)
 		}
-		ask(t, v, "nodisk %s", where(t, address))
+		Ask(t, v, "nodisk %s", where(t, address))
 	}
 	wantDisk(t, v, at[0], "ro", "first")
 	if err := plugger.DetachDisk(t.Context(), "first"); err != nil {
@@ -129,7 +129,7 @@ func (s *suite) sharedDisk(t *testing.T) {
 	one, stopOne := s.start(t, c)
 	defer stopOne()
 	c.ID += "-2"
-	c.RunDir = s.runDir(t)
+	c.RunDir = runDir(t, s.Config.User)
 	c.Disks = []hypervisor.Disk{{ID: "shared", File: again, ReadOnly: true}}
 	two, stopTwo := s.start(t, c)
 	defer stopTwo()

@@ -20,7 +20,7 @@ const mib = 1 << 20
 // memory is what the guest says that it has, in MiB.
 func memory(t *testing.T, v hypervisor.VM, processors int) int {
 	t.Helper()
-	n, err := strconv.Atoi(ask(t, v, "size %d", processors))
+	n, err := strconv.Atoi(Ask(t, v, "size %d", processors))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,6 +42,13 @@ func (s *suite) resizeMemory(t *testing.T) {
 	v, stop := s.start(t, c)
 	defer stop()
 	r := v.(hypervisor.MemoryResizer)
+	if s.FixedMemory != "" {
+		now, err := r.ResizeMemory(t.Context(), c.MaxMemory)
+		if now != c.Memory || !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), s.FixedMemory) {
+			t.Errorf("resize: %d MiB, %v, want FailedPrecondition that says %q", now/mib, err, s.FixedMemory)
+		}
+		return
+	}
 	first := memory(t, v, c.VCPUs)
 	for _, step := range []struct{ ask, want uint64 }{
 		{c.Memory + 3*hypervisor.MemoryStep - mib, c.Memory + 3*hypervisor.MemoryStep}, // rounded up
@@ -126,13 +133,19 @@ func (s *suite) reclaim(t *testing.T) {
 		}
 		return
 	}
+	if s.FixedMemory != "" {
+		if _, err := s.driver.Start(t.Context(), c); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), s.FixedMemory) {
+			t.Errorf("start with memory to be given back: %v, want FailedPrecondition that says %q", err, s.FixedMemory)
+		}
+		return
+	}
 	c.Memory = 256 * mib
 	v, stop := s.start(t, c)
 	defer stop()
 	const used = 96
-	ask(t, v, "version") // it is up
+	Ask(t, v, "version") // it is up
 	first := resident(t, v)
-	ask(t, v, "touch %d", used)
+	Ask(t, v, "touch %d", used)
 	most := resident(t, v)
 	if most < first+used*8/10 {
 		t.Logf("the guest used %d MiB, and the host gave it %d: it may have begun to give back", used, most-first)

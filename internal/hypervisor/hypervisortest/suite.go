@@ -36,6 +36,9 @@ type Options struct {
 	Address func(n int, d hypervisor.Disk) hypervisor.DiskAddress
 	// Crash is a program that exits at once with an error whatever its arguments are; empty is /bin/false.
 	Crash string
+	// FixedMemory says that this version of the VMM neither adds memory nor gives any back, though others do: the words that a
+	// refusal has.
+	FixedMemory string
 	// Work is how long the guest does nothing but file work, which shows errors of an emulated processor.
 	Work time.Duration
 }
@@ -73,6 +76,7 @@ func Run(t *testing.T, driver hypervisor.Driver, o Options) {
 		{"ResizeMemory", s.resizeMemory},
 		{"ResizeVCPUs", s.resizeVCPUs},
 		{"Reclaim", s.reclaim},
+		{"Counters", s.counters},
 		{"PowerOff", s.powerOff},
 		{"Panic", s.panics},
 		{"Killed", s.killed},
@@ -93,30 +97,42 @@ func Run(t *testing.T, driver hypervisor.Driver, o Options) {
 func (s *suite) config(t *testing.T) hypervisor.Config {
 	c := s.Config
 	c.ID = "test-" + strings.ToLower(filepath.Base(t.Name()))
-	c.RunDir = s.runDir(t)
+	c.RunDir = runDir(t, s.Config.User)
 	return c
 }
 
 // runDir is a directory of the VMM's user with a short name: sockets lie in it.
-func (s *suite) runDir(t *testing.T) string {
+func runDir(t *testing.T, user *hypervisor.User) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "vm")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	if u := s.Config.User; u != nil {
-		if err := os.Chown(dir, int(u.UID), int(u.GID)); err != nil {
+	if user != nil {
+		if err := os.Chown(dir, int(user.UID), int(user.GID)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return dir
 }
 
+// Start starts a VM that testinit is in, in a run directory of its own. The returned stop ends it.
+func Start(t *testing.T, driver hypervisor.Driver, c hypervisor.Config) (v hypervisor.VM, stop func()) {
+	t.Helper()
+	c.RunDir = runDir(t, c.User)
+	return start(t, driver, c)
+}
+
 // start starts a VM that does not outlive the test's function, which calls the returned stop.
 func (s *suite) start(t *testing.T, c hypervisor.Config) (hypervisor.VM, func()) {
 	t.Helper()
-	v, err := s.driver.Start(t.Context(), c)
+	return start(t, s.driver, c)
+}
+
+func start(t *testing.T, driver hypervisor.Driver, c hypervisor.Config) (hypervisor.VM, func()) {
+	t.Helper()
+	v, err := driver.Start(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,6 +141,9 @@ func (s *suite) start(t *testing.T, c hypervisor.Config) (hypervisor.VM, func())
 			t.Errorf("kill: %v", err)
 		}
 		wait(t, v)
+		if t.Failed() {
+			t.Logf("the VM's end: %v", v.Err())
+		}
 	}
 }
 
@@ -140,8 +159,8 @@ func wait(t *testing.T, v hypervisor.VM) {
 	}
 }
 
-// ask has the guest do something.
-func ask(t *testing.T, v hypervisor.VM, format string, args ...any) string {
+// Ask has testinit do something and returns what it answers.
+func Ask(t *testing.T, v hypervisor.VM, format string, args ...any) string {
 	t.Helper()
 	answer, err := tell(t, v, fmt.Sprintf(format, args...))
 	if err != nil {
@@ -306,7 +325,7 @@ func (s *suite) bootAndTalk(t *testing.T) {
 	if v.Err() != nil {
 		t.Errorf("error while running: %v", v.Err())
 	}
-	if got := ask(t, v, "version"); !strings.HasPrefix(got, "Linux version") {
+	if got := Ask(t, v, "version"); !strings.HasPrefix(got, "Linux version") {
 		t.Errorf("the guest's version is %q", got)
 	}
 	if !strings.Contains(console.String(), "testinit: up") {
@@ -375,7 +394,7 @@ func (s *suite) pause(t *testing.T, v hypervisor.VM) {
 	if err := p.Resume(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ask(t, v, "version")
+	Ask(t, v, "version")
 }
 
 func (s *suite) powerOff(t *testing.T) {
@@ -419,7 +438,7 @@ func (s *suite) panics(t *testing.T) {
 func (s *suite) killed(t *testing.T) {
 	v, stop := s.start(t, s.config(t))
 	defer stop()
-	ask(t, v, "version")
+	Ask(t, v, "version")
 	conn, err := v.Dial(t.Context(), port)
 	if err != nil {
 		t.Fatal(err)
@@ -468,5 +487,5 @@ func (s *suite) fileWork(t *testing.T) {
 	c.Memory = max(c.Memory, 512<<20)
 	v, stop := s.start(t, c)
 	defer stop()
-	t.Logf("%s in %v", ask(t, v, "work %d", int(s.Work.Seconds())), s.Work)
+	t.Logf("%s in %v", Ask(t, v, "work %d", int(s.Work.Seconds())), s.Work)
 }

@@ -30,25 +30,30 @@ func (v *vm) ResizeMemory(ctx context.Context, bytes uint64) (uint64, error) {
 	if err != nil {
 		err = fmt.Errorf("resize memory: %w", err)
 	}
-	return v.sizes.cfg.Memory + now, err
+	return now, err
 }
 
 func (v *vm) resizeMemory(ctx context.Context, bytes uint64) (now uint64, err error) {
-	monitor := v.currentMonitor()
-	added, err := v.sizes.cfg.Added(bytes)
+	monitor, start := v.currentMonitor(), v.sizes.cfg.Memory
+	want, err := v.sizes.cfg.Added(bytes)
 	if v.sizes.cfg.Growth() == 0 {
-		return 0, err
+		return start, err
 	}
 	// What the guest has is told also to a caller whose time is over.
 	plugged := func() error {
 		ctx, done := vmm.Unbroken(ctx)
 		defer done()
-		return monitor.Execute(ctx, "qom-get", map[string]any{"path": growthPath, "property": "size"}, &now)
+		var added uint64
+		err := monitor.Execute(ctx, "qom-get", map[string]any{"path": growthPath, "property": "size"}, &added)
+		if err == nil {
+			now = start + added
+		}
+		return err
 	}
 	if err != nil {
 		return now, errors.Join(err, plugged())
 	}
-	request := map[string]any{"path": growthPath, "property": "requested-size", "value": added}
+	request := map[string]any{"path": growthPath, "property": "requested-size", "value": want}
 	if err := monitor.Execute(ctx, "qom-set", request, nil); err != nil {
 		return now, errors.Join(err, plugged())
 	}
@@ -56,17 +61,17 @@ func (v *vm) resizeMemory(ctx context.Context, bytes uint64) (now uint64, err er
 		// The event may come before the look or after it.
 		changed, stop := monitor.Watch(func(e qmp.Event) bool { return e.Name == "MEMORY_DEVICE_SIZE_CHANGE" })
 		err := plugged()
-		if err == nil && now != added {
+		if err == nil && now != start+want {
 			select {
 			case <-changed:
 			case <-v.Done():
 				err = v.Ended()
 			case <-ctx.Done():
-				err = vmm.NotAdded(ctx, now, added)
+				err = vmm.NotAdded(ctx, now-start, want)
 			}
 		}
 		stop()
-		if err != nil || now == added {
+		if err != nil || now == start+want {
 			return now, err
 		}
 	}

@@ -18,6 +18,7 @@ type vm struct {
 	*vmm.Machine
 	disks  *disks
 	sizes  sizes
+	meter  *vmm.Meter
 	memory *os.File
 
 	mu      sync.Mutex
@@ -30,6 +31,7 @@ var (
 	_ hypervisor.Pauser        = (*vm)(nil)
 	_ hypervisor.MemoryResizer = (*vm)(nil)
 	_ hypervisor.VCPUResizer   = (*vm)(nil)
+	_ hypervisor.Meter         = (*vm)(nil)
 	_ hypervisor.MemorySharer  = (*vm)(nil)
 )
 
@@ -38,6 +40,7 @@ var (
 func newVM(cfg hypervisor.Config, proc *vmm.Process, g *gift) *vm {
 	dial, pipe := g.dialer()
 	v := &vm{disks: newDisks(cfg.Disks), sizes: sizes{cfg: cfg}, memory: g.memory}
+	v.meter = vmm.NewMeter(v.readCounters)
 	v.Machine = vmm.Watch(proc, g.console, cfg.Console, dial, func(m *vmm.Machine) error {
 		if pipe != nil {
 			<-pipe.Done() // the last bytes of streams are in
@@ -47,6 +50,7 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, g *gift) *vm {
 			<-monitor.Done() // the last events are in
 			monitor.Close()
 		}
+		v.meter.Close()
 		if v.memory != nil {
 			v.memory.Close()
 		}

@@ -48,13 +48,22 @@ type APIError struct {
 
 func (e *APIError) Error() string { return fmt.Sprintf("status %d: %s", e.Status, e.Message) }
 
-// errNotAsked is that a request was given up before it was made.
-var errNotAsked = errors.New("not asked")
+// Unwrap classifies it.
+func (e *APIError) Unwrap() error { return errdefs.ErrFailedPrecondition }
 
-// Undone tells whether an error of Do means that the VMM has not done what it was asked for, which otherwise nobody knows.
+// NotAsked is an error for which a VMM was not asked for anything.
+type NotAsked struct{ Err error }
+
+func (e NotAsked) Error() string { return e.Err.Error() }
+
+// Unwrap is the error.
+func (e NotAsked) Unwrap() error { return e.Err }
+
+// Undone tells whether an error means that the VMM has not done what it was asked for, which otherwise nobody knows.
 func Undone(err error) bool {
 	var refused *APIError
-	return errors.As(err, &refused) || errors.Is(err, errNotAsked)
+	var notAsked NotAsked
+	return errors.As(err, &refused) || errors.As(err, &notAsked)
 }
 
 // NewAPI takes over a connection to the VMM that is called name.
@@ -82,7 +91,7 @@ func (a *API) do(ctx context.Context, method, path string, body any, files []*os
 	case <-a.turn:
 		defer func() { a.turn <- struct{}{} }()
 	case <-ctx.Done():
-		return nil, fmt.Errorf("%w: %w", errNotAsked, context.Cause(ctx))
+		return nil, NotAsked{Err: fmt.Errorf("not asked: %w", context.Cause(ctx))}
 	}
 	if a.broken != nil {
 		return nil, fmt.Errorf("the connection has ended: %w: %w", a.broken, errdefs.ErrUnavailable)
@@ -92,7 +101,7 @@ func (a *API) do(ctx context.Context, method, path string, body any, files []*os
 		return nil, err
 	}
 	if ctx.Err() != nil {
-		return nil, fmt.Errorf("%w: %w", errNotAsked, context.Cause(ctx))
+		return nil, NotAsked{Err: fmt.Errorf("not asked: %w", context.Cause(ctx))}
 	}
 	a.conn.SetDeadline(time.Time{})
 	interrupted := make(chan struct{})

@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -27,9 +28,52 @@ func Unbroken(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), hypervisor.ControlTimeout)
 }
 
-// AwaitAdded asks, until ctx or the VM ends, how much memory the guest has taken of what can be added, and returns the last
+// memoryControl is how a VMM is asked about the memory that its guest has beside what it was started with.
+type memoryControl interface {
+	// Added tells how much the guest has taken.
+	Added(ctx context.Context) (uint64, error)
+	// Request has the guest take so much in all.
+	Request(ctx context.Context, added uint64) error
+}
+
+// ResizeMemory has the guest take or give back memory, and waits until it has done so, one caller after the other. It does what
+// hypervisor.MemoryResizer says.
+func (m *Machine) ResizeMemory(ctx context.Context, size hypervisor.Size, bytes uint64, control memoryControl) (uint64, error) {
+	m.resizing.Lock()
+	defer m.resizing.Unlock()
+	now, err := m.resizeMemory(ctx, size, bytes, control)
+	if err != nil {
+		err = fmt.Errorf("resize memory: %w", err)
+	}
+	return now, err
+}
+
+func (m *Machine) resizeMemory(ctx context.Context, size hypervisor.Size, bytes uint64, control memoryControl) (uint64, error) {
+	added, err := size.Added(bytes)
+	if size.Growth() == 0 {
+		return size.Memory, err
+	}
+	request, done := Unbroken(ctx)
+	defer done()
+	now, askErr := control.Added(request)
+	if askErr != nil {
+		return 0, errors.Join(err, askErr)
+	}
+	if err == nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		err = control.Request(request, added)
+	}
+	if err == nil {
+		now, err = m.awaitAdded(ctx, now, added, control.Added)
+	}
+	return size.Memory + now, err
+}
+
+// awaitAdded asks, until ctx or the VM ends, how much memory the guest has taken of what can be added, and returns the last
 // answer.
-func (m *Machine) AwaitAdded(ctx context.Context, want uint64, ask func(context.Context) (uint64, error)) (now uint64, err error) {
+func (m *Machine) awaitAdded(ctx context.Context, now, want uint64, ask func(context.Context) (uint64, error)) (uint64, error) {
 	tick := time.NewTicker(growInterval)
 	defer tick.Stop()
 	for {

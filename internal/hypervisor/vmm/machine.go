@@ -33,6 +33,8 @@ type Machine struct {
 	life    context.Context // ends with the VM
 	over    chan struct{}
 	err     error // set before over is closed
+
+	resizing sync.Mutex // one change of the memory at a time
 }
 
 // Watch takes over a process that was just started and its end of the guest's console, which is read until its end and
@@ -76,6 +78,8 @@ func (m *Machine) why(err error) error {
 	switch poweredOff := errors.Is(err, hypervisor.ErrPoweredOff); {
 	case poweredOff && m.Success():
 		return hypervisor.ErrPoweredOff
+	case m.Killed():
+		err = fmt.Errorf("%s %w", m.name, hypervisor.ErrKilled)
 	case poweredOff || err == nil:
 		err = errors.New(m.End())
 	}

@@ -183,6 +183,12 @@ func (p *Process) Kill() error {
 // Success tells whether it exited with status 0. It is called after Done.
 func (p *Process) Success() bool { return p.cmd.ProcessState.Success() }
 
+// Killed tells whether it was killed. It is called after Done.
+func (p *Process) Killed() bool {
+	status, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && status.Signal() == syscall.SIGKILL
+}
+
 // End says how the process ended. It is called after Done.
 func (p *Process) End() string {
 	status, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)

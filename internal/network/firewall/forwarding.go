@@ -29,6 +29,7 @@ type OpenForwarding struct {
 	Log    *slog.Logger
 	warned sync.Map // of warnings given
 	old    sync.Map // of tools, by their paths: whether they are the old ones
+	seen   sync.Map // digests of the old iptables' tables that had the rules, by their names
 }
 
 // comment marks the rules, for people and for Remove.

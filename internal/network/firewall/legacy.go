@@ -23,12 +23,14 @@ const (
 type oldTables struct {
 	names string   // the kernel's list of its tables
 	tools []string // that may be the old ones, the surest first
+	layout
 }
 
 func allOldTables() []oldTables {
+	ipv4, ipv6 := layouts()
 	return []oldTables{
-		{"/proc/thread-self/net/ip_tables_names", []string{"iptables-legacy", "iptables"}},
-		{"/proc/thread-self/net/ip6_tables_names", []string{"ip6tables-legacy", "ip6tables"}},
+		{"/proc/thread-self/net/ip_tables_names", []string{"iptables-legacy", "iptables"}, ipv4},
+		{"/proc/thread-self/net/ip6_tables_names", []string{"ip6tables-legacy", "ip6tables"}, ipv6},
 	}
 }
 
@@ -92,32 +94,51 @@ func (o *OpenForwarding) ensureLegacy() error {
 		if !f.filters() {
 			continue
 		}
+		// This is done for each pod. A table that nobody has changed since its rules were seen has them still.
+		sum, read := f.digest()
+		if seen, ok := o.seen.Load(f.names); ok && read && seen == sum {
+			continue
+		}
 		tool := o.tool(f)
 		if tool == "" {
 			o.warn(fmt.Sprintf("this host has a filter table of the old iptables, but not the command %s to change it: if its FORWARD chain drops packets, let it accept the interface %s in both directions", f.tools[0], o.Bridge))
 			continue
 		}
-		listed, err := run(tool, "-w", lockWait, "-t", forwardTable, "-S", forwardChain)
+		added, err := o.ensureRules(tool)
 		if err != nil {
 			return err
 		}
-		for _, rule := range o.legacyRules() {
-			// One list for all of them, as it is for each pod. What it does not say in these words, the tool is asked for.
-			if strings.Contains(listed, o.listedRule(rule)) {
-				continue
-			}
-			if there, err := change(tool, "-C", rule); err != nil || there {
-				if err != nil {
-					return err
-				}
-				continue
-			}
-			if done, err := change(tool, "-I", rule); err != nil || !done {
-				return errors.Join(fmt.Errorf("%s: accept packets of %s in the FORWARD chain", tool, o.Bridge), err)
-			}
+		if read && !added {
+			o.seen.Store(f.names, sum)
 		}
 	}
 	return nil
+}
+
+// ensureRules adds with a tool what is missing.
+func (o *OpenForwarding) ensureRules(tool string) (added bool, err error) {
+	listed, err := run(tool, "-w", lockWait, "-t", forwardTable, "-S", forwardChain)
+	if err != nil {
+		return false, err
+	}
+	for _, rule := range o.legacyRules() {
+		// One list for all of them. What it does not say in these words, the tool is asked for.
+		if strings.Contains(listed, o.listedRule(rule)) {
+			continue
+		}
+		there, err := change(tool, "-C", rule)
+		if err != nil {
+			return added, err
+		}
+		if there {
+			continue
+		}
+		if done, err := change(tool, "-I", rule); err != nil || !done {
+			return added, errors.Join(fmt.Errorf("%s: accept packets of %s in the FORWARD chain", tool, o.Bridge), err)
+		}
+		added = true
+	}
+	return added, nil
 }
 
 // removeLegacy is Remove for the old iptables.

@@ -38,9 +38,10 @@ type Pod struct {
 
 // limits of one container; zero is none.
 type limits struct {
-	memory   int64 // bytes
-	milliCPU int64 // thousandths of a processor
-	cpus     []int // of the host
+	memory   int64  // bytes
+	milliCPU int64  // thousandths of a processor
+	cpus     []int  // of the host
+	given    string // the list of virtual processors that stand for them
 	// set is what was asked for, as far as it can be restored.
 	set struct {
 		limit, swap, quota *int64
@@ -83,8 +84,9 @@ func (p *Pod) Add(id string, r *specs.LinuxResources) (*specs.LinuxResources, er
 	if err != nil {
 		return nil, err
 	}
+	guest := p.guest(r, &next)
 	p.containers[id] = next
-	return p.guest(r, next), nil
+	return guest, nil
 }
 
 // Change is what changed limits come to.
@@ -113,10 +115,12 @@ func (p *Pod) Change(id string, r *specs.LinuxResources) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
+	restore := p.guest(old.restore(r), &old)
+	guest := p.guest(r, &next)
 	p.containers[id] = next
 	sum := p.sum()
 	c := Change{
-		Guest: p.guest(r, next), Restore: p.guest(old.restore(r), old),
+		Guest: guest, Restore: restore,
 		Shrinks: sum.Memory < before.Memory || sum.MilliCPU < before.MilliCPU,
 		Undo: func() {
 			p.mu.Lock()
@@ -214,8 +218,35 @@ func (p *Pod) Apply(pid int) error {
 	return nil
 }
 
-// guest returns a copy of r with virtual processors in place of the host's.
-func (p *Pod) guest(r *specs.LinuxResources, next limits) *specs.LinuxResources {
+// Outgrown are the lists of virtual processors that containers should have now, where the VM has others than when they were
+// given theirs: a set of the host's that was larger than the VM may fit since it has grown.
+func (p *Pod) Outgrown() map[string]*specs.LinuxResources {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	changes := map[string]*specs.LinuxResources{}
+	for id, l := range p.containers {
+		if len(l.cpus) == 0 {
+			continue
+		}
+		if list := formatList(p.virtualCPUs(l.cpus)); list != l.given {
+			changes[id] = &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: list}}
+		}
+	}
+	return changes
+}
+
+// Given notes that a container has such a list.
+func (p *Pod) Given(id, list string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l, there := p.containers[id]; there {
+		l.given = list
+		p.containers[id] = l
+	}
+}
+
+// guest returns a copy of r with virtual processors in place of the host's, and notes them in next.
+func (p *Pod) guest(r *specs.LinuxResources, next *limits) *specs.LinuxResources {
 	if r == nil || r.CPU == nil || r.CPU.Cpus == "" && r.CPU.Mems == "" {
 		return r
 	}
@@ -223,6 +254,7 @@ func (p *Pod) guest(r *specs.LinuxResources, next limits) *specs.LinuxResources 
 	cpu.Mems = "" // the guest has one memory node
 	if cpu.Cpus != "" {
 		cpu.Cpus = formatList(p.virtualCPUs(next.cpus))
+		next.given = cpu.Cpus
 	}
 	guest.CPU = &cpu
 	return &guest

@@ -1,6 +1,7 @@
 package limits
 
 import (
+	"maps"
 	"math"
 	"os/exec"
 	"slices"
@@ -140,6 +141,43 @@ func TestProcessorsThatGo(t *testing.T) {
 	if guest, err := p.Add("c", cpuset("4")); err != nil || guest.CPU.Cpus != "0" {
 		t.Errorf("after the VM has shrunk: %+v, %v", guest.CPU, err)
 	}
+}
+
+// TestProcessorsThatCome: a container whose set is larger than the VM gets more of it when the VM grows.
+func TestProcessorsThatCome(t *testing.T) {
+	vcpus := 1
+	p := testLimits(&vcpus)
+	for id, set := range map[string]string{"a": "2-4", "b": "3", "any": ""} {
+		if _, err := p.Add(id, cpuset(set)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	outgrown := func(want map[string]string) {
+		t.Helper()
+		got := map[string]string{}
+		for id, r := range p.Outgrown() {
+			got[id] = r.CPU.Cpus
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("outgrown with %d processors: %v, want %v", vcpus, got, want)
+		}
+	}
+	outgrown(nil)
+	vcpus = 2
+	outgrown(map[string]string{"a": "0-1"})
+	outgrown(map[string]string{"a": "0-1"}) // as nobody has done it
+	p.Given("a", "0-1")
+	p.Given("gone", "0-1")
+	outgrown(nil)
+	c, err := p.Change("a", cpuset("2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	outgrown(nil)
+	c.Undo()
+	outgrown(nil)
+	vcpus = 4
+	outgrown(map[string]string{"a": "0-2"})
 }
 
 // TestVirtualProcessors: containers that share processors of the host share virtual ones, others do not.

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	statsv1 "github.com/pistis-run/pistis/api/stats/v1"
 )
 
 // Agent is a guest's agent whose containers run in the test: their programs are those of [program].
@@ -239,7 +240,7 @@ func (a service) Hello(context.Context, *agentv1.HelloRequest) (*agentv1.HelloRe
 	if version == 0 {
 		version = agentv1.ProtocolVersion
 	}
-	return &agentv1.HelloResponse{Version: version, AgentVersion: "fake", Kernel: "Linux version 0.fake", Features: []string{agentv1.FeatureResize}}, nil
+	return &agentv1.HelloResponse{Version: version, AgentVersion: "fake", Kernel: "Linux version 0.fake", Features: []string{agentv1.FeatureResize, agentv1.FeatureClock}}, nil
 }
 
 func (a service) ConfigureSandbox(_ context.Context, r *agentv1.ConfigureSandboxRequest) (*agentv1.ConfigureSandboxResponse, error) {
@@ -251,6 +252,11 @@ func (a service) ConfigureSandbox(_ context.Context, r *agentv1.ConfigureSandbox
 
 func (a service) UpdateNetwork(context.Context, *agentv1.UpdateNetworkRequest) (*agentv1.Empty, error) {
 	return &agentv1.Empty{}, nil
+}
+
+// AdjustClock tells the test's own clock.
+func (a service) AdjustClock(context.Context, *agentv1.AdjustClockRequest) (*agentv1.AdjustClockResponse, error) {
+	return &agentv1.AdjustClockResponse{Clock: timestamppb.Now()}, nil
 }
 
 func (a service) SetClock(context.Context, *agentv1.SetClockRequest) (*agentv1.Empty, error) {
@@ -345,9 +351,9 @@ func (a service) Update(context.Context, *agentv1.UpdateRequest) (*agentv1.Empty
 func (a service) Stats(context.Context, *agentv1.StatsRequest) (*agentv1.StatsResponse, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	r := &agentv1.StatsResponse{GuestCpu: &agentv1.CPUStats{UsageNs: 1}}
+	r := &agentv1.StatsResponse{GuestCpu: &statsv1.CPUStats{UsageNs: 1}}
 	for k := range a.processes {
-		r.Containers = append(r.Containers, &agentv1.ContainerStats{Id: k, Cpu: &agentv1.CPUStats{UsageNs: 5}})
+		r.Containers = append(r.Containers, &agentv1.ContainerStats{Id: k, Cpu: &statsv1.CPUStats{UsageNs: 5}})
 	}
 	return r, nil
 }

@@ -58,7 +58,7 @@ func (d *Driver) Start(_ context.Context, cfg hypervisor.Config) (hypervisor.VM,
 		fmt.Fprint(cfg.Console, d.Console)
 	}
 	if d.Agent != nil {
-		d.Agent.setOff(func() { m.End(nil) })
+		d.Agent.setOff(func() { m.End(hypervisor.ErrPoweredOff) })
 	}
 	d.mu.Lock()
 	d.machines = append(d.machines, m)
@@ -188,6 +188,16 @@ func (m *Machine) End(err error) {
 		c.Close()
 	}
 	close(m.done)
+}
+
+// Counters are two, of the disks that ever were.
+func (m *Machine) Counters(context.Context) ([]hypervisor.Counter, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return []hypervisor.Counter{
+		{CounterName: hypervisor.CounterName{Kind: hypervisor.Operations, Part: hypervisor.PartDisk, Direction: hypervisor.In}, Value: uint64(m.Attached)},
+		{CounterName: hypervisor.CounterName{Kind: hypervisor.Failures, Part: hypervisor.PartDisk}},
+	}, nil
 }
 
 // Shutdown waits for the end.

@@ -148,6 +148,8 @@ func obey(word, rest string, body io.Reader) (string, error) {
 			}
 			return nil
 		})
+	case "readall":
+		return readAll(rest)
 	case "write":
 		lun, text, _ := strings.Cut(rest, " ")
 		return "", writeDisk(lun, text)
@@ -283,6 +285,22 @@ func readDisk(lun string) (string, error) {
 	mode := map[bool]string{true: "ro", false: "rw"}[strings.TrimSpace(string(ro)) == "1"]
 	text, _, _ := bytes.Cut(head, []byte{0})
 	return fmt.Sprintf("%s %d %s", mode, size, text), nil
+}
+
+// readAll reads a disk from its beginning to its end, and returns its size and how many milliseconds that took.
+func readAll(lun string) (string, error) {
+	name, err := diskName(lun)
+	if err != nil {
+		return "", err
+	}
+	f, err := os.Open("/dev/" + name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	start := time.Now()
+	n, err := io.Copy(io.Discard, f)
+	return fmt.Sprintf("%d %d", n, time.Since(start).Milliseconds()), err
 }
 
 func writeDisk(lun, text string) error {

@@ -1,4 +1,8 @@
-package share
+// Package hostmount reads the host's table of mounts: what is mounted below a directory, and of which of the kubelet's volumes a
+// path is a part.
+//
+// It owns nothing and imports nothing of ours.
+package hostmount
 
 import (
 	"bufio"
@@ -14,10 +18,11 @@ import (
 
 // mountLine is a line of mountinfo.
 type mountLine struct {
-	device string // major:minor
-	root   string // the directory of the file system that is mounted
-	point  string
-	fstype string
+	device  string // major:minor
+	root    string // the directory of the file system that is mounted
+	point   string
+	options string // of this mount, which a bind mount has from what it is of
+	fstype  string
 }
 
 // readMounts lists the mounts of this process's namespace, in their order.
@@ -43,7 +48,7 @@ func parseMounts(r io.Reader) ([]mountLine, error) {
 		if separator < 6 || len(fields) < separator+2 {
 			return nil, fmt.Errorf("mountinfo: %.200q is no line of it", lines.Text())
 		}
-		all = append(all, mountLine{device: fields[2], root: unescape(fields[3]), point: unescape(fields[4]), fstype: fields[separator+1]})
+		all = append(all, mountLine{device: fields[2], root: unescape(fields[3]), point: unescape(fields[4]), options: fields[5], fstype: fields[separator+1]})
 	}
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("mountinfo: %w", err)
@@ -56,8 +61,8 @@ func unescape(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// MountsBelow says whether something is mounted below a path of the host.
-func MountsBelow(path string) (bool, error) {
+// Below says whether something is mounted below a path of the host.
+func Below(path string) (bool, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return false, err
@@ -121,4 +126,57 @@ func FindMemory(path string) (*Memory, error) {
 		Volume: "memory-" + strings.ReplaceAll(volume.device, ":", "-"), Size: fs.Blocks * uint64(fs.Bsize),
 		Mode: uint32(st.Mode) & 0o7777, UID: st.Uid, GID: st.Gid, Path: strings.TrimPrefix(asked.root, "/"),
 	}, nil
+}
+
+// Part is what a subPath of an emptyDir volume names.
+type Part struct {
+	// Volume is the volume's path, Path the part's below it.
+	Volume, Path string
+}
+
+// FindPart says of what volume a path is a part, and nil where it is of none: a subPath of an emptyDir volume on disk, as the
+// kubelet prepares it, which is a mount of a directory or a file of it. Such a volume is the pod's alone, so that all of it may
+// be shared with the pod's guest.
+func FindPart(path string) (*Part, error) {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, nil // what is not there is refused where it is shared
+	}
+	mounts, err := readMounts()
+	if err != nil {
+		return nil, err
+	}
+	var asked *mountLine
+	for i, m := range mounts { // of several mounts at one place the last is seen
+		if m.point == path {
+			asked = &mounts[i]
+		}
+	}
+	if asked == nil {
+		return nil, nil
+	}
+	before, rest, _ := strings.Cut(asked.root, emptyDirs)
+	name, part, _ := strings.Cut(rest, "/")
+	if part == "" {
+		return nil, nil
+	}
+	volume := before + emptyDirs + name // in its file system
+	for _, m := range mounts {
+		below, ok := strings.CutPrefix(volume, strings.TrimSuffix(m.root, "/")+"/")
+		// The file system may be mounted elsewhere in another way: read-only, for one, as hosts do whose system is an image.
+		if !ok || m.device != asked.device || m.options != asked.options {
+			continue
+		}
+		found := &Part{Volume: filepath.Join(m.point, below), Path: part}
+		if sameFile(filepath.Join(found.Volume, part), path) {
+			return found, nil
+		}
+	}
+	return nil, nil
+}
+
+func sameFile(a, b string) bool {
+	x, errX := os.Stat(a)
+	y, errY := os.Stat(b)
+	return errX == nil && errY == nil && os.SameFile(x, y)
 }

@@ -1,4 +1,4 @@
-package share
+package hostmount
 
 import (
 	"strings"
@@ -12,7 +12,7 @@ func TestParseMounts(t *testing.T) {
 	}
 	const volume = `31 29 0:27 /sub\040path /a/with\040blank rw,nosuid shared:7 - tmpfs tmpfs rw,size=1k` + "\n"
 	got, err := parseMounts(strings.NewReader(layers(200<<10) + volume))
-	if want := (mountLine{"0:27", "/sub path", "/a/with blank", "tmpfs"}); err != nil || len(got) != 2 || got[1] != want {
+	if want := (mountLine{"0:27", "/sub path", "/a/with blank", "rw,nosuid", "tmpfs"}); err != nil || len(got) != 2 || got[1] != want {
 		t.Errorf("got %d lines, %v", len(got), err)
 	}
 	for name, text := range map[string]string{"too long": layers(2*maxMountLine) + volume, "cut": "31 29 0:27 / /a\n"} {

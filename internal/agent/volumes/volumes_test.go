@@ -1,6 +1,7 @@
-package memory_test
+package volumes_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
-	"github.com/pistis-run/pistis/internal/agent/memory"
+	"github.com/pistis-run/pistis/internal/agent/volumes"
 )
 
 func TestPlace(t *testing.T) {
@@ -19,12 +20,12 @@ func TestPlace(t *testing.T) {
 		t.Skip("SKIPPED: volumes in memory are mounts: they need root")
 	}
 	dir := t.TempDir()
-	v := memory.New(dir)
+	v := volumes.New(dir, nil)
 	t.Cleanup(func() { _ = unix.Unmount(filepath.Join(dir, "volumes/cache"), unix.MNT_DETACH) })
-	place := func(path string) (string, *memory.Placed) {
+	place := func(path string) (string, *volumes.Placed) {
 		t.Helper()
 		mounts := []specs.Mount{{}, {Destination: "/cache"}}
-		p, err := v.Place("c", mounts, []*agentv1.MemoryMount{{Mount: 1, Volume: "cache", SizeBytes: 1 << 20, Mode: 0o2770, Uid: 7, Gid: 8, Path: path}})
+		p, err := v.Place("c", mounts, []*agentv1.MemoryMount{{Mount: 1, Volume: "cache", SizeBytes: 1 << 20, Mode: 0o2770, Uid: 7, Gid: 8, Path: path}}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -57,7 +58,7 @@ func TestPlace(t *testing.T) {
 		}
 	}
 	link := []*agentv1.MemoryMount{{Volume: "cache", Path: "abs/y"}}
-	if _, err := v.Place("c", make([]specs.Mount, 1), link); err == nil {
+	if _, err := v.Place("c", make([]specs.Mount, 1), link, nil); err == nil {
 		t.Error("a directory was made through a link to nowhere")
 	}
 	for _, path := range []string{"volumes/cache/new/deep/file", "volumes/cache/x/file", "volumes/cache/z/file"} {
@@ -71,12 +72,48 @@ func TestPlace(t *testing.T) {
 }
 
 func TestPlaceRefuses(t *testing.T) {
-	v := memory.New(t.TempDir())
+	v := volumes.New(t.TempDir(), nil)
 	for _, m := range []*agentv1.MemoryMount{
 		{Mount: 1, Volume: "a"}, {Volume: ""}, {Volume: "a/b"}, {Volume: ".."}, {Volume: strings.Repeat("a", 65)}, {Volume: "a", Path: "../x"}, {Volume: "a", Path: "/x"},
 	} {
-		if _, err := v.Place("c", make([]specs.Mount, 1), []*agentv1.MemoryMount{m}); !errdefs.IsInvalidArgument(err) {
+		if _, err := v.Place("c", make([]specs.Mount, 1), []*agentv1.MemoryMount{m}, nil); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%v: %v", m, err)
+		}
+	}
+}
+
+// TestParts: a part of a share is what is there under its name, and never what a hostile container has put a link to.
+func TestParts(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: parts of volumes are mounts: they need root")
+	}
+	dir, share := t.TempDir(), t.TempDir()
+	v := volumes.New(dir, func(id string) string { return filepath.Join(share, id) })
+	root := filepath.Join(share, "s1")
+	if err := errors.Join(os.MkdirAll(filepath.Join(root, "a/b"), 0o755), os.WriteFile(filepath.Join(root, "a/b/file"), []byte("x"), 0o644),
+		os.Symlink("a", filepath.Join(root, "link")), os.Symlink(dir, filepath.Join(root, "a/out")), unix.Mkfifo(filepath.Join(root, "fifo"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	place := func(path string) ([]specs.Mount, *volumes.Placed, error) {
+		mounts := []specs.Mount{{Destination: "/part"}}
+		p, err := v.Place("c", mounts, nil, []*agentv1.SharePart{{Share: "s1", Path: path}})
+		return mounts, p, err
+	}
+	for path, in := range map[string]string{"a/b": "/file", "a/b/file": ""} {
+		mounts, p, err := place(path)
+		if err != nil {
+			t.Fatal(path, err)
+		}
+		if text, err := os.ReadFile(mounts[0].Source + in); err != nil || string(text) != "x" || mounts[0].Type != "bind" {
+			t.Errorf("%s: %+v: %q, %v", path, mounts[0], text, err)
+		}
+		if err := p.Close(); err != nil {
+			t.Error(path, err)
+		}
+	}
+	for _, path := range []string{"", "link/b", "a/out", "..", "../s1", "/a", "none", "fifo"} {
+		if mounts, _, err := place(path); err == nil {
+			t.Errorf("%q: %+v", path, mounts[0])
 		}
 	}
 }

@@ -1,8 +1,9 @@
-// Package memory makes the pod's volumes in memory: emptyDir volumes of medium Memory.
+// Package volumes makes the pod's volumes in memory, which are emptyDir volumes of medium Memory, and finds parts of volumes
+// for containers that mount no more than that.
 //
-// A volume is a tmpfs that lives as long as the guest. Containers write to it and are hostile: what is looked up in it is
-// looked up inside it. The package owns the mounts below its directory and imports nothing of ours but the contract.
-package memory
+// A volume in memory is a tmpfs that lives as long as the guest. Containers write to volumes and are hostile: what is looked up
+// in one is looked up inside it. The package owns the mounts below its directory and imports nothing of ours but the contract.
+package volumes
 
 import (
 	"errors"
@@ -27,40 +28,56 @@ const maxVolumes = 256
 
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]{0,63}$`)
 
-// Volumes are the pod's.
-type Volumes struct {
-	dir string
+// Set is the pod's volumes.
+type Set struct {
+	dir    string
+	shares func(id string) string
 
 	mu   sync.Mutex
 	made map[string]bool
 }
 
-// New returns a set that keeps its mounts below dir, which need not exist.
-func New(dir string) *Volumes { return &Volumes{dir: dir, made: map[string]bool{}} }
+// New returns a set that keeps its mounts below dir, which need not exist. shares says where a share is mounted.
+func New(dir string, shares func(id string) string) *Set {
+	return &Set{dir: dir, shares: shares, made: map[string]bool{}}
+}
 
 // Placed are mounts that were given to one container.
 type Placed struct{ dir string }
 
 // Place makes the volumes that are not there and gives the mounts their sources. A source is a mount of its own, so that
 // nobody changes where it leads while the runtime uses it; Close it once the container is created.
-func (v *Volumes) Place(container string, mounts []specs.Mount, asked []*agentv1.MemoryMount) (_ *Placed, err error) {
+func (v *Set) Place(container string, mounts []specs.Mount, inMemory []*agentv1.MemoryMount, parts []*agentv1.SharePart) (_ *Placed, err error) {
 	p := &Placed{dir: filepath.Join(v.dir, "placed", container)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Close())
 		}
 	}()
-	for _, m := range asked {
-		if int(m.Mount) >= len(mounts) || !validName.MatchString(m.Volume) || m.Path != "" && !filepath.IsLocal(m.Path) {
-			return nil, fmt.Errorf("volume %.100q in memory: mount %d, path %.200q: %w", m.Volume, m.Mount, m.Path, errdefs.ErrInvalidArgument)
+	for _, m := range inMemory {
+		if err := check(mounts, m.Mount, m.Volume, m.Path, m.Path == ""); err != nil {
+			return nil, err
 		}
-		point := filepath.Join(p.dir, strconv.Itoa(int(m.Mount)))
-		if err := v.place(m, point); err != nil {
+		if err := p.place(&mounts[m.Mount], m.Mount, func() (int, error) { return v.open(m) }); err != nil {
 			return nil, fmt.Errorf("volume %s in memory: %w", m.Volume, err)
 		}
-		mounts[m.Mount].Type, mounts[m.Mount].Source = "bind", point
+	}
+	for _, m := range parts {
+		if err := check(mounts, m.Mount, m.Share, m.Path, false); err != nil {
+			return nil, err
+		}
+		if err := p.place(&mounts[m.Mount], m.Mount, func() (int, error) { return openPart(v.shares(m.Share), m.Path) }); err != nil {
+			return nil, fmt.Errorf("%s in share %s: %w", m.Path, m.Share, err)
+		}
 	}
 	return p, nil
+}
+
+func check(mounts []specs.Mount, n uint32, volume, path string, whole bool) error {
+	if int(n) >= len(mounts) || !validName.MatchString(volume) || !whole && !filepath.IsLocal(path) {
+		return fmt.Errorf("volume %.100q: mount %d, path %.200q: %w", volume, n, path, errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 // Close takes the sources away again.
@@ -79,12 +96,9 @@ func (p *Placed) Close() error {
 	return errors.Join(errs...)
 }
 
-func (v *Volumes) place(m *agentv1.MemoryMount, point string) error {
-	dir, err := v.volume(m)
-	if err != nil {
-		return err
-	}
-	source, err := open(dir, m)
+// place gives a mount what open finds as its source.
+func (p *Placed) place(to *specs.Mount, n uint32, open func() (int, error)) error {
+	source, err := open()
 	if err != nil {
 		return err
 	}
@@ -93,6 +107,7 @@ func (v *Volumes) place(m *agentv1.MemoryMount, point string) error {
 	if err := unix.Fstat(source, &st); err != nil {
 		return err
 	}
+	point := filepath.Join(p.dir, strconv.Itoa(int(n)))
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		err = os.MkdirAll(point, 0o700)
@@ -101,7 +116,7 @@ func (v *Volumes) place(m *agentv1.MemoryMount, point string) error {
 			err = os.WriteFile(point, nil, 0o600)
 		}
 	default:
-		err = fmt.Errorf("%s is neither a file nor a directory: %w", m.Path, errdefs.ErrInvalidArgument)
+		err = fmt.Errorf("it is neither a file nor a directory: %w", errdefs.ErrInvalidArgument)
 	}
 	if err != nil {
 		return err
@@ -109,11 +124,22 @@ func (v *Volumes) place(m *agentv1.MemoryMount, point string) error {
 	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", source), point, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind: %w", err)
 	}
+	to.Type, to.Source = "bind", point
 	return nil
 }
 
+// openPart finds what is in a share under a name that leads through directories alone.
+func openPart(share, path string) (int, error) {
+	root, err := unix.Open(share, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(root)
+	return unix.Openat2(root, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS})
+}
+
 // volume returns where a volume is mounted, and mounts it the first time.
-func (v *Volumes) volume(m *agentv1.MemoryMount) (string, error) {
+func (v *Set) volume(m *agentv1.MemoryMount) (string, error) {
 	dir := filepath.Join(v.dir, "volumes", m.Volume)
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -134,8 +160,12 @@ func (v *Volumes) volume(m *agentv1.MemoryMount) (string, error) {
 	return dir, nil
 }
 
-// open finds a path in a volume, and makes as directories what is not there.
-func open(dir string, m *agentv1.MemoryMount) (int, error) {
+// open finds a path in a volume in memory, and makes as directories what is not there.
+func (v *Set) open(m *agentv1.MemoryMount) (int, error) {
+	dir, err := v.volume(m)
+	if err != nil {
+		return -1, err
+	}
 	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, err

@@ -21,37 +21,6 @@ func hostMount(t *testing.T, source, target, fstype string, flags uintptr, data 
 	t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
 }
 
-func TestFindMemory(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: it mounts: it needs root")
-	}
-	pod := filepath.Join(t.TempDir(), "pods/uid with blanks")
-	memory, other := filepath.Join(pod, "volumes/kubernetes.io~empty-dir/cache"), filepath.Join(pod, "volumes/kubernetes.io~secret/s")
-	hostMount(t, "tmpfs", memory, "tmpfs", 0, "size=3m,mode=2777,uid=5,gid=6")
-	hostMount(t, "tmpfs", other, "tmpfs", 0, "size=3m")
-	for _, dir := range []string{memory + "/a/b", other + "/a", filepath.Join(pod, "volumes/kubernetes.io~empty-dir/disk")} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	part, secretPart := filepath.Join(pod, "volume-subpaths/cache/c/0"), filepath.Join(pod, "volume-subpaths/s/c/0")
-	hostMount(t, memory+"/a/b", part, "", unix.MS_BIND, "")
-	hostMount(t, other+"/a", secretPart, "", unix.MS_BIND, "")
-	whole, err := share.FindMemory(memory)
-	if err != nil || whole == nil || whole.Size != 3<<20 || whole.Mode != 0o2777 || whole.UID != 5 || whole.GID != 6 || whole.Path != "" {
-		t.Fatalf("%+v, %v", whole, err)
-	}
-	sub, err := share.FindMemory(part)
-	if err != nil || sub == nil || sub.Path != "a/b" || sub.Volume != whole.Volume || sub.Size != whole.Size || sub.Mode != whole.Mode {
-		t.Fatalf("%+v, %v", sub, err)
-	}
-	for _, path := range []string{other, secretPart, filepath.Join(pod, "volumes/kubernetes.io~empty-dir/disk"), pod, memory + "/a", "/none", "/dev/shm"} {
-		if found, err := share.FindMemory(path); err != nil || found != nil {
-			t.Errorf("%s: %+v, %v", path, found, err)
-		}
-	}
-}
-
 // TestPassingMounts: what the host mounts below a share appears in it, and can be unmounted although the guest remembers
 // files of it; a file that the guest has open keeps it busy, as it would on the host.
 func TestPassingMounts(t *testing.T) {
