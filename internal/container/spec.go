@@ -27,10 +27,8 @@ func makeSpec(rec record, pod sandbox.Status, img image.Image) (*specs.Spec, err
 	if err != nil {
 		return nil, err
 	}
-	if !pod.VM {
-		if err := checkPropagation(cfg.Mounts); err != nil {
-			return nil, err
-		}
+	if err := checkPropagation(cfg.Mounts, pod.VM); err != nil {
+		return nil, err
 	}
 	security, err := specSecurity(cfg.Security)
 	if err != nil {
@@ -120,10 +118,10 @@ func specMounts(container string, mounts []Mount) ([]specs.Mount, error) {
 }
 
 // checkPropagation refuses what the runtime would accept and the kernel not do: mounts travel only where the mount that
-// the volume lies on is shared (mount_namespaces(7)).
-func checkPropagation(mounts []Mount) error {
+// the volume lies on is shared (mount_namespaces(7)). That a VM cannot have rshared at all is said where its spec is made.
+func checkPropagation(mounts []Mount, vm bool) error {
 	for _, m := range mounts {
-		if m.Propagation != "rshared" && m.Propagation != "rslave" {
+		if m.Propagation != "rslave" && (m.Propagation != "rshared" || vm) {
 			continue
 		}
 		source, err := filepath.EvalSymlinks(m.HostPath)

@@ -276,7 +276,7 @@ func (s *Service) prepare(ctx context.Context, f *flight, r registration, come m
 			select {
 			case <-here:
 			case <-ctx.Done():
-				return cmp.Or(group.Wait(), ctx.Err()) // the first error is why it has ended
+				return cmp.Or(group.Wait(), ctx.Err()) // what failed has ended ctx, and is not a cancellation
 			}
 		}
 		group.Go(forms[0].Begin(ctx, layers[:i+1]))
@@ -309,7 +309,7 @@ func (c *session) fetchLayers(ctx context.Context, p parsedManifest, come map[di
 		err := c.s.downloads.Acquire(ctx, 1)
 		idle()
 		if err != nil {
-			return cmp.Or(group.Wait(), err)
+			return cmp.Or(group.Wait(), err) // as in prepare
 		}
 		group.Go(func() error {
 			defer c.s.downloads.Release(1)

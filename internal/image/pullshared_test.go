@@ -3,7 +3,6 @@ package image
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -143,23 +142,48 @@ func TestPullMakesFormsMeanwhile(t *testing.T) {
 	}
 }
 
-// TestFormFailsMeanwhile: a layer that is refused ends what comes above it, and is all that the pull says.
-func TestFormFailsMeanwhile(t *testing.T) {
-	r, s := newRegistry(t), openService(t, func(o *Options) { o.MaxConcurrentDownloads = 1 })
-	s.SetForms(&recordingForms{fail: fmt.Errorf("an entry: %w", errdefs.ErrInvalidArgument)})
+// TestFailureWhileOthersWait: what failed is told, and not that others were given up for it, neither layers that wait for their
+// download nor such as wait for those below them.
+func TestFailureWhileOthersWait(t *testing.T) {
 	src := makeImage(t, thisArch, "one", "two", "three")
-	_, _, layers := digests(t, src)
-	ref := r.push(t, "app:1", src)
-	r.setIntercept(func(_ http.ResponseWriter, req *http.Request) bool {
-		if req.Method != http.MethodGet || !strings.HasSuffix(req.URL.Path, layers[1].String()) {
+	lowest, err := src.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	size, err := lowest[0].Size()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, fail := range map[string]func(forms *recordingForms, lowest bool, w http.ResponseWriter, req *http.Request) bool{
+		"download": func(_ *recordingForms, lowest bool, w http.ResponseWriter, _ *http.Request) bool {
+			if lowest {
+				w.Write(make([]byte, size)) // another blob
+			}
+			return lowest
+		},
+		"form": func(forms *recordingForms, lowest bool, _ http.ResponseWriter, req *http.Request) bool {
+			forms.fail = errdefs.ErrDataLoss
+			if !lowest {
+				<-req.Context().Done()
+			}
+			return !lowest
+		},
+	} {
+		r, s, forms := newRegistry(t), openService(t, func(o *Options) { o.MaxConcurrentDownloads = 1 }), &recordingForms{}
+		s.SetForms(forms)
+		_, _, layers := digests(t, src)
+		ref := r.push(t, "app:1", src)
+		r.setIntercept(func(w http.ResponseWriter, req *http.Request) bool {
+			for i, l := range layers {
+				if req.Method == http.MethodGet && strings.HasSuffix(req.URL.Path, l.String()) {
+					return fail(forms, i == 0, w, req)
+				}
+			}
 			return false
+		})
+		if _, err := s.Pull(t.Context(), PullRequest{Ref: ref}); !errdefs.IsDataLoss(err) || errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", name, err)
 		}
-		<-req.Context().Done()
-		return true
-	})
-	_, err := s.Pull(t.Context(), PullRequest{Ref: ref})
-	if !errdefs.IsInvalidArgument(err) || errors.Is(err, context.Canceled) {
-		t.Errorf("got %v", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package share
 
 import (
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -28,6 +29,31 @@ type files struct {
 	valid time.Duration
 	// tells: the file system reports errors when a file is closed, as those on other machines do.
 	tells bool
+	// live are devices whose files the kernel makes when they are read; those that were not asked for are not in it.
+	live sync.Map
+}
+
+// madeByKernel tells an open file of /proc, /sys and their like. Its size says nothing, and what was read of it before may have changed.
+func (f *files) madeByKernel(fd int) bool {
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil {
+		return false
+	}
+	if live, ok := f.live.Load(st.Dev); ok {
+		return live.(bool)
+	}
+	var fs unix.Statfs_t
+	if unix.Fstatfs(fd, &fs) != nil {
+		return false
+	}
+	live := false
+	switch fs.Type {
+	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC, unix.DEBUGFS_MAGIC, unix.TRACEFS_MAGIC,
+		unix.SECURITYFS_MAGIC, unix.SELINUX_MAGIC:
+		live = true
+	}
+	f.live.Store(st.Dev, live)
+	return live
 }
 
 // newFiles takes over root, an O_PATH descriptor.

@@ -17,12 +17,12 @@ func (f *files) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 	if n.format == unix.S_IFDIR {
 		return fuse.Status(unix.EISDIR)
 	}
-	return f.open(n, in.Flags, in.Mode, &out.Fh)
+	return f.open(n, in.Flags, in.Mode, out)
 }
 
 // open opens a regular file. What the guest's open(2) leaves to the host is the access mode, appending, truncation
 // and synchronous writing.
-func (f *files) open(n *used, flags, fuseFlags uint32, fh *uint64) fuse.Status {
+func (f *files) open(n *used, flags, fuseFlags uint32, out *fuse.OpenOut) fuse.Status {
 	fd, err := f.reopen(n, int(flags)&openFlags)
 	if err != nil {
 		return status(err)
@@ -33,7 +33,10 @@ func (f *files) open(n *used, flags, fuseFlags uint32, fh *uint64) fuse.Status {
 			return status(err)
 		}
 	}
-	*fh = f.handles.add(fd, nil)
+	if f.madeByKernel(fd) {
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
+	}
+	out.Fh = f.handles.add(fd, nil)
 	return fuse.OK
 }
 
@@ -62,7 +65,7 @@ func (f *files) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *f
 		return fuse.Status(unix.ESTALE)
 	}
 	defer n.release()
-	if code = f.open(n, in.Flags, in.OpenFlags, &out.Fh); !code.Ok() {
+	if code = f.open(n, in.Flags, in.OpenFlags, &out.OpenOut); !code.Ok() {
 		f.nodes.forget(out.NodeId, 1)
 	}
 	return code

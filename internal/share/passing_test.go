@@ -56,3 +56,34 @@ func TestPassingMounts(t *testing.T) {
 		}
 	}
 }
+
+// TestFilesOfTheKernel: files that are made when they are read have no size, and are read all the same, anew each time.
+func TestFilesOfTheKernel(t *testing.T) {
+	h := startHost(t)
+	mnt, _ := mount(t, h, share.Share{Path: "/proc", ReadOnly: true, Valid: time.Hour})
+	want, err := os.ReadFile("/proc/sys/kernel/ostype")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(mnt, "sys/kernel/ostype")); err != nil || string(got) != string(want) {
+		t.Errorf("%q, %v, want %q", got, err, want)
+	}
+	if got, err := os.ReadFile(filepath.Join(mnt, "1/mountinfo")); err != nil || len(got) == 0 {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	f, err := os.Open(filepath.Join(mnt, "uptime"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	read := func() string {
+		b := make([]byte, 100)
+		n, err := f.ReadAt(b, 0)
+		if n == 0 {
+			t.Fatal(err)
+		}
+		return string(b[:n])
+	}
+	for first := read(); read() == first; { // uptime is told in hundredths of a second
+	}
+}

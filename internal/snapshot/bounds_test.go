@@ -2,8 +2,6 @@ package snapshot
 
 import (
 	"archive/tar"
-	"fmt"
-	"io"
 	"strings"
 	"testing"
 
@@ -25,33 +23,4 @@ func TestNamesBounded(t *testing.T) {
 		return
 	}
 	t.Error("all of them are kept")
-}
-
-// richDir has attributes of a size.
-type richDir struct{ size int }
-
-func (d richDir) attributes() (*entry, error) {
-	return &entry{kind: tar.TypeDir, xattrs: map[string]string{"user.x": strings.Repeat("x", d.size)}}, nil
-}
-
-func (d richDir) children(names map[string]*wish) (map[string]lowerDir, error) {
-	found := map[string]lowerDir{}
-	for name := range names {
-		found[name] = d
-	}
-	return found, nil
-}
-
-func TestInheritedBounded(t *testing.T) {
-	var dirs []string
-	for i := range 65 {
-		dirs = append(dirs, fmt.Sprintf("dir%d", i))
-	}
-	for size, fails := range map[int]bool{1000: false, maxInherited / 64: true} {
-		open := func(string) (lowerDir, io.Closer, error) { return richDir{size}, io.NopCloser(nil), nil }
-		found, err := inherit(t.Context(), dirs, []string{"lower"}, open)
-		if fails != errdefs.IsInvalidArgument(err) || !fails && len(found) != len(dirs) {
-			t.Errorf("%d bytes each: %d directories, %v", size, len(found), err)
-		}
-	}
 }

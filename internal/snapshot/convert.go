@@ -21,7 +21,6 @@ const (
 	maxEntries    = 1 << 20   // files and directories, also those that are only implied
 	maxNameBytes  = 4095
 	maxNames      = 256 << 20 // of all names, which are kept in memory
-	maxInherited  = 64 << 20  // of the extended attributes that implied directories inherit
 	maxComponent  = 255
 	readBuffer    = 256 << 10
 	minFreeDivide = 20 // a conversion leaves 1/20 of the file system free

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"path"
 	"slices"
 	"strings"
 
@@ -19,15 +18,26 @@ import (
 // the layers below give it, which a layer by itself cannot know: so these are looked up in the finished layers below it, and
 // what is made of it depends on them. What is implied in one of these has inherited its attributes too.
 
-// lowerDir is a directory of a finished layer.
-type lowerDir interface {
-	// attributes are those that an entry of a layer would give it.
-	attributes() (*entry, error)
-	// children finds those of names that the directory has; what is no directory is nil.
-	children(names map[string]*wish) (map[string]lowerDir, error)
+// maxInherited bounds the extended attributes that all directories of a layer together inherit, in bytes.
+const maxInherited = 64 << 20
+
+// lowerLayer is a finished layer. A directory in it has a number, of which rootDirectory is known and noDirectory is none, and a
+// name that nothing but its own form may need.
+type lowerLayer interface {
+	io.Closer
+	// attributes are those that an entry of a layer would give a directory.
+	attributes(number uint32, name string) (*entry, error)
+	// children finds those of the wishes for what is below a directory that it has, and what is no directory as noDirectory.
+	children(number uint32, wanted *wish) (map[string]uint32, error)
 }
 
-// wish is a directory whose attributes are wanted, or one above such.
+const (
+	noDirectory   = 0
+	rootDirectory = 2
+)
+
+// wish is a directory whose attributes are wanted, or one above such. Its name is a part of one that was wished for: a copy for each
+// would be too much where they are many and nested deep.
 type wish struct {
 	name   string
 	wanted bool
@@ -38,98 +48,104 @@ type wish struct {
 func wishes(dirs []string) *wish {
 	root := &wish{}
 	for _, dir := range dirs {
-		at := root
-		for part := range strings.SplitSeq(dir, "/") {
+		at, start := root, 0
+		for end := range len(dir) + 1 {
+			if end < len(dir) && dir[end] != '/' {
+				continue
+			}
+			part := dir[start:end]
 			next := at.below[part]
 			if next == nil {
 				if at.below == nil {
 					at.below = map[string]*wish{}
 				}
-				next = &wish{name: path.Join(at.name, part)}
+				next = &wish{name: dir[:end]}
 				at.below[part] = next
 			}
-			at = next
+			at, start = next, end+1
 		}
 		at.wanted = true
 	}
 	return root
 }
 
+// heritage is what is looked for in finished layers, and what was found.
+type heritage struct {
+	ctx   context.Context
+	found map[string]*entry
+	bytes int // of extended attributes
+}
+
 // inherit finds the attributes of directories in finished layers, given from the uppermost down. What no layer has is not
 // in the result. Each directory of a layer is read once at most.
-func inherit(ctx context.Context, dirs []string, lower []string, open func(path string) (lowerDir, io.Closer, error)) (map[string]*entry, error) {
-	root, found := wishes(dirs), inheritance{entries: map[string]*entry{}}
+func inherit(ctx context.Context, dirs []string, lower []string, open func(path string) (lowerLayer, error)) (map[string]*entry, error) {
+	root, h := wishes(dirs), heritage{ctx: ctx, found: map[string]*entry{}}
 	for _, path := range lower {
 		if len(root.below) == 0 {
 			break
 		}
-		dir, closer, err := open(path)
+		layer, err := open(path)
 		if err != nil {
 			return nil, err
 		}
-		if err := errors.Join(root.lookIn(ctx, dir, &found), closer.Close()); err != nil {
+		if err := errors.Join(h.look(layer, rootDirectory, root), layer.Close()); err != nil {
 			return nil, err
 		}
 	}
-	return found.entries, nil
+	return h.found, nil
 }
 
-// inheritance is what was found.
-type inheritance struct {
-	entries map[string]*entry
-	size    int // of extended attributes
-}
-
-func (i *inheritance) add(name string, e *entry) error {
-	maps.DeleteFunc(e.xattrs, func(name, _ string) bool { return strings.HasPrefix(name, overlayPrefix) })
-	for name, value := range e.xattrs {
-		i.size += len(name) + len(value)
-	}
-	if i.size > maxInherited {
-		return fmt.Errorf("directories that the layer implies have more than %d MiB of extended attributes: %w", maxInherited>>20, errdefs.ErrInvalidArgument)
-	}
-	e.name, i.entries[name] = name, e
-	return nil
-}
-
-// lookIn notes what one layer has of what is wished for, and drops what the layers below it cannot tell.
-func (w *wish) lookIn(ctx context.Context, dir lowerDir, found *inheritance) error {
-	if err := ctx.Err(); err != nil {
+// look notes what a layer has of what is wished for, and drops what the layers below it cannot tell.
+func (h *heritage) look(layer lowerLayer, number uint32, w *wish) error {
+	if err := h.ctx.Err(); err != nil {
 		return err
 	}
-	e, err := dir.attributes()
+	e, err := layer.attributes(number, w.name)
 	if err != nil {
 		return err
 	}
 	opaque := e.xattrs[opaqueXattr] == "y"
 	if w.wanted {
-		if err := found.add(w.name, e); err != nil {
+		if err := h.take(e, w); err != nil {
 			return err
 		}
-		w.wanted = false
 	}
 	if len(w.below) == 0 {
 		return nil
 	}
-	children, err := dir.children(w.below)
+	children, err := layer.children(number, w)
 	if err != nil {
 		return err
 	}
-	for name, next := range w.below {
-		child, ok := children[name]
-		if child != nil {
-			if err := next.lookIn(ctx, child, found); err != nil {
+	for name, child := range children {
+		next := w.below[name]
+		if child != noDirectory {
+			if err := h.look(layer, child, next); err != nil {
 				return err
 			}
 		}
 		// What is no directory hides all that is below it in lower layers, as a whiteout does.
-		if hidden := ok && child == nil; hidden || (ok && !next.wanted && len(next.below) == 0) {
+		if child == noDirectory || (!next.wanted && len(next.below) == 0) {
 			delete(w.below, name)
 		}
 	}
 	if opaque {
 		w.below = nil
 	}
+	return nil
+}
+
+// take notes what a directory inherits. What overlays note of one is not inherited.
+func (h *heritage) take(e *entry, w *wish) error {
+	maps.DeleteFunc(e.xattrs, func(name, _ string) bool { return strings.HasPrefix(name, overlayPrefix) })
+	for name, value := range e.xattrs {
+		h.bytes += len(name) + len(value)
+	}
+	if h.bytes > maxInherited {
+		return fmt.Errorf("directories inherit more than %d MiB of extended attributes from lower layers: %w", maxInherited>>20, errdefs.ErrInvalidArgument)
+	}
+	e.name, w.wanted = w.name, false
+	h.found[w.name] = e
 	return nil
 }
 

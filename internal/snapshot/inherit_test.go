@@ -128,20 +128,53 @@ func testLateLayers(t *testing.T, open openForm) {
 	}
 }
 
+// lavishLayer has every directory, each with a mebibyte of attributes.
+type lavishLayer struct{}
+
+func (lavishLayer) Close() error { return nil }
+
+func (lavishLayer) attributes(uint32, string) (*entry, error) {
+	return &entry{kind: tar.TypeDir, xattrs: map[string]string{"user.x": strings.Repeat("x", 1<<20)}}, nil
+}
+
+func (lavishLayer) children(_ uint32, w *wish) (map[string]uint32, error) {
+	found := map[string]uint32{}
+	for name := range w.below {
+		found[name] = rootDirectory
+	}
+	return found, nil
+}
+
+// TestInheritBounds: what is held in memory of lower layers is bounded.
+func TestInheritBounds(t *testing.T) {
+	open := func(string) (lowerLayer, error) { return lavishLayer{}, nil }
+	var dirs []string
+	for i := range 100 {
+		dirs = append(dirs, fmt.Sprint("d/", i))
+	}
+	if _, err := inherit(t.Context(), dirs, []string{"one"}, open); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("100 MiB of attributes: %v", err)
+	}
+	if found, err := inherit(t.Context(), dirs[:50], []string{"one", "two"}, open); err != nil || len(found) != 50 {
+		t.Errorf("50 MiB of attributes: %d, %v", len(found), err)
+	}
+}
+
 func TestTurns(t *testing.T) {
 	turns := newTurns(2)
+	come := (*turn).has
 	a, b, c, d, e := turns.ask(), turns.ask(), turns.ask(), turns.ask(), turns.ask()
 	turns.give(d) // leaves the queue
-	if !a.here() || !b.here() || c.here() || e.here() {
+	if !come(a) || !come(b) || come(c) || come(e) {
 		t.Fatal("not the first two")
 	}
 	turns.give(b)
-	if !c.here() || d.here() || e.here() {
+	if !come(c) || come(d) || come(e) {
 		t.Error("not the third one")
 	}
 	turns.give(a)
 	turns.give(c)
-	if !e.here() || turns.free != 1 {
+	if !come(e) || turns.free != 1 {
 		t.Errorf("the last one's turn, and then %d are free", turns.free)
 	}
 }

@@ -36,8 +36,8 @@ type form struct {
 	// directories that the layer implies but does not describe, to get the attributes of those that are known.
 	// dependent says that there are such directories. What a failure leaves at path is for the caller to remove.
 	write func(ctx context.Context, path string, open opener, inherit inheriter) (dependent bool, err error)
-	// open opens the root directory of a finished layer.
-	open func(path string) (lowerDir, io.Closer, error)
+	// open opens a finished layer for those above it.
+	open func(path string) (lowerLayer, error)
 	// whole tells what a disk has cut off from a layer that is whole, at little cost; nil where nothing tells.
 	whole func(path string) (bool, error)
 }
@@ -274,7 +274,7 @@ func (l *Layers) lower(ctx context.Context, stack []image.Layer) ([]string, erro
 		l.mu.Lock()
 		path, err := l.existing(key)
 		f := l.flights[key.id]
-		late := path == "" && (f == nil || f.key != key || !f.turn.here())
+		late := path == "" && (f == nil || f.key != key || !f.turn.has())
 		if path == "" && err == nil && !late {
 			f.waiters++
 		}

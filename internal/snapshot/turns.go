@@ -16,8 +16,8 @@ type turn struct {
 	came chan struct{} // closed when it has come
 }
 
-// here tells whether it has come.
-func (t *turn) here() bool {
+// has tells whether the turn has come.
+func (t *turn) has() bool {
 	select {
 	case <-t.came:
 		return true

@@ -45,6 +45,11 @@ func (v *VM) compareClock(ctx context.Context) error {
 		return err
 	}
 	by, jump := correction(asked, time.Since(asked), guest)
+	return v.correctClock(ctx, by, jump)
+}
+
+// correctClock has the guest do what correction says.
+func (v *VM) correctClock(ctx context.Context, by time.Duration, jump bool) (err error) {
 	switch {
 	case jump:
 		return v.setClock(ctx)

@@ -96,16 +96,23 @@ func TestCorrection(t *testing.T) {
 
 // TestCompareClock: a clock that is right is left alone, a small difference is made up for, and after a large one it is set.
 func TestCompareClock(t *testing.T) {
-	for behind, want := range map[time.Duration][]string{
-		0:                       {"AdjustClock"},
-		300 * time.Millisecond:  {"AdjustClock", "AdjustClock"},
-		-300 * time.Millisecond: {"AdjustClock", "AdjustClock"},
-		time.Hour:               {"AdjustClock", "SetClock"},
+	for _, tt := range []struct {
+		name   string
+		behind time.Duration
+		do     func(*VM) error
+		want   []string
+	}{
+		{"right", 0, func(v *VM) error { return v.compareClock(t.Context()) }, []string{"AdjustClock"}},
+		{"far behind", time.Hour, func(v *VM) error { return v.compareClock(t.Context()) }, []string{"AdjustClock", "SetClock"}},
+		// How long the question took decides what is small, and so these are not asked for.
+		{"behind", 0, func(v *VM) error { return v.correctClock(t.Context(), time.Millisecond, false) }, []string{"AdjustClock"}},
+		{"before", 0, func(v *VM) error { return v.correctClock(t.Context(), -time.Millisecond, false) }, []string{"AdjustClock"}},
+		{"nothing", 0, func(v *VM) error { return v.correctClock(t.Context(), 0, false) }, nil},
 	} {
 		var called []string
 		agent := &vmtest.Agent{Answer: func(method string, answer any) any {
-			if r, ok := answer.(*agentv1.AdjustClockResponse); ok && behind != 0 {
-				r.Clock = timestamppb.New(time.Now().Add(-behind))
+			if r, ok := answer.(*agentv1.AdjustClockResponse); ok && tt.behind != 0 {
+				r.Clock = timestamppb.New(time.Now().Add(-tt.behind))
 			}
 			called = append(called, path.Base(method))
 			return answer
@@ -121,10 +128,10 @@ func TestCompareClock(t *testing.T) {
 			t.Fatal(err)
 		}
 		called = nil
-		err = (&VM{agent: c}).compareClock(t.Context())
+		err = tt.do(&VM{agent: c})
 		c.Close()
-		if err != nil || !slices.Equal(called, want) {
-			t.Errorf("behind by %v: %v, %v, want %v", behind, called, err, want)
+		if err != nil || !slices.Equal(called, tt.want) {
+			t.Errorf("%s: %v, %v, want %v", tt.name, called, err, tt.want)
 		}
 	}
 }

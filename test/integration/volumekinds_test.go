@@ -96,6 +96,9 @@ func hostPathKinds(t *testing.T) []volumeKind {
 			expect(t, "content", p.in("cat /dev/shm/from-host", "echo guest > /dev/shm/from-guest"), "shm\n")
 			expect(t, "on the host", read(t, filepath.Join(shm, "from-guest")), "guest\n")
 		}},
+		{"files of the host's kernel", at(&runtime.Mount{HostPath: "/proc", ContainerPath: "/v/proc", Readonly: true}), func(t *testing.T, p volumePod) {
+			expect(t, "the host's name", p.in("cat /v/proc/sys/kernel/hostname"), read(t, "/proc/sys/kernel/hostname"))
+		}},
 		{"a volume that is full", at(&runtime.Mount{HostPath: small, ContainerPath: "/v/small"}), func(t *testing.T, p volumePod) {
 			out := p.in("dd if=/dev/zero of=/v/small/full bs=64k count=32 conv=fsync 2>&1 || true", "rm /v/small/full", "echo room > /v/small/file")
 			if !strings.Contains(out, "No space left") {

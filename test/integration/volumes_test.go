@@ -230,5 +230,13 @@ func TestRefusedVolumes(t *testing.T) {
 	refused(t, "bidirectional propagation", create(&runtime.Mount{
 		HostPath: dir, ContainerPath: "/x", Propagation: runtime.MountPropagation_PROPAGATION_BIDIRECTIONAL,
 	}), codes.Unimplemented, "Bidirectional")
+	private := filepath.Join(dir, "private")
+	hostMount(t, "tmpfs", private, "tmpfs", 0, "size=64k")
+	if err := unix.Mount("", private, "", unix.MS_PRIVATE, ""); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, "propagation from a mount that is not shared", create(&runtime.Mount{
+		HostPath: private, ContainerPath: "/x", Propagation: runtime.MountPropagation_PROPAGATION_HOST_TO_CONTAINER,
+	}), codes.InvalidArgument, "not shared")
 	refused(t, "a missing path", create(&runtime.Mount{HostPath: filepath.Join(dir, "none"), ContainerPath: "/x"}), codes.InvalidArgument, "none")
 }

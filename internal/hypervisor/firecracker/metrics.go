@@ -17,7 +17,7 @@ import (
 	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
 )
 
-// maxMetrics bounds what Firecracker says of itself at once: some 20 KiB, and one more for each drive.
+// maxMetrics bounds what Firecracker says of itself at once: some 8 KiB, and half of one more for each drive.
 const maxMetrics = 256 << 10
 
 // row says where a counter is among Firecracker's metrics: the sum of some fields of some groups. A field that begins with

@@ -78,9 +78,10 @@ func (m *Machine) why(err error) error {
 	switch poweredOff := errors.Is(err, hypervisor.ErrPoweredOff); {
 	case poweredOff && m.Success():
 		return hypervisor.ErrPoweredOff
+	case !poweredOff && err != nil: // the driver knows better: it may have killed the VMM for that
 	case m.Killed():
 		err = fmt.Errorf("%s %w", m.name, hypervisor.ErrKilled)
-	case poweredOff || err == nil:
+	default:
 		err = errors.New(m.End())
 	}
 	if said := m.Said(5); said != "" {

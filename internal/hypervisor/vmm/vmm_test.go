@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -75,6 +76,33 @@ func TestWatchOfWhatHasEnded(t *testing.T) {
 	<-m.Done()
 	if m.Err() != hypervisor.ErrPoweredOff {
 		t.Errorf("it ended with %v", m.Err())
+	}
+}
+
+// TestWhyKilled: that a VMM was killed is told where its driver does not know why.
+func TestWhyKilled(t *testing.T) {
+	path, err := exec.LookPath("sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	reset := errors.New("the guest reset itself")
+	for _, known := range []error{nil, hypervisor.ErrPoweredOff, reset} {
+		p, err := Start(Command{Name: "sleep", Path: path, Args: []string{"1000"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := Watch(p, io.NopCloser(strings.NewReader("")), nil, nil, func(*Machine) error { return known })
+		if err := m.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		<-m.Done()
+		want := hypervisor.ErrKilled
+		if known == reset {
+			want = reset
+		}
+		if !errors.Is(m.Err(), want) || errors.Is(m.Err(), hypervisor.ErrPoweredOff) {
+			t.Errorf("of %v: %v, want %v", known, m.Err(), want)
+		}
 	}
 }
 

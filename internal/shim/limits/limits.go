@@ -115,7 +115,8 @@ func (p *Pod) Change(id string, r *specs.LinuxResources) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
-	restore := p.guest(old.restore(r), &old)
+	restored := old // old is what the container has as long as it is not restored
+	restore := p.guest(old.restore(r), &restored)
 	guest := p.guest(r, &next)
 	p.containers[id] = next
 	sum := p.sum()

@@ -166,6 +166,12 @@ func TestProcessorsThatCome(t *testing.T) {
 	vcpus = 2
 	outgrown(map[string]string{"a": "0-1"})
 	outgrown(map[string]string{"a": "0-1"}) // as nobody has done it
+	undone, err := p.Change("a", cpuset("3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	undone.Undo()
+	outgrown(map[string]string{"a": "0-1"}) // nor was it by what was not done either
 	p.Given("a", "0-1")
 	p.Given("gone", "0-1")
 	outgrown(nil)

@@ -15,7 +15,6 @@ import (
 
 // What is read of ext4, as the converter writes it: blocks of 4 KiB, one table with all inodes, each directory in one piece.
 const (
-	rootInode      = 2
 	inodeSize      = 256
 	inodeUsed      = 152 // after that, attributes
 	descriptorAt   = blockSize
@@ -33,74 +32,73 @@ const (
 // errDisk is an ext4 image that does not hold what was written.
 var errDisk = fmt.Errorf("the layer's disk is damaged: %w", errdefs.ErrInternal)
 
-// diskDir is a directory of a finished ext4 image.
-type diskDir struct {
-	disk  io.ReaderAt
+// diskLayer is a finished ext4 image. The numbers of its directories are those of their inodes.
+type diskLayer struct {
+	disk  *os.File
 	table int64 // where the inodes are
-	inode [inodeSize]byte
 }
 
 // openDisk is a form's open.
-func openDisk(path string) (lowerDir, io.Closer, error) {
+func openDisk(path string) (lowerLayer, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	var table [4]byte
 	if _, err := f.ReadAt(table[:], descriptorAt+inodeTableAt); err != nil {
-		return nil, nil, errors.Join(err, f.Close())
+		return nil, errors.Join(fmt.Errorf("%w: %w", errDisk, err), f.Close())
 	}
-	d := diskDir{disk: f, table: int64(binary.LittleEndian.Uint32(table[:])) * blockSize}
-	root, err := d.at(rootInode)
-	if err != nil {
-		return nil, nil, errors.Join(err, f.Close())
-	}
-	return root, f, nil
+	return &diskLayer{disk: f, table: int64(binary.LittleEndian.Uint32(table[:])) * blockSize}, nil
 }
 
-// at is another directory of the disk.
-func (d *diskDir) at(number uint32) (*diskDir, error) {
-	other := &diskDir{disk: d.disk, table: d.table}
-	if number == 0 {
-		return nil, errDisk
-	}
-	if _, err := d.disk.ReadAt(other.inode[:], d.table+int64(number-1)*inodeSize); err != nil {
+func (l *diskLayer) Close() error { return l.disk.Close() }
+
+// inode is that of a directory.
+type inode [inodeSize]byte
+
+func (l *diskLayer) inode(number uint32) (*inode, error) {
+	var d inode
+	if _, err := l.disk.ReadAt(d[:], l.table+(int64(number)-1)*inodeSize); err != nil {
 		return nil, fmt.Errorf("%w: inode %d: %w", errDisk, number, err)
 	}
-	if other.u16(0)&typeMask != typeDirectory {
+	if d.u16(0)&typeMask != typeDirectory {
 		return nil, fmt.Errorf("%w: inode %d", errDisk, number)
 	}
-	return other, nil
+	return &d, nil
 }
 
-func (d *diskDir) u16(at int) uint16 { return binary.LittleEndian.Uint16(d.inode[at:]) }
-func (d *diskDir) u32(at int) uint32 { return binary.LittleEndian.Uint32(d.inode[at:]) }
+func (d *inode) u16(at int) uint16 { return binary.LittleEndian.Uint16(d[at:]) }
+func (d *inode) u32(at int) uint32 { return binary.LittleEndian.Uint32(d[at:]) }
 
-func (d *diskDir) children(names map[string]*wish) (map[string]lowerDir, error) {
+func (l *diskLayer) children(number uint32, wanted *wish) (map[string]uint32, error) {
 	const (
 		extents = 0x28
 		extent  = extents + 12
 	)
+	d, err := l.inode(number)
+	if err != nil {
+		return nil, err
+	}
 	size := int64(d.u32(0x04))
 	if size == 0 || size%blockSize != 0 || d.u16(extents) != extentMagic || d.u16(extents+6) != 0 {
 		return nil, fmt.Errorf("%w: a directory of %d bytes", errDisk, size)
 	}
-	found := map[string]lowerDir{}
-	data := io.NewSectionReader(d.disk, int64(d.u32(extent+8))*blockSize, size)
+	found := map[string]uint32{}
+	data := io.NewSectionReader(l.disk, int64(d.u32(extent+8))*blockSize, size)
 	for block := make([]byte, blockSize); ; {
 		if _, err := io.ReadFull(data, block); errors.Is(err, io.EOF) {
 			return found, nil
 		} else if err != nil {
 			return nil, fmt.Errorf("%w: %w", errDisk, err)
 		}
-		if err := d.entries(block, names, found); err != nil {
+		if err := entries(block, wanted.below, found); err != nil {
 			return nil, err
 		}
 	}
 }
 
 // entries adds what a block of a directory has of names.
-func (d *diskDir) entries(block []byte, names map[string]*wish, found map[string]lowerDir) error {
+func entries(block []byte, names map[string]*wish, found map[string]uint32) error {
 	for len(block) > 0 {
 		if len(block) < dirEntryHead {
 			return errDisk
@@ -110,36 +108,37 @@ func (d *diskDir) entries(block []byte, names map[string]*wish, found map[string
 			return errDisk
 		}
 		name := string(block[dirEntryHead : dirEntryHead+nameLength])
-		if names[name] != nil && number != 0 {
-			found[name] = nil
-			if block[7] == dirEntryIsDir {
-				child, err := d.at(number)
-				if err != nil {
-					return err
-				}
-				found[name] = child
-			}
+		switch {
+		case names[name] == nil, number == 0:
+		case block[7] == dirEntryIsDir:
+			found[name] = number
+		default:
+			found[name] = noDirectory
 		}
 		block = block[length:]
 	}
 	return nil
 }
 
-func (d *diskDir) attributes() (*entry, error) {
+func (l *diskLayer) attributes(number uint32, _ string) (*entry, error) {
+	d, err := l.inode(number)
+	if err != nil {
+		return nil, err
+	}
 	e := &entry{kind: tar.TypeDir, mode: int64(d.u16(0) & modeMask)}
 	e.uid, e.gid = int(uint32(d.u16(0x02))|uint32(d.u16(0x78))<<16), int(uint32(d.u16(0x18))|uint32(d.u16(0x7a))<<16)
 	const epochBits = 2
 	extra := d.u32(0x88)
 	e.mtime = time.Unix(int64(uint64(d.u32(0x10))|uint64(extra&(1<<epochBits-1))<<32), int64(extra>>epochBits))
 	e.xattrs = map[string]string{}
-	if inline := d.inode[inodeUsed:]; binary.LittleEndian.Uint32(inline) == xattrMagic {
+	if inline := d[inodeUsed:]; binary.LittleEndian.Uint32(inline) == xattrMagic {
 		if err := readXattrs(inline[4:], inline[4:], e.xattrs); err != nil {
 			return nil, err
 		}
 	}
 	if at := d.u32(0x68); at != 0 {
 		block := make([]byte, blockSize)
-		if _, err := d.disk.ReadAt(block, int64(at)*blockSize); err != nil {
+		if _, err := l.disk.ReadAt(block, int64(at)*blockSize); err != nil {
 			return nil, fmt.Errorf("%w: %w", errDisk, err)
 		}
 		if err := readXattrs(block[xattrBlockHead:], block, e.xattrs); err != nil {
