@@ -213,8 +213,14 @@ func (h *Host) Serve(ctx context.Context, s Share) (_ *Served, err error) {
 	o := order{Number: h.next, Quiet: quiet, Valid: s.Valid, MaxWrite: cmp.Or(s.MaxWrite, MaxWrite), Passing: s.Follow, Watch: s.Watch && !served.File, Handed: s.Handed}
 	files := []int{int(tree.Fd()), int(theirs.Fd())}
 	if s.Memory != nil {
+		memory, err := duplicate(s.Memory)
+		if err != nil {
+			ours.Close()
+			return nil, fmt.Errorf("share %s: memory of the guest: %w", s.Path, err)
+		}
+		defer memory.Close()
 		o.Memory = true
-		files = append(files, int(s.Memory.Fd()))
+		files = append(files, int(memory.Fd()))
 	}
 	data, err := json.Marshal(o)
 	if err == nil {
@@ -229,6 +235,23 @@ func (h *Host) Serve(ctx context.Context, s Share) (_ *Served, err error) {
 	}
 	served.Stream = ours
 	return served, nil
+}
+
+// duplicate holds what a file refers to, which its owner may close at any time.
+func duplicate(f *os.File) (*os.File, error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var fd int
+	var dupErr error
+	if err := conn.Control(func(of uintptr) { fd, dupErr = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return nil, err
+	}
+	if dupErr != nil {
+		return nil, os.NewSyscallError("fcntl", dupErr)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // clone copies the mounts at a path, with what must hold for them in the server.
