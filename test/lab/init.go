@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -76,7 +77,7 @@ func serve() error {
 		return err
 	}
 	var listeners []net.Listener
-	for _, port := range []uint32{controlPort, stdoutPort, stderrPort} {
+	for _, port := range ports() {
 		l, err := server.Listen(port)
 		if err != nil {
 			return err
@@ -91,6 +92,10 @@ func serve() error {
 		}
 		conns = append(conns, conn)
 	}
+	var beats sync.WaitGroup
+	beats.Go(func() { _, _ = io.Copy(io.Discard, conns[3]) })
+	defer beats.Wait()
+	defer conns[3].Close()
 	control := conns[0]
 	var j job
 	if err := json.NewDecoder(io.LimitReader(control, maxMessage)).Decode(&j); err != nil {

@@ -24,7 +24,7 @@ func (m *machine) execute(ctx context.Context, o options, ready func()) (int, er
 			c.Close()
 		}
 	}()
-	for _, port := range []uint32{controlPort, stdoutPort, stderrPort} {
+	for _, port := range ports() {
 		conn, err := m.dial(ctx, port)
 		if err != nil {
 			return 0, err
@@ -41,6 +41,11 @@ func (m *machine) execute(ctx context.Context, o options, ready func()) (int, er
 		}
 	})
 	defer stop()
+	var beats sync.WaitGroup
+	defer beats.Wait()
+	running, ended := context.WithCancel(ctx)
+	defer ended()
+	beats.Go(func() { beat(running, conns[3]) })
 	control := conns[0]
 	err = json.NewEncoder(control).Encode(job{Args: o.command, Env: os.Environ(), Dir: dir})
 	if err == nil {
@@ -64,6 +69,22 @@ func (m *machine) execute(ctx context.Context, o options, ready func()) (int, er
 		return 0, errors.New(result.Error)
 	}
 	return result.Code, nil
+}
+
+// beat sends pulses until ctx ends or the lab does not take them any more.
+func beat(ctx context.Context, w io.Writer) {
+	tick := time.NewTicker(pulse)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if _, err := w.Write([]byte{0}); err != nil {
+			return
+		}
+	}
 }
 
 // dial gives up when QEMU ends.
