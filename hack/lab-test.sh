@@ -12,7 +12,7 @@ set -euo pipefail
 here=$(realpath "$(dirname "$0")/..")
 cd "$here"
 export PISTIS_BIN=${PISTIS_BIN:-$here/bin} PISTIS_GUEST=${PISTIS_GUEST:-$here/.cache/guest}
-BIN=$PISTIS_BIN GUEST=$PISTIS_GUEST
+export BIN=$PISTIS_BIN GUEST=$PISTIS_GUEST # for hack/volumes.sh
 export CGO_ENABLED=0 # the guest's programs are static
 out=$here/.cache/lab-test
 declare -A package=([qemu]=qemu [fc]=firecracker [clh]=cloudhypervisor)
