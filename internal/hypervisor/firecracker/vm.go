@@ -3,13 +3,10 @@ package firecracker
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"path/filepath"
 	"strings"
 	"sync"
-
-	"github.com/containerd/errdefs"
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
@@ -92,12 +89,7 @@ func (v *vm) control() *vmm.API {
 
 // do has Firecracker do something; what it refuses is FailedPrecondition, what its end has cut off Unavailable.
 func (v *vm) do(ctx context.Context, method, path string, body any) ([]byte, error) {
-	answer, err := v.control().Do(ctx, method, path, body)
-	var refused *vmm.APIError
-	if errors.As(err, &refused) {
-		err = fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
-	}
-	return answer, err
+	return v.control().Do(ctx, method, path, body)
 }
 
 // Counters are what Firecracker counts of itself.
