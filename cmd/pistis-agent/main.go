@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agent"
@@ -51,6 +52,8 @@ func main() {
 
 // run serves the host until it says to shut down, or has gone.
 func run(params boot.Params, log *slog.Logger) error {
+	// Those who carry a share's messages keep one each while they wait for the next (transport.Eager).
+	runtime.GOMAXPROCS(runtime.NumCPU() + 2)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	reap := reaper.New()

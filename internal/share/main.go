@@ -25,7 +25,8 @@ const (
 	maxControl = 4 << 10
 	// gcPercent keeps a process small of which a node runs one per pod with volumes.
 	gcPercent = 50
-	maxProcs  = 4
+	// maxProcs is more than there may be processors: who waits for a share's next message keeps one of them.
+	maxProcs = 4
 )
 
 // order is what the shim asks of the server. Two or three descriptors come with it.
@@ -58,7 +59,7 @@ type report struct {
 func Main(stderr io.Writer) int {
 	log.SetOutput(io.Discard) // the protocol library tells there what the guest did wrong
 	debug.SetGCPercent(gcPercent)
-	runtime.GOMAXPROCS(min(maxProcs, runtime.NumCPU()))
+	runtime.GOMAXPROCS(maxProcs)
 	unix.CloseOnExec(controlFD)
 	f := os.NewFile(controlFD, "control")
 	conn, err := net.FileConn(f)

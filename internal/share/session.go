@@ -70,6 +70,7 @@ type session struct {
 	reading sync.Mutex // one worker reads a message at a time
 	writing sync.Mutex // one writes
 	work    sync.WaitGroup
+	inline  inline // what the reader does
 
 	// repeated has the guest's answer to a change that it was told of; ended is closed when nothing is read any more.
 	repeated, ended chan struct{}
@@ -86,7 +87,7 @@ type session struct {
 func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem, maxWrite int, common memory) error {
 	s := &session{
 		stream: stream, memory: common, in: bufio.NewReaderSize(stream, smallFrame),
-		repeated: make(chan struct{}, 1), ended: make(chan struct{}),
+		repeated: make(chan struct{}, 1), ended: make(chan struct{}), inline: inline{wake: make(chan struct{}, 1)},
 		server: fuse.NewProtocolServer(fs, &fuse.MountOptions{
 			MaxWrite: maxWrite, MaxBackground: 32, Logger: log.New(io.Discard, "", 0), // the guest writes the messages
 			ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2,
@@ -97,6 +98,7 @@ func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem, maxWrite int, commo
 	if err := s.begin(); err != nil {
 		return err
 	}
+	s.work.Go(s.watch)
 	s.spawn()
 	if w, ok := fs.(*watched); ok {
 		s.work.Go(func() { s.announce(w.mirror) })
@@ -130,28 +132,38 @@ func (s *session) spawn() {
 	s.work.Go(s.serveRequests)
 }
 
-// serveRequests is a worker. Whenever the last one that waits takes a request, another one is started: requests are
-// always read, whatever the others hang in, up to maxWorkers.
+// serveRequests is a worker. One at a time reads. It handles what takes no time by itself, since to wake another one would cost
+// more than the request; before all else it lets another one read, which is started where none waits: requests are always
+// read, whatever the others hang in, up to maxWorkers.
 func (s *session) serveRequests() {
 	in, out := make([]byte, smallFrame), make([]byte, smallFrame)
+	s.reading.Lock()
 	for {
 		frame, free, err := s.read(in)
 		if err != nil {
+			s.reading.Unlock()
 			s.end(err)
 			return
 		}
-		s.mu.Lock()
-		s.idle--
-		more := s.idle == 0 && s.workers < maxWorkers
-		s.mu.Unlock()
-		if more {
-			s.spawn()
+		reads := s.in.Buffered() == 0 && brief(frame)
+		var turn uint64
+		if reads {
+			turn = s.inline.begin()
+		} else {
+			s.letRead()
 		}
 		err = s.handle(frame, out)
 		free()
+		reads = reads && s.inline.end(turn)
 		if err != nil {
+			if reads {
+				s.reading.Unlock()
+			}
 			s.end(err)
 			return
+		}
+		if reads {
+			continue
 		}
 		s.mu.Lock()
 		if s.idle >= spareWorkers {
@@ -161,7 +173,20 @@ func (s *session) serveRequests() {
 		}
 		s.idle++
 		s.mu.Unlock()
+		s.reading.Lock()
 	}
+}
+
+// letRead has another worker read in place of the one that does.
+func (s *session) letRead() {
+	s.mu.Lock()
+	s.idle--
+	more := s.idle == 0 && s.workers < maxWorkers
+	s.mu.Unlock()
+	if more {
+		s.spawn()
+	}
+	s.reading.Unlock()
 }
 
 // end closes the stream, so that all workers end.
@@ -178,10 +203,8 @@ func (s *session) end(err error) {
 	s.stream.Close()
 }
 
-// read reads one message into small, or into a larger buffer that free gives back.
+// read, which the reader calls, reads one message into small, or into a larger buffer that free gives back.
 func (s *session) read(small []byte) (frame []byte, free func(), err error) {
-	s.reading.Lock()
-	defer s.reading.Unlock()
 	if _, err := io.ReadFull(s.in, small[:4]); err != nil {
 		return nil, nil, err
 	}
