@@ -39,21 +39,27 @@ const (
 	opForget      = 2
 	opRead        = 15
 	opWrite       = 16
+	opFsync       = 20
 	opGetXAttr    = 22
 	opListXAttr   = 23
+	opFlush       = 25
 	opInit        = 26
 	opReadDir     = 28
+	opFsyncDir    = 30
 	opInterrupt   = 36
 	opNotifyReply = 41
 	opBatchForget = 42
+	opFallocate   = 43
 	opReadDirPlus = 44
+	opLseek       = 46
+	opCopyRange   = 47
 )
 
 // served tells an operation that this server answers. Locks are not among them: they are the guest's own affair.
 func served(op uint32) bool {
 	switch op {
-	case 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, opRead, opWrite, 17, 18, 20, 21, opGetXAttr, opListXAttr, 24, 25, opInit, 27, opReadDir,
-		29, 30, 35, opInterrupt, 38, opBatchForget, 43, opReadDirPlus, 45, 46, 47:
+	case 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, opRead, opWrite, 17, 18, opFsync, 21, opGetXAttr, opListXAttr, 24, opFlush, opInit, 27, opReadDir,
+		29, opFsyncDir, 35, opInterrupt, 38, opBatchForget, opFallocate, opReadDirPlus, 45, opLseek, opCopyRange:
 		return true
 	}
 	return false
@@ -67,10 +73,9 @@ type session struct {
 	memory memory    // nil: all data passes through the stream
 	big    sync.Pool // buffers of maxFrame bytes
 
-	reading sync.Mutex // one worker reads a message at a time
+	reading reading
 	writing sync.Mutex // one writes
 	work    sync.WaitGroup
-	inline  inline // what the reader does
 
 	// repeated has the guest's answer to a change that it was told of; ended is closed when nothing is read any more.
 	repeated, ended chan struct{}
@@ -87,7 +92,7 @@ type session struct {
 func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem, maxWrite int, common memory) error {
 	s := &session{
 		stream: stream, memory: common, in: bufio.NewReaderSize(stream, smallFrame),
-		repeated: make(chan struct{}, 1), ended: make(chan struct{}), inline: inline{wake: make(chan struct{}, 1)},
+		repeated: make(chan struct{}, 1), ended: make(chan struct{}), reading: reading{wake: make(chan struct{}, 1)},
 		server: fuse.NewProtocolServer(fs, &fuse.MountOptions{
 			MaxWrite: maxWrite, MaxBackground: 32, Logger: log.New(io.Discard, "", 0), // the guest writes the messages
 			ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2,
@@ -132,9 +137,7 @@ func (s *session) spawn() {
 	s.work.Go(s.serveRequests)
 }
 
-// serveRequests is a worker. One at a time reads. It handles what takes no time by itself, since to wake another one would cost
-// more than the request; before all else it lets another one read, which is started where none waits: requests are always
-// read, whatever the others hang in, up to maxWorkers.
+// serveRequests is a worker.
 func (s *session) serveRequests() {
 	in, out := make([]byte, smallFrame), make([]byte, smallFrame)
 	s.reading.Lock()
@@ -146,38 +149,30 @@ func (s *session) serveRequests() {
 			return
 		}
 		reads := s.in.Buffered() == 0 && brief(frame)
-		var turn uint64
 		if reads {
-			turn = s.inline.begin()
+			turn := s.reading.begin()
+			err = s.handle(frame, out)
+			reads = s.reading.end(turn)
 		} else {
 			s.letRead()
+			err = s.handle(frame, out)
 		}
-		err = s.handle(frame, out)
 		free()
-		reads = reads && s.inline.end(turn)
-		if err != nil {
+		switch {
+		case err != nil:
 			if reads {
 				s.reading.Unlock()
 			}
 			s.end(err)
 			return
-		}
-		if reads {
-			continue
-		}
-		s.mu.Lock()
-		if s.idle >= spareWorkers {
-			s.workers--
-			s.mu.Unlock()
+		case !reads && !s.wait():
 			return
 		}
-		s.idle++
-		s.mu.Unlock()
-		s.reading.Lock()
 	}
 }
 
-// letRead has another worker read in place of the one that does.
+// letRead has another worker read in place of the one that does. It is started where none waits: requests are always read,
+// whatever the others hang in, up to maxWorkers.
 func (s *session) letRead() {
 	s.mu.Lock()
 	s.idle--
@@ -187,6 +182,20 @@ func (s *session) letRead() {
 		s.spawn()
 	}
 	s.reading.Unlock()
+}
+
+// wait waits until the worker may read. False: enough of them wait.
+func (s *session) wait() bool {
+	s.mu.Lock()
+	if s.idle >= spareWorkers {
+		s.workers--
+		s.mu.Unlock()
+		return false
+	}
+	s.idle++
+	s.mu.Unlock()
+	s.reading.Lock()
+	return true
 }
 
 // end closes the stream, so that all workers end.

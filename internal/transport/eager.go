@@ -133,17 +133,13 @@ func (e *Eager) Write(b []byte) (n int, err error) {
 	}
 }
 
-// await returns when the descriptor is ready, or has an error, which the next call then tells.
+// await returns when the descriptor may be ready, or have an error, which the next call then tells.
 func (e *Eager) await(event int16) error {
-	for {
-		ready, err := e.poll(event)
-		if ready || err != nil {
-			return err
-		}
-		if err := e.park(event); err != nil {
-			return err
-		}
+	ready, err := e.poll(event)
+	if ready || err != nil {
+		return err
 	}
+	return e.park(event)
 }
 
 // poll waits in the kernel for a moment, if it may.
