@@ -65,8 +65,6 @@ type Agent struct {
 	volumes  *volumes.Set
 	// shareMemory is what the guest has in common with the host, or nil.
 	shareMemory func() *share.Memory
-	// memoryDevice is where in sysfs that is.
-	memoryDevice func() (string, error)
 
 	mu         sync.Mutex
 	sandbox    sandbox
@@ -82,8 +80,7 @@ func New(cfg Config) *Agent {
 		Config: cfg, shutdown: make(chan struct{}), volumes: volumes.New(filepath.Join(cfg.Dir, "memory"), agentv1.SharePath),
 		containers: map[string]*container{}, shares: map[string]*hostShare{},
 	}
-	a.memoryDevice = sync.OnceValues(findMemory)
-	a.shareMemory = sync.OnceValue(a.mapShareMemory)
+	a.shareMemory = sync.OnceValue(a.findMemory)
 	return a
 }
 

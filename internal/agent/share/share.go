@@ -106,7 +106,7 @@ func (m *Mount) Relay(stream io.ReadWriteCloser) error {
 
 // requests carries what the kernel asks. One read is one message.
 func (m *Mount) requests(stream io.Writer) error {
-	buf := make([]byte, agentv1.MaxShareFrame)
+	buf := frameBuffer(fixed)
 	for {
 		n, err := m.dev.Read(buf)
 		switch {
@@ -151,7 +151,7 @@ func (m *Mount) disconnected() bool {
 // replies carries what the server answers. One write is one message.
 func (m *Mount) replies(stream io.Reader) error {
 	r := bufio.NewReaderSize(stream, streamBuf)
-	buf := make([]byte, agentv1.MaxShareFrame)
+	buf := frameBuffer(minMessage)
 	for begun := false; ; {
 		frame, err := readFrame(r, buf)
 		if err != nil {

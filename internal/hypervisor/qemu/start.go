@@ -136,7 +136,7 @@ func (g *gift) open(cfg hypervisor.Config) (err error) {
 	if err := g.transport(); err != nil {
 		return err
 	}
-	if g.pipe != nil && cfg.Accel == hypervisor.TCG {
+	if grows(cfg.Machine) {
 		if g.memory, err = vmm.CommonMemory(transport.MemorySize); err != nil {
 			return err
 		}
