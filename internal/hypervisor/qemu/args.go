@@ -24,6 +24,9 @@ const (
 	growthID    = "growth"
 )
 
+// memoryDriver is the device as which a guest has memory in common with the host.
+const memoryDriver = "virtio-pmem-pci"
+
 // descriptors are the numbers that the child has inherited its files under.
 type descriptors struct {
 	monitor, console int
@@ -82,7 +85,7 @@ func commandLine(cfg hypervisor.Config, fds descriptors) []string {
 	if fds.memory != 0 {
 		args = append(args,
 			"-object", fmt.Sprintf(`{"qom-type":"memory-backend-file","id":"%s","mem-path":"%s","size":%d,"share":true}`, memoryID, inherited(fds.memory), transport.MemorySize),
-			"-device", `{"driver":"virtio-pmem-pci","memdev":"`+memoryID+`","disable-legacy":"on"}`)
+			"-device", `{"driver":"`+memoryDriver+`","memdev":"`+memoryID+`","disable-legacy":"on"}`)
 	}
 	if cfg.Reclaim {
 		args = append(args, "-device", `{"driver":"virtio-balloon-pci","free-page-reporting":true,"disable-legacy":"on"}`)
