@@ -13,9 +13,9 @@
 // repeats it: see ShareChange in api/agent/v1.
 //
 // Where guest and server have memory in common, large messages leave their data there, where the guest says. The guest may
-// change it at any time, so nothing is done with it but reading it from files and writing it to them.
+// change it at any time, and the VMM may cut it off, so that nothing is done with it but reading it from files and writing it to them.
 //
 // A Host owns its process, its namespace and the mounts in it. A share is one stream: closing it ends the share, and
 // the end of the stream says that the server has let go of all its files. The package imports nothing of ours
-// but the contract with the guest, and package confine, its own.
+// but the contract with the guest, package transport for the memory's size, and package confine, its own.
 package share

@@ -42,7 +42,7 @@ type Share struct {
 	// Watch: who watches the root of the share in the guest is told of what changes there on the host, as it is by
 	// the kubelet's updates. It is for directories, and its guest must know of it.
 	Watch bool
-	// Memory, where it is not nil, is memory that the guest has too, for the data of large messages. Its size cannot change.
+	// Memory, where it is not nil, is memory that the guest has too, for the data of large messages.
 	Memory *os.File
 	// Handed: Hand will say what the messages pass through.
 	Handed bool

@@ -70,7 +70,7 @@ type session struct {
 	stream io.ReadWriteCloser
 	in     *bufio.Reader
 	server *fuse.ProtocolServer
-	memory memory    // nil: all data passes through the stream
+	common common
 	big    sync.Pool // buffers of maxFrame bytes
 
 	reading reading
@@ -89,9 +89,9 @@ type session struct {
 
 // serve answers the requests on a stream, which have up to maxWrite bytes of data, until it ends, and closes it. It returns when
 // nothing works on a request any more. Changes of a watched share are told on the same stream.
-func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem, maxWrite int, common memory) error {
+func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem, maxWrite int, memory memory) error {
 	s := &session{
-		stream: stream, memory: common, in: bufio.NewReaderSize(stream, smallFrame),
+		stream: stream, common: common{memory, fs}, in: bufio.NewReaderSize(stream, smallFrame),
 		repeated: make(chan struct{}, 1), ended: make(chan struct{}), reading: reading{wake: make(chan struct{}, 1)},
 		server: fuse.NewProtocolServer(fs, &fuse.MountOptions{
 			MaxWrite: maxWrite, MaxBackground: 32, Logger: log.New(io.Discard, "", 0), // the guest writes the messages
@@ -126,7 +126,7 @@ func (s *session) begin() error {
 	if opcode(frame) != opInit {
 		return fmt.Errorf("the first request is operation %d and not INIT", opcode(frame))
 	}
-	return s.answer([][]byte{frame}, make([]byte, smallFrame))
+	return s.answer(frame, make([]byte, smallFrame))
 }
 
 func (s *session) spawn() {
@@ -218,7 +218,7 @@ func (s *session) read(small []byte) (frame []byte, free func(), err error) {
 		return nil, nil, err
 	}
 	n := binary.NativeEndian.Uint32(small)
-	if s.memory != nil {
+	if s.common.memory != nil {
 		n &^= agentv1.ShareInMemory
 	}
 	if n < headerSize || n > maxFrame {
@@ -262,11 +262,11 @@ func (s *session) handle(frame, small []byte) error {
 		return s.refuse(frame, fuse.EINVAL)
 	}
 	if size <= smallFrame {
-		return s.answer([][]byte{frame}, small)
+		return s.answer(frame, small)
 	}
 	b := s.big.Get().(*[]byte)
 	defer s.big.Put(b)
-	return s.answer([][]byte{frame}, *b)
+	return s.answer(frame, *b)
 }
 
 // screen refuses what the protocol library must not see: operations that are not served, a second INIT, extensions
@@ -307,11 +307,11 @@ func payload(frame []byte) int {
 	return int(min(binary.NativeEndian.Uint32(frame[at:]), 2*maxFrame))
 }
 
-// answer has the library handle a request, in one part or two, and sends what it says.
-func (s *session) answer(request [][]byte, out []byte) error {
-	n, code := s.server.HandleRequest(request, [][]byte{out})
+// answer has the library handle a request, and sends what it says.
+func (s *session) answer(request, out []byte) error {
+	n, code := s.server.HandleRequest([][]byte{request}, [][]byte{out})
 	if n == 0 && !code.Ok() {
-		return s.refuse(request[0], code) // it was malformed
+		return s.refuse(request, code) // it was malformed
 	}
 	return s.send(out[:n])
 }

@@ -116,7 +116,7 @@ func (m *Mount) Relay(stream io.ReadWriteCloser) error {
 
 // requests carries what the kernel asks. One read is one message.
 func (m *Mount) requests(stream io.Writer) error {
-	buf := make([]byte, agentv1.MaxShareFrame)
+	buf := frameBuffer(fixed)
 	for {
 		n, err := m.dev.Read(buf)
 		switch {
@@ -146,7 +146,7 @@ func (m *Mount) send(stream io.Writer, frame []byte) error {
 // replies carries what the server answers. One write is one message.
 func (m *Mount) replies(stream io.Reader) error {
 	r := bufio.NewReaderSize(stream, streamBuf)
-	buf := make([]byte, agentv1.MaxShareFrame)
+	buf := frameBuffer(minMessage)
 	for begun := false; ; {
 		frame, err := readFrame(r, buf)
 		if err != nil {
