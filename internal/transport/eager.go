@@ -16,11 +16,14 @@ import (
 const eagerness = 10 * time.Millisecond
 
 // Eagerness is how many readers may wait in the kernel at a time. Each keeps one of GOMAXPROCS, which must be more.
-type Eagerness struct{ free atomic.Int32 }
+type Eagerness struct {
+	free     atomic.Int32
+	patience time.Duration
+}
 
 // NewEagerness is for up to most readers.
 func NewEagerness(most int) *Eagerness {
-	e := &Eagerness{}
+	e := &Eagerness{patience: eagerness}
 	e.free.Store(int32(most))
 	return e
 }
@@ -39,8 +42,8 @@ func (e *Eagerness) giveBack() { e.free.Add(1) }
 // kernel itself, by a system call that the runtime is not told of: it does not look for other work in the meantime. Through Go's
 // poller each message would wake a thread that asks which descriptor it is, another one that watches over the first, and both would
 // ask for more before they sleep again, which is most of a small message's time where changing from one thread to another is slow.
-// A reader for whom nothing comes has no thread. What waits so is interrupted by the runtime's signals, so that garbage
-// collection does not wait for it.
+// A reader for whom nothing comes has no thread. What waits so is interrupted by the runtime's signals and can be stopped then, so that
+// garbage collection does not wait for it.
 //
 // One at a time may read, and one write.
 type Eager struct {
@@ -149,9 +152,9 @@ func (e *Eager) poll(event int16) (ready bool, err error) {
 	}
 	defer e.eagerness.giveBack()
 	fds := [2]unix.PollFd{{Fd: int32(e.fd), Events: event}, {Fd: int32(e.wake), Events: unix.POLLIN}}
-	patience := unix.NsecToTimespec(int64(eagerness)) // Linux leaves there what is left of it
+	patience := unix.NsecToTimespec(int64(e.eagerness.patience)) // Linux leaves there what is left of it
 	for {
-		n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds)), uintptr(len(fds)), uintptr(unsafe.Pointer(&patience)), 0, 0, 0)
+		n, errno := rawPoll(&fds, &patience)
 		switch {
 		case errno == unix.EINTR:
 		case errno != 0:
@@ -162,6 +165,15 @@ func (e *Eager) poll(event int16) (ready bool, err error) {
 			return n > 0, nil
 		}
 	}
+}
+
+// rawPoll is a function of its own, since to call one is where the runtime can stop a goroutine whose signal it sees here, in the
+// loop of who calls it: inlined, garbage collection would wait until nothing is waited for any more.
+//
+//go:noinline
+func rawPoll(fds *[2]unix.PollFd, patience *unix.Timespec) (int, syscall.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(fds)), uintptr(len(fds)), uintptr(unsafe.Pointer(patience)), 0, 0, 0)
+	return int(n), errno
 }
 
 // park waits in Go's poller, through a descriptor that is there for it alone: what the poller knows wakes it.
