@@ -65,9 +65,9 @@ func (o order) messages(stream *net.UnixConn, eagerness *transport.Eagerness) (i
 	if err != nil {
 		return nil, err
 	}
-	eager, err := eagerness.Adopt(fds[0])
-	if err == nil {
-		err = unix.SetNonblock(fds[0], true)
+	var eager *transport.Eager
+	if err = unix.SetNonblock(fds[0], true); err == nil {
+		eager, err = eagerness.Adopt(fds[0])
 	}
 	if err != nil {
 		unix.Close(fds[0])

@@ -183,7 +183,10 @@ func (e *Eager) park(event int16) error {
 		side = 1
 	}
 	fd, err := unix.FcntlInt(uintptr(e.fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
+	switch {
+	case err == unix.EMFILE:
+		return e.block(event)
+	case err != nil:
 		return os.NewSyscallError("fcntl", err)
 	}
 	f := os.NewFile(uintptr(fd), "parked")
@@ -211,6 +214,19 @@ func (e *Eager) park(event int16) error {
 	defer e.mu.Unlock()
 	e.parked[side] = nil
 	return err
+}
+
+// block waits with a thread: whoever has the process open all files that it may does not end its connections by that.
+func (e *Eager) block(event int16) error {
+	fds := []unix.PollFd{{Fd: int32(e.fd), Events: event}, {Fd: int32(e.wake), Events: unix.POLLIN}}
+	_, err := unix.Ppoll(fds, nil, nil)
+	switch {
+	case err != nil && err != unix.EINTR:
+		return os.NewSyscallError("ppoll", err)
+	case fds[1].Revents != 0:
+		return os.ErrClosed
+	}
+	return nil
 }
 
 // rawIO reads or writes what does not block.

@@ -107,3 +107,36 @@ func TestEagerCollects(t *testing.T) {
 	other.Close()
 	<-done
 }
+
+// TestEagerWithoutDescriptors: a process that can open nothing more reads on, and is woken by Close.
+func TestEagerWithoutDescriptors(t *testing.T) {
+	e, other := eagerPair(t, 0)
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		b := make([]byte, 1)
+		if n, err := e.Read(b); n != 1 || err != nil {
+			t.Errorf("read %d: %v", n, err)
+		}
+		_, err := e.Read(b)
+		ended <- err
+	}()
+	time.Sleep(eagerness) // the reader waits, most likely
+	other.Write([]byte("x"))
+	time.Sleep(eagerness)
+	e.Close()
+	if err := <-ended; !errors.Is(err, os.ErrClosed) {
+		t.Error(err)
+	}
+}
