@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
@@ -124,6 +125,54 @@ func TestCutMemory(t *testing.T) {
 	}
 	if m, err := mapMemory(fd); err != nil || len(m) != transport.MemorySize {
 		t.Errorf("%d bytes of nothing are mapped, %v", len(m), err)
+	}
+}
+
+// cutting is a file system whose memory is cut when data has just been read into it.
+type cutting struct {
+	fuse.RawFileSystem
+	cut func() error
+}
+
+func (c cutting) Read(_ <-chan struct{}, _ *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	if c.cut() != nil {
+		return nil, fuse.ENOSYS
+	}
+	return fuse.ReadResultData(buf), fuse.OK
+}
+
+// TestCutWhenRead: nothing of the server looks at data that is where it shall be, for that would be a signal.
+func TestCutWhenRead(t *testing.T) {
+	fd, err := unix.MemfdCreate("common", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Ftruncate(fd, transport.MemorySize); err != nil {
+		t.Fatal(err)
+	}
+	common, err := mapMemory(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer common.close()
+	conn, theirs := net.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = serve(theirs, cutting{fuse.NewDefaultRawFileSystem(), func() error { return unix.Ftruncate(fd, 0) }}, MaxWrite, common)
+	}()
+	defer func() {
+		conn.Close()
+		<-done
+	}()
+	exchange(t, conn, initRequest())
+	if _, err := conn.Write(placed(opRead, 3, about(1, 100_000), 8192, 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	answer := make([]byte, replySize+agentv1.ShareCount)
+	if _, err := io.ReadFull(conn, answer); err != nil || binary.NativeEndian.Uint32(answer)&agentv1.ShareInMemory == 0 || binary.NativeEndian.Uint32(answer[replySize:]) != 100_000 {
+		t.Errorf("%x, %v", answer, err)
 	}
 }
 
