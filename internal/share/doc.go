@@ -17,5 +17,5 @@
 //
 // A Host owns its process, its namespace and the mounts in it. A share is one stream: closing it ends the share, and
 // the end of the stream says that the server has let go of all its files. The package imports nothing of ours
-// but the contract with the guest, package transport for the memory's size, and package confine, its own.
+// but the contract with the guest, package transport for the memory's size and to wait for messages, and package confine, its own.
 package share

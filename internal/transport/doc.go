@@ -30,6 +30,11 @@
 // Streams take large data in small pieces. Beside them a guest may have memory that the host has too, a device that it opens with
 // [OpenMemory]. What lies there, and when, is for those to agree on who use it.
 //
+// # One message after the other
+//
+// Shares of files exchange many small messages, of which each is waited for. An [Eager] waits for the next one in the kernel for
+// a moment, before it leaves that to Go's poller; [Eagerness] bounds how many do at a time.
+//
 // # Ownership and concurrency
 //
 // A Client or Server owns the pipe that it is given, its yamux session and its goroutines; Close ends and
