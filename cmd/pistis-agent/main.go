@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/agent"
@@ -49,8 +50,12 @@ func main() {
 	boot.PowerOff(params, log)
 }
 
+// eager is two volumes' messages, there and back.
+const eager = 4
+
 // run serves the host until it says to shut down, or has gone.
 func run(params boot.Params, log *slog.Logger) error {
+	runtime.GOMAXPROCS(runtime.NumCPU() + eager)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	reap := reaper.New()
@@ -69,7 +74,7 @@ func run(params boot.Params, log *slog.Logger) error {
 	}
 	a := agent.New(agent.Config{
 		Runtime: runc.New(runcPath, []string{"--root", runcState}, "/run", reap), Reaper: reap, Roots: rootfs.New(stateDir + "/fs"),
-		Dir: stateDir, Log: log, Uptime: boot.Uptime(),
+		Dir: stateDir, Log: log, Eager: eager, Uptime: boot.Uptime(),
 	})
 	control, err := carrier.Listen(agentv1.ControlPort)
 	if err != nil {

@@ -5,10 +5,11 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 // handover is the first byte of a share's stream where its order said that one comes. With a descriptor, messages pass through
@@ -37,18 +38,18 @@ func (s *Served) Hand(guest net.Conn) (taken bool, err error) {
 
 // taken is the guest's stream in the server.
 type taken struct {
-	*os.File
+	*transport.Eager
 	stream *net.UnixConn
 }
 
 // Close is called when nothing is read any more, or nothing shall be.
 func (t taken) Close() error {
 	_, _ = t.stream.Write([]byte{0}) // nobody listens where the shim has gone
-	return t.File.Close()
+	return t.Eager.Close()
 }
 
 // messages is what the guest's messages pass through.
-func (o order) messages(stream *net.UnixConn) (io.ReadWriteCloser, error) {
+func (o order) messages(stream *net.UnixConn, eagerness *transport.Eagerness) (io.ReadWriteCloser, error) {
 	if !o.Handed {
 		return halfClosed{stream}, nil
 	}
@@ -64,15 +65,19 @@ func (o order) messages(stream *net.UnixConn) (io.ReadWriteCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.SetNonblock(fds[0], true); err != nil {
+	eager, err := eagerness.Adopt(fds[0])
+	if err == nil {
+		err = unix.SetNonblock(fds[0], true)
+	}
+	if err != nil {
+		unix.Close(fds[0])
 		return nil, err
 	}
-	t := taken{os.NewFile(uintptr(fds[0]), "guest"), stream}
 	go func() {
 		_, _ = io.Copy(io.Discard, stream)
-		t.File.Close() // the shim ends the share
+		eager.Close() // the shim ends the share
 	}()
-	return t, nil
+	return taken{eager, stream}, nil
 }
 
 // rights are the descriptors that came with a message.

@@ -39,21 +39,27 @@ const (
 	opForget      = 2
 	opRead        = 15
 	opWrite       = 16
+	opFsync       = 20
 	opGetXAttr    = 22
 	opListXAttr   = 23
+	opFlush       = 25
 	opInit        = 26
 	opReadDir     = 28
+	opFsyncDir    = 30
 	opInterrupt   = 36
 	opNotifyReply = 41
 	opBatchForget = 42
+	opFallocate   = 43
 	opReadDirPlus = 44
+	opLseek       = 46
+	opCopyRange   = 47
 )
 
 // served tells an operation that this server answers. Locks are not among them: they are the guest's own affair.
 func served(op uint32) bool {
 	switch op {
-	case 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, opRead, opWrite, 17, 18, 20, 21, opGetXAttr, opListXAttr, 24, 25, opInit, 27, opReadDir,
-		29, 30, 35, opInterrupt, 38, opBatchForget, 43, opReadDirPlus, 45, 46, 47:
+	case 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, opRead, opWrite, 17, 18, opFsync, 21, opGetXAttr, opListXAttr, 24, opFlush, opInit, 27, opReadDir,
+		29, opFsyncDir, 35, opInterrupt, 38, opBatchForget, opFallocate, opReadDirPlus, 45, opLseek, opCopyRange:
 		return true
 	}
 	return false
@@ -67,7 +73,7 @@ type session struct {
 	common common
 	big    sync.Pool // buffers of maxFrame bytes
 
-	reading sync.Mutex // one worker reads a message at a time
+	reading reading
 	writing sync.Mutex // one writes
 	work    sync.WaitGroup
 
@@ -86,7 +92,7 @@ type session struct {
 func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem, maxWrite int, memory memory) error {
 	s := &session{
 		stream: stream, common: common{memory, fs}, in: bufio.NewReaderSize(stream, smallFrame),
-		repeated: make(chan struct{}, 1), ended: make(chan struct{}),
+		repeated: make(chan struct{}, 1), ended: make(chan struct{}), reading: reading{wake: make(chan struct{}, 1)},
 		server: fuse.NewProtocolServer(fs, &fuse.MountOptions{
 			MaxWrite: maxWrite, MaxBackground: 32, Logger: log.New(io.Discard, "", 0), // the guest writes the messages
 			ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2,
@@ -97,6 +103,7 @@ func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem, maxWrite int, memor
 	if err := s.begin(); err != nil {
 		return err
 	}
+	s.work.Go(s.watch)
 	s.spawn()
 	if w, ok := fs.(*watched); ok {
 		s.work.Go(func() { s.announce(w.mirror) })
@@ -130,38 +137,65 @@ func (s *session) spawn() {
 	s.work.Go(s.serveRequests)
 }
 
-// serveRequests is a worker. Whenever the last one that waits takes a request, another one is started: requests are
-// always read, whatever the others hang in, up to maxWorkers.
+// serveRequests is a worker.
 func (s *session) serveRequests() {
 	in, out := make([]byte, smallFrame), make([]byte, smallFrame)
+	s.reading.Lock()
 	for {
 		frame, free, err := s.read(in)
 		if err != nil {
+			s.reading.Unlock()
 			s.end(err)
 			return
 		}
-		s.mu.Lock()
-		s.idle--
-		more := s.idle == 0 && s.workers < maxWorkers
-		s.mu.Unlock()
-		if more {
-			s.spawn()
+		reads := s.in.Buffered() == 0 && brief(frame)
+		if reads {
+			turn := s.reading.begin()
+			err = s.handle(frame, out)
+			reads = s.reading.end(turn)
+		} else {
+			s.letRead()
+			err = s.handle(frame, out)
 		}
-		err = s.handle(frame, out)
 		free()
-		if err != nil {
+		switch {
+		case err != nil:
+			if reads {
+				s.reading.Unlock()
+			}
 			s.end(err)
 			return
-		}
-		s.mu.Lock()
-		if s.idle >= spareWorkers {
-			s.workers--
-			s.mu.Unlock()
+		case !reads && !s.wait():
 			return
 		}
-		s.idle++
-		s.mu.Unlock()
 	}
+}
+
+// letRead has another worker read in place of the one that does. It is started where none waits: requests are always read,
+// whatever the others hang in, up to maxWorkers.
+func (s *session) letRead() {
+	s.mu.Lock()
+	s.idle--
+	more := s.idle == 0 && s.workers < maxWorkers
+	s.mu.Unlock()
+	if more {
+		s.spawn()
+	}
+	s.reading.Unlock()
+}
+
+// wait waits until the worker may read. False: enough of them wait.
+func (s *session) wait() bool {
+	s.mu.Lock()
+	if s.idle >= spareWorkers {
+		s.workers--
+		s.mu.Unlock()
+		return false
+	}
+	s.idle++
+	s.mu.Unlock()
+	s.reading.Lock()
+	return true
 }
 
 // end closes the stream, so that all workers end.
@@ -178,10 +212,8 @@ func (s *session) end(err error) {
 	s.stream.Close()
 }
 
-// read reads one message into small, or into a larger buffer that free gives back.
+// read, which the reader calls, reads one message into small, or into a larger buffer that free gives back.
 func (s *session) read(small []byte) (frame []byte, free func(), err error) {
-	s.reading.Lock()
-	defer s.reading.Unlock()
 	if _, err := io.ReadFull(s.in, small[:4]); err != nil {
 		return nil, nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 const (
@@ -24,9 +25,9 @@ const (
 
 // Mount is a FUSE file system whose server is at the other end of a stream.
 type Mount struct {
-	path string
-	dev  *os.File
-	once sync.Once
+	path      string
+	dev       *transport.Eager
+	eagerness *transport.Eagerness
 
 	repeat  repeater
 	loans   loans
@@ -35,7 +36,7 @@ type Mount struct {
 
 // New mounts a file system at path, which is made: a directory, or with file a regular file. The server is asked only
 // when somebody uses the mount. Large messages leave their data in memory, if it is not nil. On error nothing is left.
-func New(path string, file bool, memory *Memory) (_ *Mount, err error) {
+func New(path string, file bool, eagerness *transport.Eagerness, memory *Memory) (_ *Mount, err error) {
 	mode := uint32(unix.S_IFDIR)
 	if file {
 		mode = unix.S_IFREG
@@ -58,10 +59,13 @@ func New(path string, file bool, memory *Memory) (_ *Mount, err error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("mount share at %s: %w", path, err)
 	}
-	// A file only now: before it is mounted the device cannot be waited for. Non-blocking, so that closing it wakes
-	// who reads.
+	dev, err := eagerness.Adopt(fd)
+	if err != nil {
+		unix.Close(fd)
+		return nil, errors.Join(err, unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
+	}
 	return &Mount{
-		path: path, dev: os.NewFile(uintptr(fd), device),
+		path: path, dev: dev, eagerness: eagerness,
 		repeat: repeater{path: path, changes: make(chan *agentv1.ShareChange, 1)},
 		loans:  loans{memory: memory, pieces: map[uint64]uint32{}},
 	}, nil
@@ -81,6 +85,12 @@ func makePoint(path string, file bool) error {
 // Relay carries messages until the file system is unmounted, Close is called or the stream ends, which it closes. The
 // error is nil after an unmount.
 func (m *Mount) Relay(stream io.ReadWriteCloser) error {
+	if eager, err := m.eagerness.Conn(stream); err != nil {
+		return fmt.Errorf("stream of a share: %w", err)
+	} else if eager != nil {
+		stream.Close() // what is left of it is eager
+		stream = eager
+	}
 	in := make(chan error, 1)
 	go func() {
 		err := m.replies(stream)
@@ -114,8 +124,8 @@ func (m *Mount) requests(stream io.Writer) error {
 			continue // that request was given up
 		case errors.Is(err, unix.ENODEV):
 			return nil // unmounted
-		case err != nil && m.disconnected():
-			return nil // unmounted while the Go poller waited: it has an error of its own for that
+		case errors.Is(err, os.ErrClosed):
+			return nil
 		case err != nil:
 			return fmt.Errorf("read requests: %w", err)
 		}
@@ -131,21 +141,6 @@ func (m *Mount) send(stream io.Writer, frame []byte) error {
 	defer m.writing.Unlock()
 	_, err := stream.Write(frame)
 	return err
-}
-
-// disconnected tells whether the kernel has given the file system up: the device then polls as broken.
-func (m *Mount) disconnected() bool {
-	conn, err := m.dev.SyscallConn()
-	if err != nil {
-		return true // closed
-	}
-	broken := false
-	err = conn.Control(func(fd uintptr) {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, 0)
-		broken = err == nil && n == 1 && fds[0].Revents&unix.POLLERR != 0
-	})
-	return err != nil || broken
 }
 
 // replies carries what the server answers. One write is one message.
@@ -174,8 +169,6 @@ func (m *Mount) replies(stream io.Reader) error {
 		case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINTR):
 			// ENOENT: nobody waits for that answer any more.
 		case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EPERM), errors.Is(err, os.ErrClosed):
-			return nil
-		case m.disconnected():
 			return nil
 		default:
 			return fmt.Errorf("answer: %w", err)
@@ -221,7 +214,7 @@ func (m *Mount) Unmount() error {
 }
 
 // Close makes the file system answer everything with an error. It is idempotent.
-func (m *Mount) Close() { m.once.Do(func() { m.dev.Close() }) }
+func (m *Mount) Close() { m.dev.Close() }
 
 // Remove takes the mount point away, whether or not it is still mounted.
 func (m *Mount) Remove() error {

@@ -1,0 +1,249 @@
+package transport
+
+import (
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// eagerness is how long a reader waits for the next message in the kernel, before it leaves waiting to Go's poller.
+const eagerness = 10 * time.Millisecond
+
+// Eagerness is how many readers may wait in the kernel at a time. Each keeps one of GOMAXPROCS, which must be more.
+type Eagerness struct{ free atomic.Int32 }
+
+// NewEagerness is for up to most readers.
+func NewEagerness(most int) *Eagerness {
+	e := &Eagerness{}
+	e.free.Store(int32(most))
+	return e
+}
+
+func (e *Eagerness) take() bool {
+	if e.free.Add(-1) >= 0 {
+		return true
+	}
+	e.free.Add(1)
+	return false
+}
+
+func (e *Eagerness) giveBack() { e.free.Add(1) }
+
+// Eager reads and writes a descriptor on which one message follows the other. As long as messages come its reader waits in the
+// kernel itself, by a system call that the runtime is not told of: it does not look for other work in the meantime. Through Go's
+// poller each message would wake a thread that asks which descriptor it is, another one that watches over the first, and both would
+// ask for more before they sleep again, which is most of a small message's time where changing from one thread to another is slow.
+// A reader for whom nothing comes has no thread. What waits so is interrupted by the runtime's signals, so that garbage
+// collection does not wait for it.
+//
+// One at a time may read, and one write.
+type Eager struct {
+	fd, wake  int
+	eagerness *Eagerness
+
+	mu     sync.Mutex
+	users  int // Close is one of them until it is called
+	closed bool
+	parked [2]*os.File // what a reader and a writer wait for in Go's poller
+}
+
+// Adopt takes over a descriptor that can be polled and does not block.
+func (e *Eagerness) Adopt(fd int) (*Eager, error) {
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, os.NewSyscallError("eventfd", err)
+	}
+	return &Eager{fd: fd, wake: wake, eagerness: e, users: 1}, nil
+}
+
+// Conn is another descriptor of a connection's, which its caller closes. It is nil for a connection that has none.
+func (e *Eagerness) Conn(conn any) (*Eager, error) {
+	c, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil, nil
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	copied := -1
+	var failed error
+	err = raw.Control(func(fd uintptr) { copied, failed = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+	if err == nil {
+		err = failed
+	}
+	if err != nil {
+		return nil, err
+	}
+	adopted, err := e.Adopt(copied)
+	if err != nil {
+		unix.Close(copied)
+	}
+	return adopted, err
+}
+
+// Read waits for bytes. The error is a number of the kernel's, io.EOF, or os.ErrClosed after Close.
+func (e *Eager) Read(b []byte) (int, error) {
+	if err := e.use(); err != nil {
+		return 0, err
+	}
+	defer e.release()
+	for {
+		if err := e.await(unix.POLLIN); err != nil {
+			return 0, err
+		}
+		n, err := rawIO(unix.SYS_READ, e.fd, b)
+		switch {
+		case err == unix.EAGAIN || err == unix.EINTR:
+		case err != nil:
+			return 0, err
+		case n == 0 && len(b) > 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	}
+}
+
+// Write writes all of b, in one piece where the other side takes that.
+func (e *Eager) Write(b []byte) (n int, err error) {
+	if err := e.use(); err != nil {
+		return 0, err
+	}
+	defer e.release()
+	for {
+		m, err := rawIO(unix.SYS_WRITE, e.fd, b[n:])
+		if n += max(m, 0); err == nil && n == len(b) {
+			return n, nil
+		}
+		if err != nil && err != unix.EAGAIN && err != unix.EINTR {
+			return n, err
+		}
+		if err == unix.EAGAIN {
+			if err := e.await(unix.POLLOUT); err != nil {
+				return n, err
+			}
+		}
+	}
+}
+
+// await returns when the descriptor may be ready, or have an error, which the next call then tells.
+func (e *Eager) await(event int16) error {
+	ready, err := e.poll(event)
+	if ready || err != nil {
+		return err
+	}
+	return e.park(event)
+}
+
+// poll waits in the kernel for a moment, if it may.
+func (e *Eager) poll(event int16) (ready bool, err error) {
+	if !e.eagerness.take() {
+		return false, nil
+	}
+	defer e.eagerness.giveBack()
+	fds := [2]unix.PollFd{{Fd: int32(e.fd), Events: event}, {Fd: int32(e.wake), Events: unix.POLLIN}}
+	patience := unix.NsecToTimespec(int64(eagerness)) // Linux leaves there what is left of it
+	for {
+		n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds)), uintptr(len(fds)), uintptr(unsafe.Pointer(&patience)), 0, 0, 0)
+		switch {
+		case errno == unix.EINTR:
+		case errno != 0:
+			return false, os.NewSyscallError("ppoll", errno)
+		case fds[1].Revents != 0:
+			return false, os.ErrClosed
+		default:
+			return n > 0, nil
+		}
+	}
+}
+
+// park waits in Go's poller, through a descriptor that is there for it alone: what the poller knows wakes it.
+func (e *Eager) park(event int16) error {
+	side := 0
+	if event == unix.POLLOUT {
+		side = 1
+	}
+	fd, err := unix.FcntlInt(uintptr(e.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("fcntl", err)
+	}
+	f := os.NewFile(uintptr(fd), "parked")
+	defer f.Close()
+	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return os.ErrClosed
+	}
+	e.parked[side] = f
+	e.mu.Unlock()
+	raw, err := f.SyscallConn()
+	if err == nil {
+		wait := raw.Read
+		if side == 1 {
+			wait = raw.Write
+		}
+		_ = wait(func(fd uintptr) bool { // an error of the poller's is one of the descriptor's, or Close
+			fds := []unix.PollFd{{Fd: int32(fd), Events: event}}
+			n, err := unix.Ppoll(fds, &unix.Timespec{}, nil)
+			return err != nil && err != unix.EINTR || n > 0
+		})
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.parked[side] = nil
+	return err
+}
+
+// rawIO reads or writes what does not block.
+func rawIO(call uintptr, fd int, b []byte) (int, error) {
+	n, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+func (e *Eager) use() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return os.ErrClosed
+	}
+	e.users++
+	return nil
+}
+
+func (e *Eager) release() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.users--; e.users == 0 {
+		unix.Close(e.fd)
+		unix.Close(e.wake)
+	}
+}
+
+// Close wakes whoever reads or writes; the descriptor is closed when they have returned. It is idempotent.
+func (e *Eager) Close() error {
+	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return nil
+	}
+	e.closed = true
+	_, _ = unix.Write(e.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // it has room for that
+	for _, f := range e.parked {
+		if f != nil {
+			_ = f.SetDeadline(time.Unix(1, 0))
+		}
+	}
+	e.mu.Unlock()
+	e.release()
+	return nil
+}
