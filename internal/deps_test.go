@@ -116,7 +116,7 @@ func TestForbiddenDependencies(t *testing.T) {
 		},
 		{
 			why:       "vocabulary and leaves import nothing of ours",
-			packages:  []string{"internal/task", "internal/lifecycle", "internal/store", "internal/cleanup", "internal/logfields", "internal/rtnl", "internal/systemd", "api/..."},
+			packages:  []string{"internal/task", "internal/lifecycle", "internal/store", "internal/cleanup", "internal/filelock", "internal/logfields", "internal/rtnl", "internal/systemd", "api/..."},
 			forbidden: []string{module + "internal/..."},
 		},
 	}
@@ -145,7 +145,7 @@ func TestForbiddenDependencies(t *testing.T) {
 func layers() [][]string {
 	return [][]string{
 		{ // contracts, vocabulary and leaves
-			"api/...", "internal/cleanup", "internal/config", "internal/debian", "internal/event", "internal/failpoint",
+			"api/...", "internal/cleanup", "internal/config", "internal/debian", "internal/event", "internal/failpoint", "internal/filelock",
 			"internal/hostmount", "internal/hypervisor", "internal/lifecycle", "internal/logfields", "internal/oci", "internal/reaper",
 			"internal/rtnl", "internal/span", "internal/steps/...", "internal/stats", "internal/stdio", "internal/store", "internal/task", "internal/transport", "internal/version",
 		},

@@ -19,6 +19,7 @@ import (
 	"github.com/pistis-run/pistis/internal/agent/rootfs"
 	"github.com/pistis-run/pistis/internal/agent/share"
 	"github.com/pistis-run/pistis/internal/agent/volumes"
+	"github.com/pistis-run/pistis/internal/lifecycle"
 	"github.com/pistis-run/pistis/internal/reaper"
 	"github.com/pistis-run/pistis/internal/runc"
 	"github.com/pistis-run/pistis/internal/version"
@@ -59,8 +60,8 @@ type Agent struct {
 	Config
 	shutdown chan struct{} // closed by Shutdown
 	halt     sync.Once
-	network  sync.Mutex // one configuration of the network at a time
-	resizing sync.Mutex // one change of the processors at a time
+	network  sync.Mutex       // one configuration of the network at a time
+	resizing *lifecycle.Claim // of the processors
 	work     sync.WaitGroup
 	volumes  *volumes.Set
 	// shareMemory is what the guest has in common with the host, or nil.
@@ -79,7 +80,7 @@ var _ agentv1.AgentService = (*Agent)(nil)
 // New returns an agent that serves nothing yet.
 func New(cfg Config) *Agent {
 	a := &Agent{
-		Config: cfg, shutdown: make(chan struct{}), volumes: volumes.New(filepath.Join(cfg.Dir, "memory"), agentv1.SharePath),
+		Config: cfg, shutdown: make(chan struct{}), resizing: lifecycle.NewClaim(), volumes: volumes.New(filepath.Join(cfg.Dir, "memory"), agentv1.SharePath),
 		containers: map[string]*container{}, shares: map[string]*hostShare{},
 	}
 	a.memoryDevice = sync.OnceValues(findMemory)

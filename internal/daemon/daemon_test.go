@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -20,31 +22,37 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/pistis-run/pistis/internal/config"
+	"github.com/pistis-run/pistis/internal/filelock"
 	"github.com/pistis-run/pistis/internal/vmpod"
 )
 
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 
 func TestOneDaemonPerDirectory(t *testing.T) {
-	root, state := filepath.Join(t.TempDir(), "a", "root"), t.TempDir()
-	first, err := lockDirs(root, state)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = lockDirs(t.TempDir(), state)
-	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "in use by another pistisd") {
-		t.Errorf("got %v", err)
-	}
-	if err := first.Close(); err != nil {
-		t.Error(err)
-	}
-	second, err := lockDirs(root, state)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := second.Close(); err != nil {
-		t.Error(err)
-	}
+	synctest.Test(t, func(t *testing.T) { // the second one waits for a first that has just been killed
+		root, state := filepath.Join(t.TempDir(), "a", "root"), t.TempDir()
+		first, err := lockDirs(root, state)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = lockDirs(t.TempDir(), state)
+		want := fmt.Sprintf("%s is in use by another pistisd (pid %d)", state, os.Getpid())
+		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v", err)
+		}
+		time.AfterFunc(filelock.Handover/2, func() {
+			if err := first.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		second, err := lockDirs(root, state)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := second.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestListen(t *testing.T) {

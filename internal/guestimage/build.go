@@ -14,10 +14,11 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/filelock"
 )
 
 // DefaultPackage is the Debian package whose newest version is the guest's kernel.
@@ -96,11 +97,11 @@ func Build(ctx context.Context, o Options) (_ Guest, err error) {
 	if err != nil {
 		return Guest{}, err
 	}
-	unlock, err := lock(ctx, filepath.Join(o.CacheDir, lockFile))
+	held, err := filelock.Take(ctx, filepath.Join(o.CacheDir, lockFile))
 	if err != nil {
 		return Guest{}, fmt.Errorf("guest build: %w", err)
 	}
-	defer unlock()
+	defer held.Close()
 	if k, known := o.knownKernel(); known && !o.KeepKernel {
 		if guest, _, same, err := o.same(k); err != nil || same {
 			return guest, errors.Join(err, o.dropKernel())
@@ -428,28 +429,4 @@ func copyFile(to, from string) (err error) {
 		return err
 	}
 	return dst.Sync()
-}
-
-// lock waits for the exclusive lock on a file, until ctx ends.
-func lock(ctx context.Context, file string) (unlock func(), err error) {
-	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", file, err)
-		}
-		select { // the kernel has no event for a free lock that a context can end
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("another build holds %s: %w", file, ctx.Err())
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
 }

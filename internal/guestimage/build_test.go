@@ -1,7 +1,6 @@
 package guestimage
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"os"
@@ -156,25 +155,6 @@ func TestKernelWithoutModules(t *testing.T) {
 	if err != nil || len(guest.Modules) != 0 {
 		t.Errorf("%+v, %v", guest, err)
 	}
-}
-
-func TestLockWaitsAndGivesUp(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "lock")
-	unlock, err := lock(t.Context(), file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := lock(ctx, file); err == nil {
-		t.Error("locked twice")
-	}
-	unlock()
-	again, err := lock(t.Context(), file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	again()
 }
 
 // TestFetchedKernelIsDropped: a hundred megabytes of which no guest has any use, and which are no change of anything.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/pistis-run/pistis/internal/debian"
+	"github.com/pistis-run/pistis/internal/filelock"
 )
 
 // kernel is where a guest's kernel comes from.
@@ -271,11 +272,11 @@ func FetchKernel(ctx context.Context, pkg, cacheDir string, progress func(string
 	if err != nil {
 		return Kernel{}, fmt.Errorf("fetch kernel: %w", err)
 	}
-	unlock, err := lock(ctx, filepath.Join(cacheDir, lockFile))
+	held, err := filelock.Take(ctx, filepath.Join(cacheDir, lockFile))
 	if err != nil {
 		return Kernel{}, fmt.Errorf("fetch kernel: %w", err)
 	}
-	defer unlock()
+	defer held.Close()
 	k, err := Options{Package: pkg, CacheDir: cacheDir, Progress: progress}.packagedKernel(ctx)
 	if err != nil {
 		return Kernel{}, fmt.Errorf("fetch kernel: %w", err)

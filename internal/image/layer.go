@@ -113,10 +113,10 @@ func (l *layerReader) Read(p []byte) (int, error) {
 	return n, l.err
 }
 
-// verifyBlob reads the whole blob and compares its digest.
+// verifyBlob reads the whole blob, which may take a while, and compares its digest.
 func (l *layerReader) verifyBlob() error {
 	sum := l.layer.Blob.Digest.Algorithm().Hash()
-	if _, err := io.Copy(sum, io.NewSectionReader(l.blob, 0, l.blob.Size())); err != nil {
+	if _, err := io.Copy(sum, &contextReader{l.ctx, io.NewSectionReader(l.blob, 0, l.blob.Size())}); err != nil {
 		return fmt.Errorf("layer %s: %w", l.layer.Blob.Digest, classify(err))
 	}
 	if got := digest.NewDigest(l.layer.Blob.Digest.Algorithm(), sum); got != l.layer.Blob.Digest {

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -266,6 +267,45 @@ func TestOpenLayerVerifies(t *testing.T) {
 	}
 	if _, err := readLayer(s, img.Layers[0]); !errdefs.IsDataLoss(err) {
 		t.Errorf("damaged blob: %v", err)
+	}
+}
+
+// cutBlob is a large blob whose reader has gone as soon as it is read.
+type cutBlob struct {
+	content.ReaderAt
+	cancel context.CancelFunc
+	reads  int
+}
+
+func (c *cutBlob) Size() int64 { return 1 << 40 }
+
+func (c *cutBlob) ReadAt(p []byte, _ int64) (int, error) {
+	c.cancel()
+	if c.reads++; c.reads > 1 {
+		return 0, errors.New("it is read on")
+	}
+	return len(p), nil
+}
+
+// TestVerifyBlobEnds: a pull that was given up does not read a large blob to its end.
+func TestVerifyBlobEnds(t *testing.T) {
+	r, s := newRegistry(t), openService(t)
+	l := mustPull(t, s, r.push(t, "app:1", makeImage(t, thisArch, "one"))).Layers[0]
+	l.DiffID = digest.FromString("else")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	reader, err := s.OpenLayer(ctx, l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	lr := reader.(*layerReader)
+	lr.blob = &cutBlob{ReaderAt: lr.blob, cancel: cancel}
+	if _, err := io.ReadAll(reader); !errors.Is(err, context.Canceled) || errdefs.IsDataLoss(err) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := s.content.Info(s.scope(t.Context()), l.Blob.Digest); err != nil {
+		t.Errorf("the blob: %v", err) // it was not found damaged
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/cleanup"
+	"github.com/pistis-run/pistis/internal/filelock"
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/network/firewall"
 	"github.com/pistis-run/pistis/internal/network/netns"
@@ -45,7 +46,7 @@ type Bridge struct {
 	log     *slog.Logger
 	rules   firewall.Ruleset
 	forward firewall.OpenForwarding
-	lock    *os.File
+	lock    *filelock.Lock
 
 	// mu guards the ledger and orders what is made on the host for all pods together.
 	mu     sync.Mutex
@@ -88,7 +89,7 @@ func NewBridge(opts BridgeOptions) (_ *Bridge, err error) {
 		rules:   firewall.Ruleset{Bridge: opts.Name, V4: opts.IPv4, V6: opts.IPv6},
 		forward: firewall.OpenForwarding{Bridge: opts.Name, Log: log},
 	}
-	if b.lock, err = lockFile(filepath.Join(opts.StateDir, opts.Name+".lock")); err != nil {
+	if b.lock, err = filelock.TakeOver(filepath.Join(opts.StateDir, opts.Name+".lock")); err != nil { // keeps a second process from the same ledger
 		return nil, fmt.Errorf("bridge network: %w", err)
 	}
 	if err := b.openLedger(); err != nil {
@@ -110,22 +111,6 @@ func (o *BridgeOptions) check() error {
 	}
 	o.IPv4, o.IPv6 = o.IPv4.Masked(), o.IPv6.Masked()
 	return nil
-}
-
-// lockFile keeps a second process from the same ledger. The lock ends with the process.
-func lockFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%s: another process uses this bridge: %w", path, errdefs.ErrUnavailable)
-		}
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	return f, nil
 }
 
 // openLedger starts a new ledger in place of an unreadable one only where no pod can be left that the old one named.

@@ -142,11 +142,25 @@ func guestVolume(m specs.Mount) (specs.Mount, error) {
 	return specs.Mount{Destination: m.Destination, Type: "bind", Source: path.Clean(m.Source), Options: options}, nil
 }
 
-// isManagersShm tells the directory that a container manager makes for a pod's /dev/shm, all of which call it shm, from a
-// volume that somebody wants there, such as the host's own /dev/shm.
+// isManagersShm tells the directory that a container manager makes for a pod's /dev/shm from a volume that somebody wants
+// there, whatever that is called. Each of them makes it in its own directory of the sandbox or the container, which is
+// named by 64 hexadecimal digits; wherever a manager keeps these directories, what is below that is always the same.
+// pistisd makes none for a VM.
 func isManagersShm(source string) bool {
-	source = path.Clean(source)
-	return path.Base(source) == "shm" && source != "/dev/shm" && !strings.Contains(source, "/volumes/kubernetes.io~")
+	id := strings.Repeat("[0-9a-f]", 64)
+	elements := strings.Split(path.Clean(source), "/")
+	return slices.ContainsFunc([]string{
+		"sandboxes/" + id + "/shm",             // containerd
+		"containers/" + id + "/mounts/shm",     // Docker
+		"*-containers/" + id + "/userdata/shm", // podman and CRI-O: * is the storage driver
+	}, func(pattern string) bool {
+		n := strings.Count(pattern, "/") + 1
+		if len(elements) < n {
+			return false
+		}
+		matches, err := path.Match(pattern, strings.Join(elements[len(elements)-n:], "/"))
+		return err == nil && matches
+	})
 }
 
 // shmOptions are those of a tmpfs; a bind mount's own mean nothing to it.

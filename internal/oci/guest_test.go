@@ -171,7 +171,7 @@ func TestForGuestTranslates(t *testing.T) {
 	spec.Mounts = []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc"},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup2", Source: "cgroup2", Options: []string{"ro"}},
-		{Destination: "/dev/shm", Type: "bind", Source: "/run/shm", Options: []string{"rbind"}},
+		{Destination: "/dev/shm", Type: "bind", Source: "/run/x/sandboxes/" + strings.Repeat("0", 64) + "/shm", Options: []string{"rbind"}},
 		{Destination: "/etc/hosts", Type: "bind", Source: "/var/hosts", Options: []string{"rbind"}},
 		{Destination: "/etc//resolv.conf", Source: "/var/resolv", Options: []string{"bind"}},
 		{Destination: "/data", Source: "/srv/../srv/x"},
@@ -209,14 +209,27 @@ func TestForGuestTranslates(t *testing.T) {
 
 // TestShmOfTheManager: what a container manager makes for /dev/shm becomes the guest's, what somebody wants there is a volume.
 func TestShmOfTheManager(t *testing.T) {
+	id := strings.Repeat("0123456789abcdef", 4)
 	for source, volume := range map[string]bool{
-		"/run/containerd/io.containerd.grpc.v1.cri/sandboxes/ab12/shm": false,
-		"/run/containers/storage/overlay-containers/ab12/userdata/shm": false,
-		"/var/lib/docker/containers/ab12/mounts/shm/":                  false,
-		"/dev/shm":  true,
-		"/srv/data": true,
+		"/run/containerd/io.containerd.grpc.v1.cri/sandboxes/" + id + "/shm":             false,
+		"/run/k3s/containerd/io.containerd.grpc.v1.cri/sandboxes/" + id + "/shm":         false,
+		"/run/containers/storage/overlay-containers/" + id + "/userdata/shm":             false,
+		"/home/a/.local/share/containers/storage/vfs-containers/" + id + "/userdata/shm": false,
+		"/var/lib/docker/containers/" + id + "/mounts/shm/":                              false,
+		"/dev/shm":                        true,
+		"/shm":                            true,
+		"/srv/data":                       true,
+		"/srv/data/shm":                   true, // a directory that happens to be called so
+		"/srv/mounts/shm":                 true,
+		"/srv/sandboxes/ab12/shm":         true,
+		"/srv/" + id + "/shm":             true,
+		"/srv/containers/" + id + "/shm/": true,
+		"/srv/sandboxes/" + id + "/shm/x": true,
+		"/srv/sandboxes/" + strings.ToUpper(id) + "/shm":                               true,
+		"/srv/sandboxes/" + id + "0/shm":                                               true,
 		"/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/shm":                  true,
 		"/var/lib/kubelet/pods/u/volumes/kubernetes.io~local-volume/pv/directory/here": true,
+		"/var/lib/kubelet/plugins/kubernetes.io/csi/d/" + id + "/shm":                  true,
 	} {
 		spec := baseSpec()
 		spec.Mounts = []specs.Mount{{Destination: "/dev/shm", Type: "bind", Source: source, Options: []string{"rbind"}}}

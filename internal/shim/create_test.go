@@ -315,3 +315,43 @@ func TestStopWhileResizing(t *testing.T) {
 		t.Error("a pod that was stopped has been resized")
 	}
 }
+
+// TestResizeGivenUp: a change whose caller has given up ends, and is undone, before the next.
+func TestResizeGivenUp(t *testing.T) {
+	quota, period := int64(200_000), uint64(100_000)
+	two := &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota, Period: &period}}
+	for name, change := range map[string]func(context.Context, *pod) error{
+		"of the pod":       func(ctx context.Context, p *pod) error { return p.ResizeVM(ctx, 2, 128<<20) },
+		"of its container": func(ctx context.Context, p *pod) error { return p.Update(ctx, "c1", two) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			hangs, over := make(chan struct{}), make(chan struct{})
+			defer close(over)
+			var asked atomic.Int64
+			p, m := resizable(t, &vmtest.Driver{Agent: &vmtest.Agent{Intercept: func(method string) error {
+				if method == "Resize" && asked.Add(1) == 1 {
+					close(hangs)
+					<-over
+				}
+				return nil
+			}}})
+			p.run(t, "c1", "sleep")
+			ctx, cancel := context.WithCancelCause(t.Context())
+			changed := make(chan error)
+			go func() { changed <- change(ctx, p) }()
+			<-hangs
+			gone := errors.New("the caller has gone")
+			cancel(gone)
+			if err := <-changed; !errors.Is(err, gone) {
+				t.Errorf("the first: %v", err)
+			}
+			if err := p.ResizeVM(t.Context(), 3, 128<<20); err != nil {
+				t.Errorf("the next: %v", err)
+			}
+			want := []string{"2 processors", "1 processors", "3 processors"}
+			if got := m.Resizes(); !slices.Equal(got, want) {
+				t.Errorf("the VM was resized to %q, want %q", got, want)
+			}
+		})
+	}
+}

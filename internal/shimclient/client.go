@@ -53,8 +53,7 @@ func connect(dir bundle.Dir, id string) (*Client, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &Client{
-		Tasks: &Tasks{rpc: ttrpc.NewClient(conn, ttrpc.WithUnaryClientInterceptor(stepsrpc.Client)), service: taskService}, dir: dir, process: process,
-		cancel: cancel, died: make(chan struct{}), closed: ctx.Done(),
+		Tasks: newTasks(conn), dir: dir, process: process, cancel: cancel, died: make(chan struct{}), closed: ctx.Done(),
 	}
 	c.name(id)
 	c.watch.Go(func() {
@@ -94,6 +93,29 @@ func (c *Client) Close() error {
 	c.watch.Wait()
 	c.process.Close()
 	return err
+}
+
+// apart makes a call on a connection of its own, so that it ends in the shim too when ctx does: ttrpc has no word for a caller
+// that has given up, but what a server does for a connection ends when that is closed.
+func (c *Client) apart(ctx context.Context, call func(*Tasks) error) error {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", c.dir.ShimSocket())
+	switch {
+	case ctx.Err() != nil && err != nil:
+		return fmt.Errorf("%s: connect to shim: %w", c.owner, context.Cause(ctx))
+	case err != nil:
+		return fmt.Errorf("%s: connect to shim: %w: %w", c.owner, err, errdefs.ErrUnavailable)
+	}
+	t := newTasks(conn)
+	t.owner = c.owner
+	err = call(t)
+	// The error is of a connection that is not needed any more.
+	_ = t.rpc.Close()
+	return err
+}
+
+// newTasks speaks to a shim of ours.
+func newTasks(conn net.Conn) *Tasks {
+	return &Tasks{rpc: ttrpc.NewClient(conn, ttrpc.WithUnaryClientInterceptor(stepsrpc.Client)), service: taskService}
 }
 
 // Info says what the shim and its VM are.

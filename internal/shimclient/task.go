@@ -8,6 +8,7 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
@@ -137,7 +138,15 @@ func (c *Client) ReopenLog(ctx context.Context, container string) error {
 	return c.call(ctx, shimService, "ReopenLog", &shimv1.ReopenLogRequest{Container: container}, &shimv1.Empty{})
 }
 
-// ResizeVM gives the VM processors and memory, or takes them.
+// ResizeVM gives the VM processors and memory, or takes them. A guest may take long for that: when ctx ends, the change does, and is
+// undone.
 func (c *Client) ResizeVM(ctx context.Context, vcpus uint32, memoryBytes uint64) error {
-	return c.call(ctx, shimService, "Resize", &shimv1.ResizeRequest{Vcpus: vcpus, MemoryBytes: memoryBytes}, &shimv1.Empty{})
+	return c.apart(ctx, func(t *Tasks) error {
+		return t.call(ctx, shimService, "Resize", &shimv1.ResizeRequest{Vcpus: vcpus, MemoryBytes: memoryBytes}, &shimv1.Empty{})
+	})
+}
+
+// Update changes the limits of a container, for which the VM may have to change its size: see ResizeVM.
+func (c *Client) Update(ctx context.Context, container string, resources *specs.LinuxResources) error {
+	return c.apart(ctx, func(t *Tasks) error { return t.Update(ctx, container, resources) })
 }

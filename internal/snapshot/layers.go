@@ -17,9 +17,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/failpoint"
+	"github.com/pistis-run/pistis/internal/filelock"
 	"github.com/pistis-run/pistis/internal/image"
 )
 
@@ -62,7 +62,7 @@ type Layers struct {
 	form   form
 	root   string
 	source layerSource
-	lock   *os.File
+	lock   *filelock.Lock
 	turns  *turns // bounds the conversions that run
 
 	ctx    context.Context // of the conversions; ends with Close
@@ -96,12 +96,12 @@ func open(root string, source layerSource, form form) (*Layers, error) {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, fmt.Errorf("%s: %w", form.what, classify(err))
 	}
-	lock, err := os.OpenFile(filepath.Join(root, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := filelock.TakeOver(filepath.Join(root, "lock"))
+	if errdefs.IsUnavailable(err) {
+		return nil, fmt.Errorf("%s %s: in use by another process: %w", form.what, root, errdefs.ErrFailedPrecondition)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", form.what, classify(err))
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s %s: in use by another process: %w", form.what, root, errdefs.ErrFailedPrecondition), lock.Close())
 	}
 	l := &Layers{
 		form: form, root: root, source: source, lock: lock, turns: newTurns(max(2, runtime.NumCPU()/2)),

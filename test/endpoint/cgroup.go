@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -49,14 +50,14 @@ func (e *Endpoint) accounts() bool {
 }
 
 // startInCgroup starts the process as a member of the daemon's cgroup: a shell enters it and becomes the daemon.
-func (e *Endpoint) startInCgroup() error {
+func (e *Endpoint) startInCgroup(cmd *exec.Cmd) error {
 	if e.accounts() {
 		const enter = `echo $$ >"$0" && exec "$@"`
 		procs := filepath.Join(e.daemonCgroup(), "cgroup.procs")
-		e.cmd.Args = append([]string{"sh", "-c", enter, procs}, e.argv...)
-		e.cmd.Path = "/bin/sh"
+		cmd.Args = append([]string{"sh", "-c", enter, procs}, e.argv...)
+		cmd.Path = "/bin/sh"
 	}
-	return e.cmd.Start()
+	return cmd.Start()
 }
 
 // CPU is the processor time that the daemon, all that it started and the pods have used; false where the host has no

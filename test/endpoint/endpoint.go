@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -62,9 +65,17 @@ type Endpoint struct {
 	argv   []string
 	conn   *grpc.ClientConn
 	log    *os.File
-	cmd    *exec.Cmd
-	done   chan struct{} // closed when the process has ended, with the reason in ended
-	ended  error
+	life   *life           // the newest
+	lost   context.Context // ends with the daemon when nobody ended that
+	lose   context.CancelCauseFunc
+}
+
+// life is one of the daemon's, from its start to its end.
+type life struct {
+	cmd   *exec.Cmd
+	begin int64         // of what it says, in the log
+	done  chan struct{} // closed when the process has ended
+	told  atomic.Bool   // to end
 }
 
 // Kinds are the names that New takes.
@@ -91,6 +102,7 @@ func New(ctx context.Context, kind string, o Options) (*Endpoint, error) {
 			return nil, err
 		}
 	}
+	e.lost, e.lose = context.WithCancelCause(context.Background())
 	var err error
 	if e.argv, err = write(e, o); err != nil {
 		return nil, err
@@ -136,25 +148,58 @@ func (e *Endpoint) Launch() error {
 	if err := e.makeCgroup(); err != nil {
 		return err
 	}
-	e.cmd = exec.Command(e.argv[0], e.argv[1:]...)
-	e.cmd.Stdout, e.cmd.Stderr = e.log, e.log
-	// Its own programs first: containerd looks for its shim there.
-	e.cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(e.argv[0])+":"+os.Getenv("PATH"), marker+e.Name)
-	e.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt is for the client, which then ends the daemon
-	if err := e.startInCgroup(); err != nil {
+	said, err := e.log.Stat()
+	if err != nil {
 		return err
 	}
-	done, cmd := make(chan struct{}), e.cmd
-	e.done = done
-	go func() { // ends with the process, which stop waits for
-		defer close(done)
-		e.ended = cmd.Wait()
+	cmd := exec.Command(e.argv[0], e.argv[1:]...)
+	cmd.Stdout, cmd.Stderr = e.log, e.log
+	// Its own programs first: containerd looks for its shim there.
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(e.argv[0])+":"+os.Getenv("PATH"), marker+e.Name)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt is for the client, which then ends the daemon
+	if err := e.startInCgroup(cmd); err != nil {
+		return err
+	}
+	l := &life{cmd: cmd, begin: said.Size(), done: make(chan struct{})}
+	e.life = l
+	go func() { // ends with the process, which end waits for
+		defer close(l.done)
+		_ = cmd.Wait() // how it ended is in the state
+		if !l.told.Load() {
+			e.lose(fmt.Errorf("%s has ended by itself (%v); its log is %s, which ends with\n%s", e.Name, cmd.ProcessState, e.log.Name(), e.lastWords(l)))
+		}
 	}()
 	return nil
 }
 
+// lastWords is the end of what the daemon has said in a life.
+func (e *Endpoint) lastWords(l *life) string {
+	const most = 4 << 10
+	info, err := e.log.Stat()
+	if err != nil {
+		return err.Error()
+	}
+	from := max(l.begin, info.Size()-most)
+	text, err := io.ReadAll(io.NewSectionReader(e.log, from, info.Size()-from))
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// Watch returns a context that ends when the daemon does though nobody has ended it; the cause has its last words. Calls
+// wait for a daemon to connect to, and would wait for ever then.
+func (e *Endpoint) Watch(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(e.lost, func() { cancel(context.Cause(e.lost)) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
+}
+
 // PID is the daemon's process.
-func (e *Endpoint) PID() int { return e.cmd.Process.Pid }
+func (e *Endpoint) PID() int { return e.life.cmd.Process.Pid }
 
 // Stop ends the daemon as a service manager does; its pods go on.
 func (e *Endpoint) Stop() error { return e.end(syscall.SIGTERM) }
@@ -163,15 +208,15 @@ func (e *Endpoint) Stop() error { return e.end(syscall.SIGTERM) }
 func (e *Endpoint) Kill() error { return e.end(syscall.SIGKILL) }
 
 func (e *Endpoint) end(sig syscall.Signal) error {
-	if e.done == nil {
+	l := e.life
+	if l == nil || l.told.Swap(true) {
 		return nil
 	}
-	if err := e.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := l.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
 	select {
-	case <-e.done:
-		e.done = nil
+	case <-l.done:
 		return nil
 	case <-time.After(patience):
 		return fmt.Errorf("%s has not ended %v after %v", e.Name, patience, sig)
@@ -180,17 +225,10 @@ func (e *Endpoint) end(sig syscall.Signal) error {
 
 // Poll asks until the answer is no error, the daemon has ended or it has taken too long.
 func (e *Endpoint) Poll(ctx context.Context, what string, ask func(context.Context) error) error {
+	ctx, stop := e.Watch(ctx)
+	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	// A call waits for a daemon to connect to, also where that has ended.
-	done := e.done
-	go func() {
-		select {
-		case <-done:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
 	const interval = 2 * time.Millisecond
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
@@ -202,12 +240,7 @@ func (e *Endpoint) Poll(ctx context.Context, what string, ask func(context.Conte
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			select {
-			case <-done:
-				return fmt.Errorf("%s ended while waiting for %s: %w; its log is %s", e.Name, what, e.ended, e.log.Name())
-			default:
-			}
-			return fmt.Errorf("%s: waiting for %s: %w: %w; its log is %s", e.Name, what, ctx.Err(), err, e.log.Name())
+			return fmt.Errorf("%s: waiting for %s: %w: %w; its log is %s", e.Name, what, context.Cause(ctx), err, e.log.Name())
 		}
 	}
 }
@@ -223,17 +256,22 @@ func (e *Endpoint) wipe() error {
 	return nil
 }
 
-// Close removes the pods, ends the daemon and removes what is its own. What of the pods is left then, is the error.
+// serves tells whether there is a daemon to remove pods.
+func (e *Endpoint) serves() bool { return e.life != nil && !e.life.told.Load() && e.lost.Err() == nil }
+
+// Close removes the pods, ends the daemon and removes what is its own. What of the pods is left then, is the error, unless
+// there was no daemon any more to remove them.
 func (e *Endpoint) Close(ctx context.Context) error {
 	var err error
-	if e.done != nil {
+	if e.serves() {
 		err = errors.Join(e.RemoveAll(ctx), e.Stop())
+		found, findErr := leak.Find(e.Scope)
+		err = errors.Join(err, findErr)
+		for _, line := range found {
+			err = errors.Join(err, fmt.Errorf("%s left behind: %s", e.Name, line))
+		}
 	}
-	found, findErr := leak.Find(e.Scope)
-	err = errors.Join(err, findErr, e.wipe(), RemoveCgroups(e.cgroup()))
-	for _, line := range found {
-		err = errors.Join(err, fmt.Errorf("%s left behind: %s", e.Name, line))
-	}
+	err = errors.Join(err, e.wipe(), RemoveCgroups(e.cgroup()))
 	// The directory keeps nothing but the log, for whoever looks into an error.
 	return errors.Join(err, e.conn.Close(), e.log.Close(), os.RemoveAll(e.Scope.Root), os.RemoveAll(e.Scope.State))
 }

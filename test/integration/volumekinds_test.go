@@ -76,7 +76,10 @@ func hostPathKinds(t *testing.T) []volumeKind {
 	write(t, filepath.Join(dir, odd), "odd\n")
 	log := filepath.Join(volume(t), "termination")
 	write(t, log, "")
-	shm := volume(t)
+	shm := filepath.Join(volume(t), "shm") // as container managers call what they have for it
+	if err := os.Mkdir(shm, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	write(t, filepath.Join(shm, "from-host"), "shm\n")
 	small := filepath.Join(volume(t), "small")
 	hostMount(t, "tmpfs", small, "tmpfs", 0, "size=1m")

@@ -76,6 +76,13 @@ func run(ctx context.Context, o endpoint.Options, n amounts, cache string) (err 
 		return err
 	}
 	defer func() { err = errors.Join(err, daemon.Close(context.WithoutCancel(ctx))) }()
+	ctx, stop := daemon.Watch(ctx)
+	defer stop()
+	defer func() {
+		if ended := context.Cause(ctx); ended != nil { // why all calls fail then
+			err = ended
+		}
+	}()
 	image := registry.Ref("pistis/tour:latest")
 	if err := daemon.Pull(ctx, image); err != nil {
 		return err

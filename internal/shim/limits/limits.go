@@ -63,8 +63,8 @@ func New(vcpus func() int) *Pod {
 	return p
 }
 
-// InTurn changes limits, or what follows from them, when nobody else does. A change goes on when its caller has gone, who may ask
-// again: the second must not build on what the first is about to undo.
+// InTurn changes limits, or what follows from them, when nobody else does. A change whose caller has gone is still to be undone, and
+// he may ask again: the second must not build on what the first is about to undo.
 func (p *Pod) InTurn(ctx context.Context, change func() error) error {
 	select {
 	case <-p.turn:
