@@ -50,10 +50,12 @@ func main() {
 	boot.PowerOff(params, log)
 }
 
+// eager is two volumes' messages, there and back.
+const eager = 4
+
 // run serves the host until it says to shut down, or has gone.
 func run(params boot.Params, log *slog.Logger) error {
-	// Those who carry a share's messages keep one each while they wait for the next (transport.Eager).
-	runtime.GOMAXPROCS(runtime.NumCPU() + 2)
+	runtime.GOMAXPROCS(runtime.NumCPU() + eager)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	reap := reaper.New()
@@ -72,7 +74,7 @@ func run(params boot.Params, log *slog.Logger) error {
 	}
 	a := agent.New(agent.Config{
 		Runtime: runc.New(runcPath, []string{"--root", runcState}, "/run", reap), Reaper: reap, Roots: rootfs.New(stateDir + "/fs"),
-		Dir: stateDir, Log: log, Uptime: boot.Uptime(),
+		Dir: stateDir, Log: log, Eager: eager, Uptime: boot.Uptime(),
 	})
 	control, err := carrier.Listen(agentv1.ControlPort)
 	if err != nil {

@@ -22,6 +22,7 @@ import (
 	"github.com/pistis-run/pistis/internal/lifecycle"
 	"github.com/pistis-run/pistis/internal/reaper"
 	"github.com/pistis-run/pistis/internal/runc"
+	"github.com/pistis-run/pistis/internal/transport"
 	"github.com/pistis-run/pistis/internal/version"
 )
 
@@ -45,6 +46,8 @@ type runtime interface {
 
 // Config is what an Agent works with.
 type Config struct {
+	// Eager is how many may wait for the next message of a share in the kernel; GOMAXPROCS is more by the number of processors.
+	Eager   int
 	Runtime runtime
 	Reaper  *reaper.Reaper
 	Roots   *rootfs.Store
@@ -58,12 +61,13 @@ type Config struct {
 // Agent implements api/agent/v1. Create it with New.
 type Agent struct {
 	Config
-	shutdown chan struct{} // closed by Shutdown
-	halt     sync.Once
-	network  sync.Mutex       // one configuration of the network at a time
-	resizing *lifecycle.Claim // of the processors
-	work     sync.WaitGroup
-	volumes  *volumes.Set
+	shutdown  chan struct{} // closed by Shutdown
+	halt      sync.Once
+	network   sync.Mutex       // one configuration of the network at a time
+	resizing  *lifecycle.Claim // of the processors
+	work      sync.WaitGroup
+	volumes   *volumes.Set
+	eagerness *transport.Eagerness // of those who carry messages of shares
 	// shareMemory is what the guest has in common with the host, or nil.
 	shareMemory func() *share.Memory
 	// memoryDevice is where in sysfs that is.
@@ -81,7 +85,7 @@ var _ agentv1.AgentService = (*Agent)(nil)
 func New(cfg Config) *Agent {
 	a := &Agent{
 		Config: cfg, shutdown: make(chan struct{}), resizing: lifecycle.NewClaim(), volumes: volumes.New(filepath.Join(cfg.Dir, "memory"), agentv1.SharePath),
-		containers: map[string]*container{}, shares: map[string]*hostShare{},
+		containers: map[string]*container{}, shares: map[string]*hostShare{}, eagerness: transport.NewEagerness(cfg.Eager),
 	}
 	a.memoryDevice = sync.OnceValues(findMemory)
 	a.shareMemory = sync.OnceValue(a.mapShareMemory)

@@ -50,7 +50,7 @@ func (a *Agent) serveShare(h *agentv1.ShareStream, conn duplex) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return reply(conn, err)
 	}
-	mount, err := share.New(path, h.File, a.shareMemory())
+	mount, err := share.New(path, h.File, a.eagerness, a.shareMemory())
 	if err != nil {
 		return reply(conn, err)
 	}

@@ -49,7 +49,7 @@ func (t taken) Close() error {
 }
 
 // messages is what the guest's messages pass through.
-func (o order) messages(stream *net.UnixConn) (io.ReadWriteCloser, error) {
+func (o order) messages(stream *net.UnixConn, eagerness *transport.Eagerness) (io.ReadWriteCloser, error) {
 	if !o.Handed {
 		return halfClosed{stream}, nil
 	}
@@ -65,7 +65,7 @@ func (o order) messages(stream *net.UnixConn) (io.ReadWriteCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	eager, err := transport.NewEager(fds[0])
+	eager, err := eagerness.Adopt(fds[0])
 	if err == nil {
 		err = unix.SetNonblock(fds[0], true)
 	}

@@ -20,6 +20,7 @@ import (
 	guestv1 "github.com/pistis-run/pistis/api/agent/v1"
 	guest "github.com/pistis-run/pistis/internal/agent/share"
 	"github.com/pistis-run/pistis/internal/share"
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 // The test binary is the server, and the guest, too: a process that serves its own mount may wait for itself.
@@ -54,7 +55,7 @@ func relay(point string, file, common bool) int {
 		}
 		memory = guest.NewMemory(data)
 	}
-	m, err := guest.New(point, file, memory)
+	m, err := guest.New(point, file, transport.NewEagerness(2), memory)
 	if err != nil {
 		panic(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/share/confine"
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 const (
@@ -25,8 +26,9 @@ const (
 	maxControl = 4 << 10
 	// gcPercent keeps a process small of which a node runs one per pod with volumes.
 	gcPercent = 50
-	// maxProcs is more than there may be processors: who waits for a share's next message keeps one of them.
-	maxProcs = 4
+	maxProcs  = 4
+	// eager is how many shares' messages are waited for in the kernel at a time.
+	eager = 4
 )
 
 // order is what the shim asks of the server. Two or three descriptors come with it.
@@ -59,7 +61,7 @@ type report struct {
 func Main(stderr io.Writer) int {
 	log.SetOutput(io.Discard) // the protocol library tells there what the guest did wrong
 	debug.SetGCPercent(gcPercent)
-	runtime.GOMAXPROCS(maxProcs)
+	runtime.GOMAXPROCS(min(maxProcs, runtime.NumCPU()) + eager)
 	unix.CloseOnExec(controlFD)
 	f := os.NewFile(controlFD, "control")
 	conn, err := net.FileConn(f)
@@ -98,6 +100,7 @@ func tell(control *net.UnixConn, number int, err error) error {
 
 // obey takes orders until the shim has gone. Sessions end with the process.
 func obey(control *net.UnixConn, room *budget) error {
+	eagerness := transport.NewEagerness(eager)
 	for {
 		o, given, err := readOrder(control)
 		if err != nil {
@@ -117,7 +120,7 @@ func obey(control *net.UnixConn, room *budget) error {
 			defer stream.Close() // the last thing: it says that no file is open
 			defer fs.close()
 			defer given.memory.close() // nothing works on a request any more
-			guest, err := o.messages(stream)
+			guest, err := o.messages(stream, eagerness)
 			if err == nil {
 				_ = serve(guest, fs, o.MaxWrite, given.memory) // an error is the guest's, and the stream's end tells the shim
 			}

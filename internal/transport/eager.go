@@ -4,8 +4,10 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,16 +15,37 @@ import (
 // eagerness is how long a reader waits for the next message in the kernel, before it leaves waiting to Go's poller.
 const eagerness = 10 * time.Millisecond
 
-// Eager reads and writes a descriptor on which one message follows the other. Its reader waits in the kernel itself as long as
-// messages come: through Go's poller each of them would wake a thread that looks which descriptor it is, one that watches the
-// others, and both again when there is nothing more, which is most of a small message's time where changing from one thread to
-// another is slow. A reader for whom nothing comes has no thread.
-//
-// A reader that waits so keeps one of GOMAXPROCS, and it takes one more for it to be left alone by the runtime.
+// Eagerness is how many readers may wait in the kernel at a time. Each keeps one of GOMAXPROCS, which must be more.
+type Eagerness struct{ free atomic.Int32 }
+
+// NewEagerness is for up to most readers.
+func NewEagerness(most int) *Eagerness {
+	e := &Eagerness{}
+	e.free.Store(int32(most))
+	return e
+}
+
+func (e *Eagerness) take() bool {
+	if e.free.Add(-1) >= 0 {
+		return true
+	}
+	e.free.Add(1)
+	return false
+}
+
+func (e *Eagerness) giveBack() { e.free.Add(1) }
+
+// Eager reads and writes a descriptor on which one message follows the other. As long as messages come its reader waits in the
+// kernel itself, by a system call that the runtime is not told of: it does not look for other work in the meantime. Through Go's
+// poller each message would wake a thread that asks which descriptor it is, another one that watches over the first, and both would
+// ask for more before they sleep again, which is most of a small message's time where changing from one thread to another is slow.
+// A reader for whom nothing comes has no thread. What waits so is interrupted by the runtime's signals, so that garbage
+// collection does not wait for it.
 //
 // One at a time may read, and one write.
 type Eager struct {
-	fd, wake int
+	fd, wake  int
+	eagerness *Eagerness
 
 	mu     sync.Mutex
 	users  int // Close is one of them until it is called
@@ -30,17 +53,17 @@ type Eager struct {
 	parked [2]*os.File // what a reader and a writer wait for in Go's poller
 }
 
-// NewEager takes over a descriptor that can be polled and does not block.
-func NewEager(fd int) (*Eager, error) {
+// Adopt takes over a descriptor that can be polled and does not block.
+func (e *Eagerness) Adopt(fd int) (*Eager, error) {
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return nil, os.NewSyscallError("eventfd", err)
 	}
-	return &Eager{fd: fd, wake: wake, users: 1}, nil
+	return &Eager{fd: fd, wake: wake, eagerness: e, users: 1}, nil
 }
 
-// EagerConn is another descriptor of a connection's, which its caller closes. It is nil for a connection that has none.
-func EagerConn(conn any) (*Eager, error) {
+// Conn is another descriptor of a connection's, which its caller closes. It is nil for a connection that has none.
+func (e *Eagerness) Conn(conn any) (*Eager, error) {
 	c, ok := conn.(syscall.Conn)
 	if !ok {
 		return nil, nil
@@ -58,11 +81,11 @@ func EagerConn(conn any) (*Eager, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := NewEager(copied)
+	adopted, err := e.Adopt(copied)
 	if err != nil {
 		unix.Close(copied)
 	}
-	return e, err
+	return adopted, err
 }
 
 // Read waits for bytes. The error is a number of the kernel's, io.EOF, or os.ErrClosed after Close.
@@ -75,7 +98,7 @@ func (e *Eager) Read(b []byte) (int, error) {
 		if err := e.await(unix.POLLIN); err != nil {
 			return 0, err
 		}
-		n, err := unix.Read(e.fd, b)
+		n, err := rawIO(unix.SYS_READ, e.fd, b)
 		switch {
 		case err == unix.EAGAIN || err == unix.EINTR:
 		case err != nil:
@@ -95,7 +118,7 @@ func (e *Eager) Write(b []byte) (n int, err error) {
 	}
 	defer e.release()
 	for {
-		m, err := unix.Write(e.fd, b[n:])
+		m, err := rawIO(unix.SYS_WRITE, e.fd, b[n:])
 		if n += max(m, 0); err == nil && n == len(b) {
 			return n, nil
 		}
@@ -113,21 +136,34 @@ func (e *Eager) Write(b []byte) (n int, err error) {
 // await returns when the descriptor is ready, or has an error, which the next call then tells.
 func (e *Eager) await(event int16) error {
 	for {
-		fds := []unix.PollFd{{Fd: int32(e.fd), Events: event}, {Fd: int32(e.wake), Events: unix.POLLIN}}
-		patience := unix.NsecToTimespec(int64(eagerness))
-		n, err := unix.Ppoll(fds, &patience, nil)
+		ready, err := e.poll(event)
+		if ready || err != nil {
+			return err
+		}
+		if err := e.park(event); err != nil {
+			return err
+		}
+	}
+}
+
+// poll waits in the kernel for a moment, if it may.
+func (e *Eager) poll(event int16) (ready bool, err error) {
+	if !e.eagerness.take() {
+		return false, nil
+	}
+	defer e.eagerness.giveBack()
+	fds := [2]unix.PollFd{{Fd: int32(e.fd), Events: event}, {Fd: int32(e.wake), Events: unix.POLLIN}}
+	patience := unix.NsecToTimespec(int64(eagerness)) // Linux leaves there what is left of it
+	for {
+		n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds)), uintptr(len(fds)), uintptr(unsafe.Pointer(&patience)), 0, 0, 0)
 		switch {
-		case err == unix.EINTR:
-		case err != nil:
-			return os.NewSyscallError("ppoll", err)
+		case errno == unix.EINTR:
+		case errno != 0:
+			return false, os.NewSyscallError("ppoll", errno)
 		case fds[1].Revents != 0:
-			return os.ErrClosed
-		case n > 0:
-			return nil
+			return false, os.ErrClosed
 		default:
-			if err := e.park(event); err != nil {
-				return err
-			}
+			return n > 0, nil
 		}
 	}
 }
@@ -167,6 +203,15 @@ func (e *Eager) park(event int16) error {
 	defer e.mu.Unlock()
 	e.parked[side] = nil
 	return err
+}
+
+// rawIO reads or writes what does not block.
+func rawIO(call uintptr, fd int, b []byte) (int, error) {
+	n, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 func (e *Eager) use() error {

@@ -25,8 +25,9 @@ const (
 
 // Mount is a FUSE file system whose server is at the other end of a stream.
 type Mount struct {
-	path string
-	dev  *transport.Eager
+	path      string
+	dev       *transport.Eager
+	eagerness *transport.Eagerness
 
 	repeat  repeater
 	loans   loans
@@ -35,7 +36,7 @@ type Mount struct {
 
 // New mounts a file system at path, which is made: a directory, or with file a regular file. The server is asked only
 // when somebody uses the mount. Large messages leave their data in memory, if it is not nil. On error nothing is left.
-func New(path string, file bool, memory *Memory) (_ *Mount, err error) {
+func New(path string, file bool, eagerness *transport.Eagerness, memory *Memory) (_ *Mount, err error) {
 	mode := uint32(unix.S_IFDIR)
 	if file {
 		mode = unix.S_IFREG
@@ -58,13 +59,13 @@ func New(path string, file bool, memory *Memory) (_ *Mount, err error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("mount share at %s: %w", path, err)
 	}
-	dev, err := transport.NewEager(fd)
+	dev, err := eagerness.Adopt(fd)
 	if err != nil {
 		unix.Close(fd)
 		return nil, errors.Join(err, unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
 	}
 	return &Mount{
-		path: path, dev: dev,
+		path: path, dev: dev, eagerness: eagerness,
 		repeat: repeater{path: path, changes: make(chan *agentv1.ShareChange, 1)},
 		loans:  loans{memory: memory, pieces: map[uint64]uint32{}},
 	}, nil
@@ -84,7 +85,7 @@ func makePoint(path string, file bool) error {
 // Relay carries messages until the file system is unmounted, Close is called or the stream ends, which it closes. The
 // error is nil after an unmount.
 func (m *Mount) Relay(stream io.ReadWriteCloser) error {
-	if eager, err := transport.EagerConn(stream); err != nil {
+	if eager, err := m.eagerness.Conn(stream); err != nil {
 		return fmt.Errorf("stream of a share: %w", err)
 	} else if eager != nil {
 		stream.Close() // what is left of it is eager
