@@ -46,7 +46,7 @@ func (c *Client) OpenShare(ctx context.Context, id string, file bool) (Stream, e
 	if err := c.needs(agentv1.FeatureShares, "volumes"); err != nil {
 		return nil, fmt.Errorf("mount share in guest: %w", err)
 	}
-	s, err := c.open(ctx, &agentv1.StreamHeader{Kind: &agentv1.StreamHeader_Share{Share: &agentv1.ShareStream{Id: id, File: file}}})
+	s, err := c.open(ctx, &agentv1.StreamHeader{Kind: &agentv1.StreamHeader_Share{Share: &agentv1.ShareStream{Id: id, File: file, Unanswered: true}}})
 	if err != nil {
 		return nil, fmt.Errorf("mount share in guest: %w", err)
 	}

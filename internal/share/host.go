@@ -42,6 +42,8 @@ type Share struct {
 	// Watch: who watches the root of the share in the guest is told of what changes there on the host, as it is by
 	// the kubelet's updates. It is for directories, and its guest must know of it.
 	Watch bool
+	// Attributes: the guest takes the attributes of directories with the answers to what has changed them.
+	Attributes bool
 	// Memory, where it is not nil, is memory that the guest has too, for the data of large messages. Its size cannot change.
 	Memory *os.File
 	// Handed: Hand will say what the messages pass through.
@@ -210,7 +212,7 @@ func (h *Host) Serve(ctx context.Context, s Share) (_ *Served, err error) {
 	defer theirs.Close()
 	below, err := hostmount.Below(s.Path)
 	quiet := err == nil && !below && !s.Follow && served.local
-	o := order{Number: h.next, Quiet: quiet, Valid: s.Valid, MaxWrite: cmp.Or(s.MaxWrite, MaxWrite), Passing: s.Follow, Watch: s.Watch && !served.File, Handed: s.Handed}
+	o := order{Number: h.next, Quiet: quiet, Valid: s.Valid, MaxWrite: cmp.Or(s.MaxWrite, MaxWrite), Passing: s.Follow, Watch: s.Watch && !served.File, Attributes: s.Attributes, Handed: s.Handed}
 	files := []int{int(tree.Fd()), int(theirs.Fd())}
 	if s.Memory != nil {
 		memory, err := duplicate(s.Memory)

@@ -67,7 +67,7 @@ func relay(point string, file, common bool) int {
 		m.Close() // a mount namespace that was just made elsewhere may have a copy of it
 		unmounted <- err
 	}()
-	err = m.Relay(conn)
+	err = m.Relay(conn, true)
 	err = errors.Join(err, <-unmounted, m.Remove())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "guest:", err)

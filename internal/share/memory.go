@@ -79,5 +79,5 @@ func (s *session) handlePlaced(frame, small []byte) error {
 		binary.NativeEndian.PutUint32(small[replySize:], uint32(n-replySize))
 		n = replySize + agentv1.ShareCount
 	}
-	return s.send(small[:n])
+	return s.reply(request, small[:n])
 }

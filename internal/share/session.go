@@ -63,7 +63,7 @@ func served(op uint32) bool {
 type session struct {
 	stream io.ReadWriteCloser
 	in     *bufio.Reader
-	server *fuse.ProtocolServer
+	server library
 	memory memory    // nil: all data passes through the stream
 	big    sync.Pool // buffers of maxFrame bytes
 
@@ -88,11 +88,14 @@ func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem, maxWrite int, commo
 	s := &session{
 		stream: stream, memory: common, in: bufio.NewReaderSize(stream, smallFrame),
 		repeated: make(chan struct{}, 1), ended: make(chan struct{}), inline: inline{wake: make(chan struct{}, 1)},
-		server: fuse.NewProtocolServer(fs, &fuse.MountOptions{
+		server: library{ProtocolServer: fuse.NewProtocolServer(fs, &fuse.MountOptions{
 			MaxWrite: maxWrite, MaxBackground: 32, Logger: log.New(io.Discard, "", 0), // the guest writes the messages
 			ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2,
-		}),
+		})},
 		big: sync.Pool{New: func() any { b := make([]byte, maxFrame); return &b }},
+	}
+	if f, ok := fs.(*files); ok {
+		s.server.ahead = f.ahead
 	}
 	defer stream.Close()
 	if err := s.begin(); err != nil {
@@ -145,7 +148,7 @@ func (s *session) serveRequests() {
 			s.end(err)
 			return
 		}
-		reads := s.in.Buffered() == 0 && brief(frame)
+		reads := brief(frame) && (s.in.Buffered() == 0 || unanswered(frame))
 		var turn uint64
 		if reads {
 			turn = s.inline.begin()
@@ -231,6 +234,9 @@ func (s *session) read(small []byte) (frame []byte, free func(), err error) {
 // inMemory tells a message whose data is in memory.
 func inMemory(frame []byte) bool { return binary.NativeEndian.Uint32(frame)&agentv1.ShareInMemory != 0 }
 
+// unanswered tells a request whose sender wants no answer: it has no number.
+func unanswered(frame []byte) bool { return binary.NativeEndian.Uint64(frame[8:]) == 0 }
+
 func opcode(frame []byte) uint32 { return binary.NativeEndian.Uint32(frame[4:]) }
 
 // handle answers one request after the first.
@@ -300,11 +306,11 @@ func payload(frame []byte) int {
 
 // answer has the library handle a request, in one part or two, and sends what it says.
 func (s *session) answer(request [][]byte, out []byte) error {
-	n, code := s.server.HandleRequest(request, [][]byte{out})
-	if n == 0 && !code.Ok() {
+	answer, code := s.server.handleAhead(request, s.server.changes(request[0]), out)
+	if len(answer) == 0 && !code.Ok() {
 		return s.refuse(request[0], code) // it was malformed
 	}
-	return s.send(out[:n])
+	return s.reply(request[0], answer)
 }
 
 // refuse sends an error, where the request is one that is answered.
@@ -316,7 +322,15 @@ func (s *session) refuse(frame []byte, code fuse.Status) error {
 	binary.NativeEndian.PutUint32(b[:], replySize)
 	binary.NativeEndian.PutUint32(b[4:], uint32(-int32(code)))
 	copy(b[8:], frame[8:16])
-	return s.send(b[:])
+	return s.reply(frame, b[:])
+}
+
+// reply sends the answer to a request, if its sender wants one.
+func (s *session) reply(request, answer []byte) error {
+	if unanswered(request) {
+		return nil
+	}
+	return s.send(answer)
 }
 
 func (s *session) send(b []byte) error {

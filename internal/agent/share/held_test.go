@@ -1,0 +1,167 @@
+package share
+
+import (
+	"bytes"
+	"encoding/binary"
+	"io"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pistis-run/pistis/internal/transport"
+)
+
+// pieces notes what is written, each piece by itself.
+type pieces chan []byte
+
+func (p pieces) Write(b []byte) (int, error) {
+	p <- bytes.Clone(b)
+	return len(b), nil
+}
+
+// operations splits a piece into requests, and says of each the operation, negative where it wants no answer.
+func operations(t *testing.T, b []byte) (ops []int) {
+	t.Helper()
+	for len(b) > 0 {
+		n := binary.NativeEndian.Uint32(b)
+		if n < requestHeader || int(n) > len(b) {
+			t.Fatalf("a request of %d bytes in %d", n, len(b))
+		}
+		op := int(binary.NativeEndian.Uint32(b[4:]))
+		if binary.NativeEndian.Uint64(b[8:]) == 0 {
+			op = -op
+		}
+		ops, b = append(ops, op), b[n:]
+	}
+	return ops
+}
+
+// startRequests relays what is written to the returned file, which is as /dev/fuse is in that it keeps messages apart.
+func startRequests(t *testing.T, unanswered bool) (dev *os.File, m *Mount, sent pieces, end func()) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev = os.NewFile(uintptr(fds[0]), "dev")
+	eager, err := transport.NewEagerness(1).Adopt(fds[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	m = &Mount{dev: eager, ahead: ahead{changing: map[uint64]struct{}{}}}
+	sent = make(pieces, 100)
+	done := make(chan error, 1)
+	go func() { done <- m.requests(sent, unanswered) }()
+	end = func() {
+		m.Close()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		dev.Close()
+	}
+	return dev, m, sent, end
+}
+
+func write(t *testing.T, dev io.Writer, requests ...[]byte) {
+	t.Helper()
+	for _, r := range requests {
+		if _, err := dev.Write(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestHeld: what nobody waits for is sent in front of the next request or by itself, in the kernel's order, and the kernel has its
+// answer before that.
+func TestHeld(t *testing.T) {
+	dev, _, sent, end := startRequests(t, true)
+	defer end()
+	write(t, dev, asked(opRelease, 2, 1), asked(opForget, 3, 1), asked(opReleaseDir, 4, 1), asked(opBatchForget, 5, 0), asked(opLookup, 6, 1))
+	for _, unique := range []uint64{2, 4} {
+		b := make([]byte, 100)
+		if n, err := dev.Read(b); err != nil || !bytes.Equal(b[:n], answerOf(minMessage, unique)) {
+			t.Errorf("the kernel is told %x, %v", b[:n], err)
+		}
+	}
+	var got []int
+	for len(got) < 5 {
+		got = append(got, operations(t, <-sent)...)
+	}
+	if want := []int{-opRelease, -opForget, -opReleaseDir, -opBatchForget, opLookup}; !slices.Equal(got, want) {
+		t.Errorf("sent were %v, want %v", got, want)
+	}
+	write(t, dev, asked(opForget, 7, 1))
+	if got := operations(t, <-sent); !slices.Equal(got, []int{-opForget}) {
+		t.Errorf("by itself went %v", got)
+	}
+}
+
+// TestNotHeld: a server that does not know of requests without a number gets each at once, and answers it.
+func TestNotHeld(t *testing.T) {
+	dev, _, sent, end := startRequests(t, false)
+	defer end()
+	write(t, dev, asked(opRelease, 2, 1), asked(opForget, 3, 1))
+	for _, want := range []int{opRelease, opForget} {
+		if got := operations(t, <-sent); !slices.Equal(got, []int{want}) {
+			t.Errorf("sent were %v, want %d", got, want)
+		}
+	}
+}
+
+// TestHeldIsBounded: time and bytes bound what is held, and no request is read into less room than the kernel wants or more than
+// the server takes.
+func TestHeldIsBounded(t *testing.T) {
+	o := newOutgoing()
+	now := time.Unix(1, 0)
+	clock := func() time.Time { return now }
+	release := asked(opRelease, 2, 1, 1, 2, 3, 4, 5, 6)
+	n, room := 0, len(o.room())
+	for held := true; held; n++ {
+		if len(o.room()) != room || cap(o.room()) != room {
+			t.Fatalf("%d bytes of room for a request", len(o.room()))
+		}
+		copy(o.room(), release)
+		held = o.hold(len(release), clock)
+		if left := o.patience(now); left != max(0, heldFor-time.Duration(n)*time.Millisecond) {
+			t.Errorf("after %d ms there are %v left", n, left)
+		}
+		now = now.Add(time.Millisecond)
+	}
+	b := o.all(0)
+	if len(b) != n*len(release) || len(b) <= maxHeld || len(b) > maxHeld+len(release) || o.held != 0 {
+		t.Errorf("%d requests in %d bytes were held", n, len(b))
+	}
+}
+
+// TestHeldAtTheEnd: what is held when the mount ends is dropped; the end is no error.
+func TestHeldAtTheEnd(t *testing.T) {
+	dev, m, _, end := startRequests(t, true)
+	write(t, dev, asked(opRelease, 2, 1))
+	m.Close()
+	end()
+}
+
+// TestAnsweredHere: a question whose answer came ahead goes no further.
+func TestAnsweredHere(t *testing.T) {
+	dev, m, sent, end := startRequests(t, true)
+	defer end()
+	write(t, dev, asked(opCreate, 2, 1))
+	<-sent
+	known := notice(2, 1, 0)
+	binary.NativeEndian.PutUint64(known[minMessage+16:], uint64(longest/time.Second)) // however slow this machine is
+	if err := m.ahead.take(known, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dev, askedAttributes(1, 0))
+	b := make([]byte, 200)
+	if n, err := dev.Read(b); err != nil || n != minMessage+attrOut {
+		t.Errorf("the kernel is told %x, %v", b[:n], err)
+	}
+	write(t, dev, askedAttributes(1, 0))
+	if got := operations(t, <-sent); !slices.Equal(got, []int{opGetAttr}) {
+		t.Errorf("sent were %v", got)
+	}
+}
