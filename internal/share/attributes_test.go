@@ -58,7 +58,7 @@ func exchangeAhead(t *testing.T, conn net.Conn, req []byte) (ahead map[uint64][]
 	}
 }
 
-func getAttrOf(node uint64) []byte { return request(opGetAttr, 99, node, make([]byte, 16)) }
+func getAttrOf(node uint64) []byte { return request(3, 99, node, make([]byte, 16)) }
 
 // TestAttributesAhead: with the answer to what has changed directories come their attributes, as they would be told next.
 func TestAttributesAhead(t *testing.T) {
@@ -120,7 +120,7 @@ func TestUnanswered(t *testing.T) {
 		request(opLookup, 0, rootID, []byte("file\x00")),
 		request(opLookup, 0, rootID, []byte("none\x00")),
 		request(opLookup, 0, rootID, []byte("no end")),
-		request(opGetAttr, 0, rootID, make([]byte, 16)),
+		request(3, 0, rootID, make([]byte, 16)),
 		request(9, 0, rootID, words(0o755, 0), []byte("made\x00")),
 		request(opRead, 0, file, handle, words(0, 0, 100, 0, 0, 0, 0, 0)),
 		placed(opRead, 0, append(bytes.Clone(handle), words(0, 0, 100, 0, 0, 0, 0, 0)...), 0, 100),

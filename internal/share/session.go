@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	"github.com/pistis-run/pistis/internal/share/ahead"
 )
 
 const (
@@ -63,7 +64,7 @@ func served(op uint32) bool {
 type session struct {
 	stream io.ReadWriteCloser
 	in     *bufio.Reader
-	server library
+	server ahead.Server
 	memory memory    // nil: all data passes through the stream
 	big    sync.Pool // buffers of maxFrame bytes
 
@@ -78,7 +79,6 @@ type session struct {
 	mu      sync.Mutex
 	workers int
 	idle    int // workers that read or wait to read
-	over    bool
 	err     error
 }
 
@@ -88,14 +88,14 @@ func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem, maxWrite int, commo
 	s := &session{
 		stream: stream, memory: common, in: bufio.NewReaderSize(stream, smallFrame),
 		repeated: make(chan struct{}, 1), ended: make(chan struct{}), inline: inline{wake: make(chan struct{}, 1)},
-		server: library{ProtocolServer: fuse.NewProtocolServer(fs, &fuse.MountOptions{
+		server: ahead.Server{ProtocolServer: fuse.NewProtocolServer(fs, &fuse.MountOptions{
 			MaxWrite: maxWrite, MaxBackground: 32, Logger: log.New(io.Discard, "", 0), // the guest writes the messages
 			ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2,
 		})},
 		big: sync.Pool{New: func() any { b := make([]byte, maxFrame); return &b }},
 	}
 	if f, ok := fs.(*files); ok {
-		s.server.ahead = f.ahead
+		s.server.Tells = f.ahead
 	}
 	defer stream.Close()
 	if err := s.begin(); err != nil {
@@ -198,8 +198,9 @@ func (s *session) end(err error) {
 	if s.err == nil && err != io.EOF {
 		s.err = err
 	}
-	if !s.over {
-		s.over = true
+	select {
+	case <-s.ended:
+	default:
 		close(s.ended)
 	}
 	s.mu.Unlock()
@@ -306,7 +307,7 @@ func payload(frame []byte) int {
 
 // answer has the library handle a request, in one part or two, and sends what it says.
 func (s *session) answer(request [][]byte, out []byte) error {
-	answer, code := s.server.handleAhead(request, s.server.changes(request[0]), out)
+	answer, code := s.server.Handle(request, out)
 	if len(answer) == 0 && !code.Ok() {
 		return s.refuse(request[0], code) // it was malformed
 	}
