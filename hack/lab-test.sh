@@ -31,7 +31,8 @@ prepare() {
 	go build -o "$BIN/lab-report" ./test/lab/report
 	go test -c -o "$BIN/tests/" ./test/integration ./internal/hypervisor/{qemu,firecracker,cloudhypervisor}
 	go build -trimpath -ldflags='-s -w' -o "$BIN/tests/testinit" ./internal/hypervisor/hypervisortest/testinit
-	"$BIN/pistis" guest build --keep-kernel --dir "$(dirname "$GUEST")/test-guest" --agent "$BIN/tests/testinit" --runc "$BIN/tests/testinit" >"$out/guest.log" 2>&1 ||
+	"$BIN/pistis" guest build --keep-kernel --dir "$(dirname "$GUEST")/test-guest" --module virtio_pmem,nd_pmem \
+		--agent "$BIN/tests/testinit" --runc "$BIN/tests/testinit" >"$out/guest.log" 2>&1 ||
 		{ cat "$out/guest.log" >&2; exit 1; }
 	local images=(-tests)
 	if [[ " $1 " == *' critest '* ]]; then

@@ -70,8 +70,6 @@ type Agent struct {
 	eagerness *transport.Eagerness // of those who carry messages of shares
 	// shareMemory is what the guest has in common with the host, or nil.
 	shareMemory func() *share.Memory
-	// memoryDevice is where in sysfs that is.
-	memoryDevice func() (string, error)
 
 	mu         sync.Mutex
 	sandbox    sandbox
@@ -87,8 +85,7 @@ func New(cfg Config) *Agent {
 		Config: cfg, shutdown: make(chan struct{}), resizing: lifecycle.NewClaim(), volumes: volumes.New(filepath.Join(cfg.Dir, "memory"), agentv1.SharePath),
 		containers: map[string]*container{}, shares: map[string]*hostShare{}, eagerness: transport.NewEagerness(cfg.Eager),
 	}
-	a.memoryDevice = sync.OnceValues(findMemory)
-	a.shareMemory = sync.OnceValue(a.mapShareMemory)
+	a.shareMemory = sync.OnceValue(a.findMemory)
 	return a
 }
 

@@ -79,10 +79,6 @@ func (a *Agent) CreateContainer(ctx context.Context, req *agentv1.CreateContaine
 
 // reserve puts a container into the table.
 func (a *Agent) reserve(c *container) (placement, error) {
-	hidden, err := a.memoryDevice()
-	if err != nil {
-		return placement{}, fmt.Errorf("container %s: what it must not see of the guest's devices: %w", c.id, err)
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
@@ -94,7 +90,7 @@ func (a *Agent) reserve(c *container) (placement, error) {
 		return placement{}, fmt.Errorf("container %s: the pod has %d containers: %w", c.id, maxContainers, errdefs.ErrResourceExhausted)
 	}
 	a.containers[c.id] = c
-	return placement{id: c.id, mounts: a.sandbox.mounts, hidden: hidden}, nil
+	return placement{id: c.id, mounts: a.sandbox.mounts}, nil
 }
 
 // createIn is create in the PID namespace that the request names.

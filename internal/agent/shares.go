@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -73,33 +72,6 @@ func (a *Agent) serveShare(h *agentv1.ShareStream, conn duplex) error {
 		a.Log.Warn("share lost", logfields.Share, h.Id, logfields.Error, err)
 	}
 	return nil
-}
-
-// findMemory says where in sysfs the memory is that guest and host have in common, which only machines have whose streams are
-// slow; nothing where there is none.
-func findMemory() (string, error) {
-	device, err := transport.MemoryDevice(transport.PCIDevices)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	return device, err
-}
-
-// mapShareMemory maps that memory, for the data of shares.
-func (a *Agent) mapShareMemory() *share.Memory {
-	device, err := a.memoryDevice()
-	if err == nil && device == "" {
-		return nil
-	}
-	var data []byte
-	if err == nil {
-		data, err = transport.MapMemory(device)
-	}
-	if err != nil {
-		a.Log.Warn("data of shares will pass through their streams", logfields.Error, err)
-		return nil
-	}
-	return share.NewMemory(data)
 }
 
 func (a *Agent) claimShare(id string) (*hostShare, error) {

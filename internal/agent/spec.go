@@ -24,8 +24,6 @@ type placement struct {
 	pidNamespace string
 	// mounts are the pod's files, used unless the spec mounts something else there.
 	mounts []specs.Mount
-	// hidden is the directory of a device in sysfs, or empty.
-	hidden string
 }
 
 func parseSpec(text []byte) (*specs.Spec, error) {
@@ -67,11 +65,6 @@ func adapt(spec *specs.Spec, p placement) (sysctls map[string]string, err error)
 		return nil, err
 	}
 	spec.Mounts = addMounts(spec.Mounts, p.mounts, readonly)
-	if p.hidden != "" {
-		if err := hide(spec, p.hidden); err != nil {
-			return nil, err
-		}
-	}
 	if allDevices(spec.Linux.Resources) {
 		if err := addDevices(spec.Linux, "/dev"); err != nil {
 			return nil, err
@@ -102,21 +95,6 @@ func namespaces(asked []specs.LinuxNamespace, pid string) ([]specs.LinuxNamespac
 		}
 	}
 	return out, nil
-}
-
-// hide keeps from a container a device whose memory has data of all containers: the kernel lets root map it, without a capability
-// and read-only even from a sysfs that is mounted so.
-func hide(spec *specs.Spec, device string) error {
-	at, err := filepath.Rel("/sys", device)
-	if err != nil {
-		return err
-	}
-	for _, m := range spec.Mounts {
-		if m.Type == "sysfs" {
-			spec.Linux.MaskedPaths = append(spec.Linux.MaskedPaths, filepath.Join(m.Destination, at))
-		}
-	}
-	return nil
 }
 
 // addMounts puts the pod's mounts behind those of the spec, where they win over a file system that the spec

@@ -64,20 +64,6 @@ func TestAdapt(t *testing.T) {
 	}
 }
 
-// TestMemoryHidden: no container sees the device whose memory has data of shares.
-func TestMemoryHidden(t *testing.T) {
-	spec := minimal()
-	spec.Linux.MaskedPaths = []string{"/proc/keys"}
-	spec.Mounts = []specs.Mount{{Destination: "/sys", Type: "sysfs"}, {Destination: "/data", Type: "bind"}, {Destination: "/other/", Type: "sysfs"}}
-	if _, err := adapt(spec, placement{id: "c", hidden: "/sys/devices/pci0000:00/0000:00:05.0"}); err != nil {
-		t.Fatal(err)
-	}
-	want := []string{"/proc/keys", "/sys/devices/pci0000:00/0000:00:05.0", "/other/devices/pci0000:00/0000:00:05.0"}
-	if !slices.Equal(spec.Linux.MaskedPaths, want) {
-		t.Errorf("masked: %q", spec.Linux.MaskedPaths)
-	}
-}
-
 func TestOwnShm(t *testing.T) {
 	own := []specs.Mount{{Destination: "/dev/shm", Type: "bind", Source: "/own"}}
 	got := addMounts(own, []specs.Mount{{Destination: "/dev/shm", Type: "bind", Source: "/pod"}}, false)

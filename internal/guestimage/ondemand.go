@@ -37,6 +37,8 @@ var onDemand = []string{
 	"fs/smb/client/*", "fs/smb/common/*", "fs/cifs/*", "fs/smbfs_common/*", "fs/ceph/*", "fs/fscache/*", "fs/netfs/*",
 	"fs/xfs/*", "fs/btrfs/*", "fs/fat/*", "fs/exfat/*", "fs/isofs/*", "fs/udf/*", "fs/squashfs/*", "fs/erofs/*", "fs/nls/*", "fs/binfmt_misc.*",
 	"drivers/block/loop.*", "drivers/block/nbd.*", "drivers/md/dm-*",
+	// Memory in common with the host, which the agent asks for (internal/transport).
+	"drivers/nvdimm/virtio_pmem.*", "drivers/nvdimm/nd_pmem.*",
 	// Algorithms that the above ask for by name.
 	"crypto/*", "arch/*/crypto/*", "lib/crypto/*", "lib/*",
 }

@@ -72,7 +72,8 @@ type VCPUResizer interface {
 
 // MemorySharer has memory in common with the guest.
 type MemorySharer interface {
-	// CommonMemory is a file whose memory the guest maps with transport.MapMemory; nil: there is none. It stays the VM's.
+	// CommonMemory is a file that the guest opens with transport.OpenMemory; nil: there is none. It stays the VM's. Its size is
+	// transport.MemorySize, unless the VMM has changed that.
 	CommonMemory() *os.File
 }
 

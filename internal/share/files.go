@@ -87,7 +87,8 @@ func status(err error) fuse.Status {
 	if err == nil {
 		return fuse.OK
 	}
-	if errno, ok := err.(syscall.Errno); ok {
+	// EFAULT is memory in common with the guest that somebody has cut.
+	if errno, ok := err.(syscall.Errno); ok && errno != unix.EFAULT {
 		return fuse.Status(errno)
 	}
 	return fuse.EIO

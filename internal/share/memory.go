@@ -8,24 +8,27 @@ import (
 	"golang.org/x/sys/unix"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 // memory is what a share's guest and its server have in common: the data of large messages lies there, where the guest says,
-// instead of passing through the stream. The guest may change it at any time; it is read by nothing but the system calls that
-// write it to a file.
+// instead of passing through the stream. The guest may change it at any time, and some VMMs may make it smaller: it is touched
+// by nothing but the system calls that read it from a file or write it there, which say so then.
 type memory []byte
 
-// mapMemory maps all of a file whose size cannot change.
+// mapMemory maps a file that is that, however large it is.
 func mapMemory(fd int) (memory, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, err
-	}
-	data, err := unix.Mmap(fd, 0, int(st.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	data, err := unix.Mmap(fd, 0, transport.MemorySize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("map the memory that the guest has too: %w", err)
 	}
 	return data, nil
+}
+
+// common is what messages need whose data may be in memory.
+type common struct {
+	memory // nil: all data passes through the stream
+	fs     fuse.RawFileSystem
 }
 
 func (m memory) close() {
@@ -52,20 +55,16 @@ func (m memory) place(frame []byte) (request, data []byte, err error) {
 
 // handlePlaced answers a request whose data is, or shall be, in memory.
 func (s *session) handlePlaced(frame, small []byte) error {
-	request, data, err := s.memory.place(frame)
+	request, data, err := s.common.place(frame)
 	if err != nil {
 		return err
 	}
-	size := len(request)
-	if opcode(request) == opWrite {
-		size += len(data)
-	}
-	binary.NativeEndian.PutUint32(request, uint32(size))
+	binary.NativeEndian.PutUint32(request, uint32(len(request)))
 	if code := s.screen(request); !code.Ok() {
 		return s.refuse(request, code)
 	}
 	if opcode(request) == opWrite {
-		return s.answer([][]byte{request, data}, small)
+		return s.writePlaced(request, data)
 	}
 	if payload(request) > len(data) {
 		return s.refuse(request, fuse.EINVAL)
@@ -80,4 +79,22 @@ func (s *session) handlePlaced(frame, small []byte) error {
 		n = replySize + agentv1.ShareCount
 	}
 	return s.reply(request, small[:n])
+}
+
+// writePlaced answers a request to write without the protocol library, which looks at the beginning of the data.
+func (s *session) writePlaced(request, data []byte) error {
+	in := fuse.WriteIn{
+		Fh: binary.NativeEndian.Uint64(request[headerSize:]), Offset: binary.NativeEndian.Uint64(request[headerSize+8:]),
+		Size: binary.NativeEndian.Uint32(request[headerSize+16:]), WriteFlags: binary.NativeEndian.Uint32(request[headerSize+20:]),
+	}
+	in.NodeId = binary.NativeEndian.Uint64(request[16:])
+	n, code := s.common.fs.Write(nil, &in, data)
+	if !code.Ok() {
+		return s.refuse(request, code)
+	}
+	answer := make([]byte, replySize+8) // the count, and padding
+	binary.NativeEndian.PutUint32(answer, uint32(len(answer)))
+	copy(answer[8:], request[8:16])
+	binary.NativeEndian.PutUint32(answer[replySize:], n)
+	return s.reply(request, answer)
 }

@@ -3,6 +3,7 @@ package share
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 // placed is a request of a guest that says where in memory its data is.
@@ -82,6 +84,46 @@ func TestPlacedData(t *testing.T) {
 	code, body = exchange(t, conn, placed(opWrite, 6, about(handle, size), at, 10))
 	if code != 0 || binary.NativeEndian.Uint32(body) != 10 {
 		t.Errorf("write of more than there is: %v, %v", code, body)
+	}
+}
+
+// TestCutMemory: a VMM that cuts the memory has its guest's requests fail, and no more.
+func TestCutMemory(t *testing.T) {
+	fd, err := unix.MemfdCreate("common", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	const size = 1 << 20
+	if err := unix.Ftruncate(fd, size); err != nil {
+		t.Fatal(err)
+	}
+	common, err := mapMemory(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	conn := startSessionWith(t, dir, common)
+	if code, _ := exchange(t, conn, initRequest()); code != 0 {
+		t.Fatal(code)
+	}
+	handle := created(t, conn)
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "file"), make([]byte, size), 0), unix.Ftruncate(fd, 4096)); err != nil {
+		t.Fatal(err)
+	}
+	for _, op := range []uint32{opRead, opWrite} {
+		if code, _ := exchange(t, conn, placed(op, 3, about(handle, 100_000), 8192, 100_000)); code != unix.EIO {
+			t.Errorf("operation %d: %v", op, code)
+		}
+	}
+	if code, body := exchange(t, conn, request(opRead, 4, rootID, about(handle, 4096))); code != 0 || len(body) != 4096 {
+		t.Errorf("data in the message: %v, %d bytes", code, len(body))
+	}
+	if err := unix.Ftruncate(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := mapMemory(fd); err != nil || len(m) != transport.MemorySize {
+		t.Errorf("%d bytes of nothing are mapped, %v", len(m), err)
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"slices"
 	"sync"
 
@@ -40,21 +39,27 @@ const (
 	opForget      = 2
 	opRead        = 15
 	opWrite       = 16
+	opFsync       = 20
 	opGetXAttr    = 22
 	opListXAttr   = 23
+	opFlush       = 25
 	opInit        = 26
 	opReadDir     = 28
+	opFsyncDir    = 30
 	opInterrupt   = 36
 	opNotifyReply = 41
 	opBatchForget = 42
+	opFallocate   = 43
 	opReadDirPlus = 44
+	opLseek       = 46
+	opCopyRange   = 47
 )
 
 // served tells an operation that this server answers. Locks are not among them: they are the guest's own affair.
 func served(op uint32) bool {
 	switch op {
-	case 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, opRead, opWrite, 17, 18, 20, 21, opGetXAttr, opListXAttr, 24, 25, opInit, 27, opReadDir,
-		29, 30, 35, opInterrupt, 38, opBatchForget, 43, opReadDirPlus, 45, 46, 47:
+	case 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, opRead, opWrite, 17, 18, opFsync, 21, opGetXAttr, opListXAttr, 24, opFlush, opInit, 27, opReadDir,
+		29, opFsyncDir, 35, opInterrupt, 38, opBatchForget, opFallocate, opReadDirPlus, 45, opLseek, opCopyRange:
 		return true
 	}
 	return false
@@ -65,13 +70,12 @@ type session struct {
 	stream io.ReadWriteCloser
 	in     *bufio.Reader
 	server ahead.Server
-	memory memory    // nil: all data passes through the stream
+	common common
 	big    sync.Pool // buffers of maxFrame bytes
 
-	reading sync.Mutex // one worker reads a message at a time
+	reading reading
 	writing sync.Mutex // one writes
 	work    sync.WaitGroup
-	inline  inline // what the reader does
 
 	// repeated has the guest's answer to a change that it was told of; ended is closed when nothing is read any more.
 	repeated, ended chan struct{}
@@ -84,15 +88,12 @@ type session struct {
 
 // serve answers the requests on a stream, which have up to maxWrite bytes of data, until it ends, and closes it. It returns when
 // nothing works on a request any more. Changes of a watched share are told on the same stream.
-func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem, maxWrite int, common memory) error {
+func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem, maxWrite int, memory memory) error {
 	s := &session{
-		stream: stream, memory: common, in: bufio.NewReaderSize(stream, smallFrame),
-		repeated: make(chan struct{}, 1), ended: make(chan struct{}), inline: inline{wake: make(chan struct{}, 1)},
-		server: ahead.Server{ProtocolServer: fuse.NewProtocolServer(fs, &fuse.MountOptions{
-			MaxWrite: maxWrite, MaxBackground: 32, Logger: log.New(io.Discard, "", 0), // the guest writes the messages
-			ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2,
-		})},
-		big: sync.Pool{New: func() any { b := make([]byte, maxFrame); return &b }},
+		stream: stream, common: common{memory, fs}, in: bufio.NewReaderSize(stream, smallFrame),
+		repeated: make(chan struct{}, 1), ended: make(chan struct{}), reading: reading{wake: make(chan struct{}, 1)},
+		server: ahead.NewServer(fs, maxWrite),
+		big:    sync.Pool{New: func() any { b := make([]byte, maxFrame); return &b }},
 	}
 	if f, ok := fs.(*files); ok {
 		s.server.Tells = f.ahead
@@ -124,7 +125,7 @@ func (s *session) begin() error {
 	if opcode(frame) != opInit {
 		return fmt.Errorf("the first request is operation %d and not INIT", opcode(frame))
 	}
-	return s.answer([][]byte{frame}, make([]byte, smallFrame))
+	return s.answer(frame, make([]byte, smallFrame))
 }
 
 func (s *session) spawn() {
@@ -135,9 +136,7 @@ func (s *session) spawn() {
 	s.work.Go(s.serveRequests)
 }
 
-// serveRequests is a worker. One at a time reads. It handles what takes no time by itself, since to wake another one would cost
-// more than the request; before all else it lets another one read, which is started where none waits: requests are always
-// read, whatever the others hang in, up to maxWorkers.
+// serveRequests is a worker.
 func (s *session) serveRequests() {
 	in, out := make([]byte, smallFrame), make([]byte, smallFrame)
 	s.reading.Lock()
@@ -149,38 +148,30 @@ func (s *session) serveRequests() {
 			return
 		}
 		reads := brief(frame) && (s.in.Buffered() == 0 || unanswered(frame))
-		var turn uint64
 		if reads {
-			turn = s.inline.begin()
+			turn := s.reading.begin()
+			err = s.handle(frame, out)
+			reads = s.reading.end(turn)
 		} else {
 			s.letRead()
+			err = s.handle(frame, out)
 		}
-		err = s.handle(frame, out)
 		free()
-		reads = reads && s.inline.end(turn)
-		if err != nil {
+		switch {
+		case err != nil:
 			if reads {
 				s.reading.Unlock()
 			}
 			s.end(err)
 			return
-		}
-		if reads {
-			continue
-		}
-		s.mu.Lock()
-		if s.idle >= spareWorkers {
-			s.workers--
-			s.mu.Unlock()
+		case !reads && !s.wait():
 			return
 		}
-		s.idle++
-		s.mu.Unlock()
-		s.reading.Lock()
 	}
 }
 
-// letRead has another worker read in place of the one that does.
+// letRead has another worker read in place of the one that does. It is started where none waits: requests are always read,
+// whatever the others hang in, up to maxWorkers.
 func (s *session) letRead() {
 	s.mu.Lock()
 	s.idle--
@@ -190,6 +181,20 @@ func (s *session) letRead() {
 		s.spawn()
 	}
 	s.reading.Unlock()
+}
+
+// wait waits until the worker may read. False: enough of them wait.
+func (s *session) wait() bool {
+	s.mu.Lock()
+	if s.idle >= spareWorkers {
+		s.workers--
+		s.mu.Unlock()
+		return false
+	}
+	s.idle++
+	s.mu.Unlock()
+	s.reading.Lock()
+	return true
 }
 
 // end closes the stream, so that all workers end.
@@ -213,7 +218,7 @@ func (s *session) read(small []byte) (frame []byte, free func(), err error) {
 		return nil, nil, err
 	}
 	n := binary.NativeEndian.Uint32(small)
-	if s.memory != nil {
+	if s.common.memory != nil {
 		n &^= agentv1.ShareInMemory
 	}
 	if n < headerSize || n > maxFrame {
@@ -260,11 +265,11 @@ func (s *session) handle(frame, small []byte) error {
 		return s.refuse(frame, fuse.EINVAL)
 	}
 	if size <= smallFrame {
-		return s.answer([][]byte{frame}, small)
+		return s.answer(frame, small)
 	}
 	b := s.big.Get().(*[]byte)
 	defer s.big.Put(b)
-	return s.answer([][]byte{frame}, *b)
+	return s.answer(frame, *b)
 }
 
 // screen refuses what the protocol library must not see: operations that are not served, a second INIT, extensions
@@ -305,13 +310,13 @@ func payload(frame []byte) int {
 	return int(min(binary.NativeEndian.Uint32(frame[at:]), 2*maxFrame))
 }
 
-// answer has the library handle a request, in one part or two, and sends what it says.
-func (s *session) answer(request [][]byte, out []byte) error {
+// answer has the library handle a request, and sends what it says.
+func (s *session) answer(request, out []byte) error {
 	answer, code := s.server.Handle(request, out)
 	if len(answer) == 0 && !code.Ok() {
-		return s.refuse(request[0], code) // it was malformed
+		return s.refuse(request, code) // it was malformed
 	}
-	return s.reply(request[0], answer)
+	return s.reply(request, answer)
 }
 
 // refuse sends an error, where the request is one that is answered.

@@ -27,8 +27,8 @@
 //
 // # Memory in common
 //
-// A virtio-serial port takes large data in many small pieces. Beside it an emulated guest may have memory that the host has too,
-// a device that it maps with [MapMemory]. What lies there, and when, is for those to agree on who use it.
+// Streams take large data in small pieces. Beside them a guest may have memory that the host has too, a device that it opens with
+// [OpenMemory]. What lies there, and when, is for those to agree on who use it.
 //
 // # Ownership and concurrency
 //

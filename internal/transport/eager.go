@@ -68,16 +68,7 @@ func (e *Eagerness) Conn(conn any) (*Eager, error) {
 	if !ok {
 		return nil, nil
 	}
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	copied := -1
-	var failed error
-	err = raw.Control(func(fd uintptr) { copied, failed = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
-	if err == nil {
-		err = failed
-	}
+	copied, err := Duplicate(c)
 	if err != nil {
 		return nil, err
 	}
@@ -86,6 +77,19 @@ func (e *Eagerness) Conn(conn any) (*Eager, error) {
 		unix.Close(copied)
 	}
 	return adopted, err
+}
+
+// Duplicate is another descriptor for what a connection or a file has, which its owner may close at any time.
+func Duplicate(c syscall.Conn) (fd int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	var failed error
+	if err := raw.Control(func(of uintptr) { fd, failed = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return -1, err
+	}
+	return fd, os.NewSyscallError("fcntl", failed)
 }
 
 // Read waits for bytes. The error is a number of the kernel's, io.EOF, or os.ErrClosed after Close.
@@ -142,20 +146,16 @@ func (e *Eager) Write(b []byte) (n int, err error) {
 	}
 }
 
-// await returns when the descriptor is ready, or has an error, which the next call then tells.
+// await returns when the descriptor may be ready, or have an error, which the next call then tells.
 func (e *Eager) await(event int16) error {
-	for {
-		if e.eagerness.take() {
-			ready, err := e.poll(event, eagerness)
-			e.eagerness.giveBack()
-			if ready || err != nil {
-				return err
-			}
-		}
-		if err := e.park(event); err != nil {
+	if e.eagerness.take() {
+		ready, err := e.poll(event, eagerness)
+		e.eagerness.giveBack()
+		if ready || err != nil {
 			return err
 		}
 	}
+	return e.park(event)
 }
 
 // awaitWithin waits for bytes for a time so short that Go's poller would be no help.

@@ -3,6 +3,7 @@ package transport
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,20 +12,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MemorySize is how much memory host and guest have in common beside a virtio-serial port, for data that would be slow through it.
+// MemorySize is how much memory host and guest have in common, for data that would be slow through a stream.
 const MemorySize = 8 << 20
 
-// The device as whose second region the guest has it: ivshmem, which needs no driver.
-const (
-	memoryVendor, memoryDevice = "0x1af4", "0x1110"
-	memoryRegion               = "resource2"
-)
+// VirtioDevices is where a kernel shows the devices of its virtio bus.
+const VirtioDevices = "/sys/bus/virtio/devices"
 
-// PCIDevices is where a kernel shows the devices of its PCI bus.
-const PCIDevices = "/sys/bus/pci/devices"
+// memoryDevice is virtio's number of the device as which the guest has the memory: persistent memory, which guests cache
+// on whatever processor.
+const memoryDevice = "0x001b"
 
-// MemoryDevice finds the device below devices, and says where it is when no link is left to follow. The error is
-// fs.ErrNotExist where there is none.
+// MemoryDrivers are where the kernel shows the drivers that make a block device of it, if it has them; their modules have their
+// names. The first one comes first.
+func MemoryDrivers() []string {
+	return []string{"/sys/bus/virtio/drivers/virtio_pmem", "/sys/bus/nd/drivers/nd_pmem"}
+}
+
+// MemoryDevice finds the device below devices. The error is fs.ErrNotExist where there is none.
 func MemoryDevice(devices string) (string, error) {
 	entries, err := os.ReadDir(devices)
 	if err != nil {
@@ -32,44 +36,45 @@ func MemoryDevice(devices string) (string, error) {
 	}
 	for _, e := range entries {
 		device := filepath.Join(devices, e.Name())
-		if attributeIs(device, "vendor", memoryVendor) && attributeIs(device, "device", memoryDevice) {
-			return filepath.EvalSymlinks(device)
+		if got, err := os.ReadFile(filepath.Join(device, "device")); err == nil && strings.TrimSpace(string(got)) == memoryDevice {
+			return device, nil
 		}
 	}
-	return "", fmt.Errorf("%s: no device of %s with number %s: %w", devices, memoryVendor, memoryDevice, fs.ErrNotExist)
+	return "", fmt.Errorf("%s: no device with number %s: %w", devices, memoryDevice, fs.ErrNotExist)
 }
 
-// MapMemory maps, in the guest, what it has in common with the host, for as long as the process lives. device is where
-// MemoryDevice found it.
-func MapMemory(device string) ([]byte, error) {
-	data, err := mapRegion(device)
+// OpenMemory opens, in the guest, what it has in common with the host, as a file that is read and written past the kernel's cache:
+// with places, lengths and addresses that are multiples of 4 KiB. device is where MemoryDevice found it, dev has the nodes of devices. The error is fs.ErrNotExist
+// for as long as the kernel's drivers have not made a block device of it.
+func OpenMemory(device, dev string) (*os.File, error) {
+	f, err := openMemory(device, dev)
 	if err != nil {
-		return nil, fmt.Errorf("memory of the PCI device %s: %w", filepath.Base(device), err)
+		return nil, fmt.Errorf("memory of the device %s: %w", filepath.Base(device), err)
 	}
-	return data, nil
+	return f, nil
 }
 
-func attributeIs(device, name, want string) bool {
-	got, err := os.ReadFile(filepath.Join(device, name))
-	return err == nil && strings.TrimSpace(string(got)) == want
-}
-
-func mapRegion(device string) ([]byte, error) {
-	// Firmware need not have done it for a device that nobody boots from.
-	if err := os.WriteFile(filepath.Join(device, "enable"), []byte("1"), 0); err != nil && !errors.Is(err, unix.EIO) {
-		return nil, err
-	}
-	f, err := os.OpenFile(filepath.Join(device, memoryRegion), os.O_RDWR, 0)
+func openMemory(device, dev string) (_ *os.File, err error) {
+	found, err := filepath.Glob(filepath.Join(device, "ndbus*", "region*", "namespace*", "block", "*"))
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	info, err := f.Stat()
+	if len(found) != 1 {
+		return nil, fmt.Errorf("it is %d block devices: %w", len(found), fs.ErrNotExist)
+	}
+	f, err := os.OpenFile(filepath.Join(dev, filepath.Base(found[0])), os.O_RDWR|unix.O_DIRECT, 0)
+	if errors.Is(err, unix.ENXIO) { // its node comes first
+		err = errors.Join(err, fs.ErrNotExist)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() < MemorySize {
-		return nil, fmt.Errorf("%d bytes are less than %d", info.Size(), MemorySize)
+	size, err := f.Seek(0, io.SeekEnd)
+	if err == nil && size < MemorySize {
+		err = fmt.Errorf("%d bytes are less than %d", size, MemorySize)
 	}
-	return unix.Mmap(int(f.Fd()), 0, MemorySize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }

@@ -5,46 +5,54 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 )
 
-func TestMapMemory(t *testing.T) {
-	dir := t.TempDir()
-	device := func(name, vendor, number string, size int64) {
+func TestOpenMemory(t *testing.T) {
+	dir, dev := t.TempDir(), t.TempDir()
+	device := func(name, number string) {
 		at := filepath.Join(dir, name)
-		if err := errors.Join(
-			os.Mkdir(at, 0o755), os.WriteFile(filepath.Join(at, "vendor"), []byte(vendor+"\n"), 0o644), os.WriteFile(filepath.Join(at, "device"), []byte(number+"\n"), 0o644),
-			os.WriteFile(filepath.Join(at, "resource2"), nil, 0o644), os.Truncate(filepath.Join(at, "resource2"), size),
-		); err != nil {
+		if err := errors.Join(os.Mkdir(at, 0o755), os.WriteFile(filepath.Join(at, "device"), []byte(number+"\n"), 0o644)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	device("0000:00:01.0", "0x8086", "0x1110", MemorySize)
-	device("0000:00:02.0", "0x1af4", "0x1043", MemorySize)
+	device("virtio0", "0x0002")
 	if _, err := MemoryDevice(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("without the device: %v", err)
 	}
-	device("0000:00:03.0", "0x1af4", "0x1110", MemorySize)
-	links := t.TempDir()
-	if err := os.Symlink(filepath.Join(dir, "0000:00:03.0"), filepath.Join(links, "0000:00:03.0")); err != nil {
-		t.Fatal(err)
-	}
-	at, err := MemoryDevice(links)
-	if want := filepath.Join(dir, "0000:00:03.0"); err != nil || at != want {
+	device("virtio1", "0x001b")
+	at, err := MemoryDevice(dir)
+	if want := filepath.Join(dir, "virtio1"); err != nil || at != want {
 		t.Fatalf("found at %s and not at %s: %v", at, want, err)
 	}
-	data, err := MapMemory(at)
-	if err != nil || len(data) != MemorySize {
-		t.Fatalf("%d bytes, %v", len(data), err)
+	if _, err := OpenMemory(at, dev); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("before its drivers are there: %v", err)
 	}
-	data[MemorySize-1] = 1
-	if got, err := os.ReadFile(filepath.Join(dir, "0000:00:03.0", "resource2")); err != nil || got[MemorySize-1] != 1 {
-		t.Errorf("it is a copy: %v", err)
-	}
-	if err := os.Truncate(filepath.Join(dir, "0000:00:03.0", "resource2"), 4096); err != nil {
+	if err := os.MkdirAll(filepath.Join(at, "ndbus0/region0/namespace0.0/block/pmem3"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := MapMemory(at); err == nil || errors.Is(err, fs.ErrNotExist) {
+	if _, err := OpenMemory(at, dev); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("before its node is there: %v", err)
+	}
+	node := filepath.Join(dev, "pmem3")
+	if err := errors.Join(os.WriteFile(node, nil, 0o644), os.Truncate(node, MemorySize)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := OpenMemory(at, dev)
+	if errors.Is(err, syscall.EINVAL) {
+		t.Skip("SKIPPED: this file system has no O_DIRECT")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.Close(); f.Name() != node {
+		t.Errorf("%s is open", f.Name())
+	}
+	if err := os.Truncate(node, 4096); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenMemory(at, dev); err == nil || errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a small one: %v", err)
 	}
 }

@@ -111,6 +111,7 @@ func TestVolumes(t *testing.T) {
 	})
 	t.Run("file system", func(t *testing.T) { fileSystem(t, d, pod, config) })
 	t.Run("big file", func(t *testing.T) { bigFile(t, d, first, data) })
+	t.Run("memory in common", func(t *testing.T) { keptMemory(t, d, first) })
 
 	expect(t, "mounts of the shares on the host", strings.Count(read(t, "/proc/self/mountinfo"), data), 0)
 	if n := shareServers(t, server); n != 1 {
@@ -186,6 +187,19 @@ func bigFile(t *testing.T, d *daemon, id, dir string) {
 	expect(t, "size", n, 100<<20)
 	if !strings.Contains(out, fmt.Sprintf("%x", sum.Sum(nil))) {
 		t.Error("the guest reads something else than the host")
+	}
+}
+
+// keptMemory: data of a big file passed through the memory that guest and host have in common, and a container has no access to that,
+// whatever nodes it makes.
+func keptMemory(t *testing.T, d *daemon, id string) {
+	number := strings.Fields(d.execSync(id, "sh", "-c", "cat /sys/block/pmem*/dev | tr : ' '"))
+	if len(number) != 2 {
+		t.Fatalf("the guest's block devices that are memory: %q", number)
+	}
+	out := d.execSync(id, "sh", "-c", "ls /dev; mknod /tmp/node b "+strings.Join(number, " ")+"; head -c 1 /tmp/node 2>&1; true")
+	if strings.Contains(out, "pmem") || !strings.Contains(out, "not permitted") {
+		t.Errorf("/dev, and what is read from a node for the memory: %s", out)
 	}
 }
 

@@ -3,8 +3,6 @@ package share
 import (
 	"encoding/binary"
 	"time"
-
-	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 )
 
 const (
@@ -21,34 +19,40 @@ const (
 // outgoing are requests on their way to the server. Those that nobody waits for are held, and go in one piece with the next one,
 // before it, or by themselves when none comes. What is held when the mount ends goes nowhere: the server lets go of everything then.
 type outgoing struct {
-	buf   []byte
-	held  int
+	buf   []byte // maxHeld bytes for what is held when it goes, and then the request that is read
+	held  []byte
 	since time.Time // when the first of them was held
 }
 
-func newOutgoing() *outgoing { return &outgoing{buf: make([]byte, maxHeld+agentv1.MaxShareFrame)} }
+func newOutgoing() *outgoing {
+	return &outgoing{buf: frameBuffer(maxHeld, fixed), held: make([]byte, 0, maxHeld)}
+}
 
-// room is where the next request is read to. It never has more than a message may have: the kernel fills it.
-func (o *outgoing) room() []byte { return o.buf[o.held:][:agentv1.MaxShareFrame:agentv1.MaxShareFrame] }
+// room is where the next request is read to. It has as much as a message may have and no more: the kernel fills it.
+func (o *outgoing) room() []byte { return o.buf[maxHeld:] }
 
 // patience is how long the next request may be waited for, if anything is held.
 func (o *outgoing) patience(now time.Time) time.Duration { return max(0, heldFor-now.Sub(o.since)) }
 
-// hold holds a request of n bytes that is in room. It returns false where that is enough.
-func (o *outgoing) hold(n int, now func() time.Time) bool {
-	if o.held == 0 {
+// hold holds the request that is in room, to which no answer is wanted. It returns false where there is too much already.
+func (o *outgoing) hold(request []byte, now func() time.Time) bool {
+	binary.NativeEndian.PutUint64(request[8:], 0)
+	if len(o.held)+len(request) > maxHeld {
+		return false
+	}
+	if len(o.held) == 0 {
 		o.since = now()
 	}
-	binary.NativeEndian.PutUint64(o.buf[o.held+8:], 0) // no answer is wanted
-	o.held += n
-	return o.held <= maxHeld
+	o.held = append(o.held, request...)
+	return true
 }
 
 // all are the requests that are held and n bytes of the one that is in room. They are held no longer.
 func (o *outgoing) all(n int) []byte {
-	b := o.buf[:o.held+n]
-	o.held = 0
-	return b
+	begin := maxHeld - len(o.held)
+	copy(o.buf[begin:], o.held)
+	o.held = o.held[:0]
+	return o.buf[begin : maxHeld+n]
 }
 
 // holdable tells a request that nobody waits for.

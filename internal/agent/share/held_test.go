@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/transport"
 )
 
@@ -118,21 +119,28 @@ func TestHeldIsBounded(t *testing.T) {
 	now := time.Unix(1, 0)
 	clock := func() time.Time { return now }
 	release := asked(opRelease, 2, 1, 1, 2, 3, 4, 5, 6)
-	n, room := 0, len(o.room())
-	for held := true; held; n++ {
-		if len(o.room()) != room || cap(o.room()) != room {
+	n := 0
+	for ; ; n++ {
+		if len(o.room()) != agentv1.MaxShareFrame {
 			t.Fatalf("%d bytes of room for a request", len(o.room()))
 		}
-		copy(o.room(), release)
-		held = o.hold(len(release), clock)
+		if !o.hold(o.room()[:copy(o.room(), release)], clock) {
+			break
+		}
 		if left := o.patience(now); left != max(0, heldFor-time.Duration(n)*time.Millisecond) {
 			t.Errorf("after %d ms there are %v left", n, left)
 		}
 		now = now.Add(time.Millisecond)
 	}
-	b := o.all(0)
-	if len(b) != n*len(release) || len(b) <= maxHeld || len(b) > maxHeld+len(release) || o.held != 0 {
+	b := o.all(len(release))
+	if len(b) != (n+1)*len(release) || len(b) <= maxHeld || n*len(release) > maxHeld || len(o.held) != 0 {
 		t.Errorf("%d requests in %d bytes were held", n, len(b))
+	}
+	if got := operations(t, b); slices.Max(got) != -opRelease {
+		t.Errorf("sent are %v", got)
+	}
+	if got := o.all(5); len(got) != 5 {
+		t.Errorf("%d bytes are sent without anything held", len(got))
 	}
 }
 

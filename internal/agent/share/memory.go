@@ -3,7 +3,11 @@ package share
 import (
 	"encoding/binary"
 	"fmt"
+	"io"
 	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 )
@@ -20,26 +24,52 @@ const (
 	pieceSize = agentv1.MaxShareWrite
 )
 
+// blocks are the memory as a file.
+type blocks interface {
+	// Open comes first, and tells whether there is one.
+	Open() bool
+	io.ReaderAt
+	io.WriterAt
+}
+
 // Memory is what the guest has in common with the host's servers, for the data of large messages of all shares. It is lent
 // in pieces; who gets none sends the data. A nil Memory has none.
 type Memory struct {
-	data []byte
+	dev  blocks
+	open func() bool // dev, for the first request that is large
 
 	mu   sync.Mutex
 	free []uint32 // offsets of pieces; the last used is the next to be used
 }
 
-// NewMemory lends pieces of data, all of which the host has at the same offsets.
-func NewMemory(data []byte) *Memory {
-	m := &Memory{data: data}
-	for at := len(data) / pieceSize * pieceSize; at > 0; at -= pieceSize {
+// NewMemory lends pieces of the first size bytes of dev, all of which the host has at the same offsets. They are read and written
+// in multiples of align, from and to addresses that are such.
+func NewMemory(dev blocks, size int) *Memory {
+	m := &Memory{dev: dev, open: sync.OnceValue(dev.Open)}
+	for at := size / pieceSize * pieceSize; at > 0; at -= pieceSize {
 		m.free = append(m.free, uint32(at-pieceSize))
 	}
 	return m
 }
 
+// align is that of a file which is read and written past the kernel's cache.
+const align = 4 << 10
+
+// frameBuffer holds a message after so many bytes of others. Its data, which begins at the given place of it, is aligned.
+func frameBuffer(before, data int) []byte {
+	b := make([]byte, before+agentv1.MaxShareFrame+2*align)
+	at := -(int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) + before + data) & (align - 1)
+	return b[at : at+before+agentv1.MaxShareFrame]
+}
+
+// whole is b with what is behind it, up to a multiple of align.
+func whole(b []byte) []byte {
+	n := (len(b) + align - 1) &^ (align - 1)
+	return b[:min(n, cap(b))]
+}
+
 func (m *Memory) take() (offset uint32, ok bool) {
-	if m == nil {
+	if m == nil || !m.open() {
 		return 0, false
 	}
 	m.mu.Lock()
@@ -66,7 +96,7 @@ type loans struct {
 	pieces map[uint64]uint32
 }
 
-// place makes of a large request one whose data is in memory, in the same buffer, if a piece is free.
+// place makes of a large request one whose data is in memory, in the same buffer, if a piece is free and takes the data.
 func (l *loans) place(request []byte) []byte {
 	if len(request) < fixed {
 		return request
@@ -84,7 +114,12 @@ func (l *loans) place(request []byte) []byte {
 	if !ok {
 		return request
 	}
-	copy(l.memory.data[offset:], data)
+	if len(data) > 0 {
+		if _, err := l.memory.dev.WriteAt(whole(data), int64(offset)); err != nil {
+			l.memory.giveBack(offset)
+			return request
+		}
+	}
 	l.mu.Lock()
 	l.pieces[binary.NativeEndian.Uint64(request[8:])] = offset
 	l.mu.Unlock()
@@ -94,7 +129,8 @@ func (l *loans) place(request []byte) []byte {
 	return request
 }
 
-// collect makes of an answer what the kernel takes, in buf, whose beginning the answer is.
+// collect makes of an answer what the kernel takes, in buf, whose beginning the answer is. Data that cannot be read is an error
+// for who asked for it.
 func (l *loans) collect(answer, buf []byte) ([]byte, error) {
 	unique := binary.NativeEndian.Uint64(answer[8:])
 	l.mu.Lock()
@@ -114,7 +150,12 @@ func (l *loans) collect(answer, buf []byte) ([]byte, error) {
 	if n > pieceSize {
 		return nil, fmt.Errorf("an answer with %d bytes in memory: %d are possible", n, pieceSize)
 	}
-	answer = append(buf[:minMessage], l.memory.data[offset:offset+n]...)
+	answer = buf[:minMessage+n]
+	if _, err := l.memory.dev.ReadAt(whole(answer[minMessage:]), int64(offset)); err != nil {
+		failed := int32(unix.EIO)
+		answer = answer[:minMessage]
+		binary.NativeEndian.PutUint32(answer[4:], uint32(-failed))
+	}
 	binary.NativeEndian.PutUint32(answer, uint32(len(answer)))
 	return answer, nil
 }

@@ -143,7 +143,7 @@ func (m *Mount) requests(stream io.Writer, unanswered bool) error {
 
 // next reads a request.
 func (m *Mount) next(out *outgoing) (int, error) {
-	if out.held == 0 {
+	if len(out.held) == 0 {
 		return m.dev.Read(out.room())
 	}
 	return m.dev.ReadWithin(out.room(), out.patience(time.Now()))
@@ -164,10 +164,10 @@ func (m *Mount) carry(stream io.Writer, out *outgoing, n int, unanswered bool) e
 		}
 	}
 	switch {
-	case holds && out.hold(n, time.Now), !holds && answer != nil:
+	case holds && out.hold(request, time.Now), !holds && answer != nil:
 		return nil
 	case holds:
-		return m.send(stream, out.all(0))
+		return m.send(stream, out.all(n))
 	}
 	return m.send(stream, out.all(len(m.loans.place(request))))
 }
@@ -200,7 +200,7 @@ func isOver(err error) bool {
 // replies carries what the server answers. One write is one message.
 func (m *Mount) replies(stream io.Reader) error {
 	r := bufio.NewReaderSize(stream, streamBuf)
-	buf := make([]byte, agentv1.MaxShareFrame)
+	buf := frameBuffer(0, minMessage)
 	for begun := false; ; {
 		frame, err := readFrame(r, buf)
 		if err != nil {

@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// ownSlots: the bridge, the stream, the entropy and the memory device have one each, on the first bus.
-	ownSlots = 4
+	// ownSlots: the bridge, the stream, the entropy, the memory device and memory in common with the host have one each, on the first bus.
+	ownSlots = 5
 	// minMemory is what a distribution's kernel with our initrd boots in.
 	minMemory = 128 << 20
 	// maxVCPUs is what one may ask for.

@@ -39,6 +39,7 @@ type vmConfig struct {
 	Console port     `json:"console"`
 	VSOCK   vsock    `json:"vsock"`
 	Balloon *balloon `json:"balloon,omitempty"`
+	PMem    []pmem   `json:"pmem"`
 	// Landlock confines it to the rules and to what is named above.
 	Landlock bool   `json:"landlock_enable"`
 	Rules    []rule `json:"landlock_rules,omitempty"`
@@ -47,7 +48,20 @@ type vmConfig struct {
 type cpus struct {
 	Boot int `json:"boot_vcpus"`
 	Max  int `json:"max_vcpus"`
+	// PhysBits bounds the guest's addresses.
+	PhysBits int `json:"max_phys_bits"`
 }
+
+// pmem is memory in common with the host.
+type pmem struct {
+	ID   string `json:"id"`
+	File string `json:"file"`
+	Size uint64 `json:"size"`
+}
+
+// physBits: persistent memory is at the end of what a guest can address, and kernels that place their mapping of all memory at
+// random have room there for some 10 TiB.
+const physBits = 43
 
 type memory struct {
 	Size uint64 `json:"size"`
@@ -114,12 +128,13 @@ type nic struct {
 // description is the whole machine but its disks and cards. It is pure.
 func description(cfg hypervisor.Config, landlock bool) vmConfig {
 	c := vmConfig{
-		CPUs: cpus{Boot: cfg.VCPUs, Max: max(cfg.VCPUs, cfg.MaxVCPUs)}, Memory: memory{Size: cfg.Memory},
+		CPUs: cpus{Boot: cfg.VCPUs, Max: max(cfg.VCPUs, cfg.MaxVCPUs), PhysBits: physBits}, Memory: memory{Size: cfg.Memory},
 		Payload: payload{Kernel: kernelFile, Params: kernelParams(cfg)},
 		RNG:     rng{Source: "/dev/urandom"},
 		// "Tty" is the standard output, whatever that is.
 		Serial: port{Mode: "Tty"}, Console: port{Mode: "Off"},
 		VSOCK: vsock{CID: guestCID, Socket: vmm.JailDir + "/" + vsockSocket},
+		PMem:  []pmem{{ID: "common", File: vmm.MemoryFile, Size: transport.MemorySize}},
 	}
 	if cfg.Initrd != "" {
 		c.Payload.Initrd = initrdFile

@@ -14,6 +14,7 @@ import (
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 // startTimeout bounds Cloud Hypervisor's own start, until the guest runs.
@@ -73,6 +74,9 @@ func (s *starter) process(path string) (*vmm.Process, error) {
 		if _, err := s.Image(initrdFile, "initrd", s.cfg.Initrd); err != nil {
 			return nil, err
 		}
+	}
+	if err := s.CommonMemory(transport.MemorySize); err != nil {
+		return nil, err
 	}
 	listener, err := s.connect()
 	if err != nil {

@@ -23,6 +23,8 @@ type vm struct {
 	cfg   hypervisor.Config
 	slots *vmm.Slots
 	added added
+	// memory is what guest and host have in common.
+	memory *os.File
 
 	resizing sync.Mutex // one change of the processors at a time; it guards what follows
 	vcpus    int        // that there are to be
@@ -40,13 +42,14 @@ var (
 	_ hypervisor.MemoryResizer = (*vm)(nil)
 	_ hypervisor.VCPUResizer   = (*vm)(nil)
 	_ hypervisor.Meter         = (*vm)(nil)
+	_ hypervisor.MemorySharer  = (*vm)(nil)
 )
 
 // newVM watches over a Cloud Hypervisor that was just started, and owns it and the starter's ends.
 func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 	v := &vm{
 		api: vmm.NewAPI("Cloud Hypervisor", s.api), cfg: cfg, vcpus: cfg.VCPUs, slots: vmm.NewSlots(maxDisks(len(cfg.NICs), cfg.Reclaim)),
-		removed: map[string]chan struct{}{},
+		removed: map[string]chan struct{}{}, memory: s.Memory,
 	}
 	v.added.vm = v
 	v.meter = vmm.NewMeter(v.readCounters)
@@ -59,6 +62,7 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 		s.events.Close()
 		v.api.Close()
 		v.meter.Close()
+		v.memory.Close()
 		return v.why(m)
 	})
 	return v
@@ -110,6 +114,9 @@ func (v *vm) Shutdown(ctx context.Context) error {
 		return v.do(ctx, "vmm.shutdown", nil)
 	})
 }
+
+// CommonMemory is what guest and host have in common.
+func (v *vm) CommonMemory() *os.File { return v.memory }
 
 // Pause stops the guest's processors.
 func (v *vm) Pause(ctx context.Context) error { return v.do(ctx, "vm.pause", nil) }

@@ -52,7 +52,7 @@ func TestVersions(t *testing.T) {
 	}
 	n := abilitiesOf("1.15.0").placeholders(cfg)
 	d := newPlaceholders(n)
-	if n != 13 || len(d.placeholders()) != n {
+	if n != 12 || len(d.placeholders()) != n {
 		t.Errorf("%d placeholders, %d drives", n, len(d.placeholders()))
 	}
 	for i := range n - writablePlaceholders {

@@ -15,8 +15,8 @@ import (
 const (
 	// maxVCPUs is Firecracker's own limit.
 	maxVCPUs = 32
-	// ownSlots: the bridge, the stream, the entropy and the memory device have one each.
-	ownSlots = 4
+	// ownSlots: the bridge, the stream, the entropy, the memory device and memory in common with the host have one each.
+	ownSlots = 5
 	// minMemory is what a distribution's kernel with our initrd boots in.
 	minMemory = 128 << 20
 )
@@ -43,7 +43,7 @@ type abilities struct {
 	version string
 	// plug: disks can be plugged while the VM runs, as PCI devices. Without it the VM has placeholders from its start on.
 	plug bool
-	// memory can be added, and given back.
+	// memory can be added, given back, and in common with the host.
 	memory bool
 	// early: a disk may come while the guest boots. Before, its interrupt kills a guest whose driver does not expect it yet.
 	early bool

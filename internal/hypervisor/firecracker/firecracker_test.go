@@ -29,7 +29,7 @@ func TestDescription(t *testing.T) {
 	}
 	var got strings.Builder
 	got.WriteString(strings.Join(arguments(cfg, abilitiesOf("1.16.1"), true), " ") + "\n")
-	for _, r := range append(description(cfg, []string{"pistap2"}), driveRequest(hypervisor.Disk{ID: "layer-1", ReadOnly: true}, "drive3", cfg.DiskRate), imageRequest("drive3", emptyPath)) {
+	for _, r := range append(description(cfg, abilitiesOf("1.16.1"), []string{"pistap2"}), driveRequest(hypervisor.Disk{ID: "layer-1", ReadOnly: true}, "drive3", cfg.DiskRate), imageRequest("drive3", emptyPath)) {
 		body, err := json.Marshal(r.body)
 		if err != nil {
 			t.Fatal(err)

@@ -106,6 +106,12 @@ type balloon struct {
 	Reporting    bool   `json:"free_page_reporting"`
 }
 
+// pmem is memory in common with the host.
+type pmem struct {
+	ID   string `json:"id"`
+	Path string `json:"path_on_host"`
+}
+
 type memoryRequest struct {
 	MiB uint64 `json:"requested_size_mib"`
 }
@@ -117,6 +123,8 @@ type memoryStatus struct {
 const (
 	memoryPath   = "/hotplug/memory"
 	templatePath = "/cpu-config"
+	// commonID names the memory that guest and host have in common.
+	commonID = "common"
 )
 
 type vsock struct {
@@ -148,7 +156,7 @@ func validID(id string) bool {
 
 // description is the whole machine but its disks, in the order in which it is told. taps are the names of the cards'
 // taps. It is pure.
-func description(cfg hypervisor.Config, taps []string) []request {
+func description(cfg hypervisor.Config, can abilities, taps []string) []request {
 	boot := bootSource{Kernel: kernelFile, Params: kernelParams(cfg)}
 	if cfg.Initrd != "" {
 		boot.Initrd = initrdFile
@@ -161,6 +169,9 @@ func description(cfg hypervisor.Config, taps []string) []request {
 	}
 	if cfg.CPUTemplate != nil {
 		requests = append(requests, request{templatePath, json.RawMessage(cfg.CPUTemplate)})
+	}
+	if can.memory {
+		requests = append(requests, request{"/pmem/" + commonID, pmem{ID: commonID, Path: vmm.MemoryFile}})
 	}
 	if growth := cfg.Growth(); growth > 0 {
 		requests = append(requests, request{memoryPath, memoryHotplug{TotalMiB: growth >> 20}})

@@ -18,6 +18,7 @@ import (
 
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/hypervisor/vmm"
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 const (
@@ -109,6 +110,11 @@ func (s *starter) process(path string) (*vmm.Process, error) {
 	}
 	if rules != "" {
 		if _, err := s.Image(filterName, "VMM's filter of system calls", rules); err != nil {
+			return nil, err
+		}
+	}
+	if s.can.memory {
+		if err := s.CommonMemory(transport.MemorySize); err != nil {
 			return nil, err
 		}
 	}
@@ -236,7 +242,7 @@ func (v *vm) boot(ctx context.Context, cfg hypervisor.Config, taps []string) err
 			return err
 		}
 	}
-	for _, r := range description(cfg, taps) {
+	for _, r := range description(cfg, v.can, taps) {
 		if _, err := v.do(ctx, "PUT", r.path, r.body); err != nil {
 			if r.path == templatePath {
 				err = fmt.Errorf("CPU template (firecracker.cpu_template): %w", err)

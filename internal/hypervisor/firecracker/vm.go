@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ type vm struct {
 	can     abilities
 	slots   *vmm.Slots
 	metrics *metrics
+	memory  *os.File // what guest and host have in common, or nil
 	pipe    *transport.Client
 	running bool // set before Start has returned: the guest has begun
 
@@ -35,11 +37,12 @@ var (
 	_ hypervisor.DiskPlugger   = (*vm)(nil)
 	_ hypervisor.MemoryResizer = (*vm)(nil)
 	_ hypervisor.Meter         = (*vm)(nil)
+	_ hypervisor.MemorySharer  = (*vm)(nil)
 )
 
 // newVM watches over a Firecracker that was just started, and owns it and the starter's ends of its pipes.
 func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
-	v := &vm{cfg: cfg, can: s.can, slots: vmm.NewSlots(maxDisks(len(cfg.NICs), cfg.Reclaim)), drives: newDrives(maxDisks(len(cfg.NICs), cfg.Reclaim))}
+	v := &vm{cfg: cfg, can: s.can, memory: s.Memory, slots: vmm.NewSlots(maxDisks(len(cfg.NICs), cfg.Reclaim)), drives: newDrives(maxDisks(len(cfg.NICs), cfg.Reclaim))}
 	v.metrics = newMetrics(v.flushMetrics)
 	// Both end when nobody can write any more.
 	var readers sync.WaitGroup
@@ -60,6 +63,9 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 			api.Close()
 		}
 		v.metrics.Close()
+		if v.memory != nil {
+			v.memory.Close()
+		}
 		return why(m)
 	})
 	return v
@@ -80,6 +86,9 @@ func why(m *vmm.Machine) error {
 func (v *vm) Shutdown(ctx context.Context) error {
 	return v.Machine.Shutdown(ctx, func(context.Context) error { return v.Kill() })
 }
+
+// CommonMemory is what guest and host have in common, where this version can do that.
+func (v *vm) CommonMemory() *os.File { return v.memory }
 
 func (v *vm) control() *vmm.API {
 	v.mu.Lock()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/pistis-run/pistis/internal/guestimage"
 	"github.com/pistis-run/pistis/internal/hypervisor"
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 // initPackage is the guest's first process.
@@ -19,6 +20,14 @@ func Acceleration() hypervisor.Acceleration {
 		return hypervisor.KVM
 	}
 	return hypervisor.TCG
+}
+
+// memoryModules are what a guest of these tests loads beside what guests need.
+func memoryModules() (names []string) {
+	for _, driver := range transport.MemoryDrivers() {
+		names = append(names, filepath.Base(driver))
+	}
+	return names
 }
 
 // BuildGuest makes a guest whose first process is testinit, or takes the one that lies in PISTIS_TEST_GUEST. The kernel is
@@ -50,7 +59,7 @@ func BuildGuest(t testing.TB) guestimage.Guest {
 		cache = filepath.Join(user, "pistis", "kernels")
 	}
 	guest, err := guestimage.Build(t.Context(), guestimage.Options{
-		Dir: filepath.Join(dir, "guest"), Agent: program, Runc: program, CacheDir: cache,
+		Dir: filepath.Join(dir, "guest"), Agent: program, Runc: program, CacheDir: cache, ExtraModules: memoryModules(),
 	})
 	switch {
 	case err != nil && made == "":

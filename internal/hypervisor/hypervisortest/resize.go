@@ -15,7 +15,11 @@ import (
 	"github.com/pistis-run/pistis/internal/hypervisor"
 )
 
-const mib = 1 << 20
+const (
+	mib = 1 << 20
+	// growPause is between two questions to a guest how much memory it uses.
+	growPause = 20 * time.Millisecond
+)
 
 // memory is what the guest says that it has, in MiB.
 func memory(t *testing.T, v hypervisor.VM, processors int) int {
@@ -62,8 +66,12 @@ func (s *suite) resizeMemory(t *testing.T) {
 		if err != nil || now != step.want {
 			t.Fatalf("resize to %d MiB: %d MiB, %v, want %d MiB", step.ask/mib, now/mib, err, step.want/mib)
 		}
-		added := int((step.want - c.Memory) / mib)
-		if got := memory(t, v, c.VCPUs) - first; got < added*9/10 || got > added {
+		// The guest brings what it has taken into use after it has told the VMM.
+		added, got := int((step.want-c.Memory)/mib), -1
+		for end := time.Now().Add(patience); (got < added*9/10 || got > added) && time.Now().Before(end); time.Sleep(growPause) {
+			got = memory(t, v, c.VCPUs) - first
+		}
+		if got < added*9/10 || got > added {
 			t.Errorf("with %d MiB added the guest has %d MiB more than at first", added, got)
 		}
 	}

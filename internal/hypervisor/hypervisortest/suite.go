@@ -36,8 +36,8 @@ type Options struct {
 	Address func(n int, d hypervisor.Disk) hypervisor.DiskAddress
 	// Crash is a program that exits at once with an error whatever its arguments are; empty is /bin/false.
 	Crash string
-	// FixedMemory says that this version of the VMM neither adds memory nor gives any back, though others do: the words that a
-	// refusal has.
+	// FixedMemory says that this version of the VMM neither adds memory nor gives any back, nor has some in common with the host,
+	// though others do: the words that a refusal has.
 	FixedMemory string
 	// Work is how long the guest does nothing but file work, which shows errors of an emulated processor.
 	Work time.Duration
@@ -75,6 +75,7 @@ func Run(t *testing.T, driver hypervisor.Driver, o Options) {
 		{"SharedDisk", s.sharedDisk},
 		{"ResizeMemory", s.resizeMemory},
 		{"ResizeVCPUs", s.resizeVCPUs},
+		{"CommonMemory", s.commonMemory},
 		{"Reclaim", s.reclaim},
 		{"Counters", s.counters},
 		{"PowerOff", s.powerOff},

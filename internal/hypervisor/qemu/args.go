@@ -24,6 +24,9 @@ const (
 	growthID    = "growth"
 )
 
+// memoryDriver is the device as which a guest has memory in common with the host.
+const memoryDriver = "virtio-pmem-pci"
+
 // descriptors are the numbers that the child has inherited its files under.
 type descriptors struct {
 	monitor, console int
@@ -49,7 +52,7 @@ func commandLine(cfg hypervisor.Config, fds descriptors) []string {
 		"-machine", machine(cfg),
 		"-cpu", cpu(cfg.Accel),
 		"-smp", processors(cfg),
-		"-m", memory(cfg),
+		"-m", memory(cfg, fds),
 		"-kernel", inherited(fds.kernel),
 	}
 	if fds.initrd != 0 {
@@ -74,15 +77,16 @@ func commandLine(cfg hypervisor.Config, fds descriptors) []string {
 			"-chardev", fmt.Sprintf("socket,id=%s,fd=%d", transportID, fds.pipe),
 			"-device", `{"driver":"virtserialport","chardev":"`+transportID+`","name":"`+transport.SerialPort+`"}`)
 	}
-	if fds.memory != 0 {
-		args = append(args,
-			"-object", fmt.Sprintf(`{"qom-type":"memory-backend-file","id":"%s","mem-path":"%s","size":%d,"share":true}`, memoryID, inherited(fds.memory), transport.MemorySize),
-			"-device", `{"driver":"ivshmem-plain","memdev":"`+memoryID+`"}`)
-	}
 	for i, nic := range cfg.NICs {
 		args = append(args, nicArgs(nic, i, fds)...)
 	}
+	// Growth comes first: its place has to be one of whole blocks of the guest's memory.
 	args = append(args, growth(cfg)...)
+	if fds.memory != 0 {
+		args = append(args,
+			"-object", fmt.Sprintf(`{"qom-type":"memory-backend-file","id":"%s","mem-path":"%s","size":%d,"share":true}`, memoryID, inherited(fds.memory), transport.MemorySize),
+			"-device", `{"driver":"`+memoryDriver+`","memdev":"`+memoryID+`","disable-legacy":"on"}`)
+	}
 	if cfg.Reclaim {
 		args = append(args, "-device", `{"driver":"virtio-balloon-pci","free-page-reporting":true,"disable-legacy":"on"}`)
 	}
@@ -103,13 +107,16 @@ func processors(cfg hypervisor.Config) string {
 	return fmt.Sprintf("%d,maxcpus=%d", cfg.VCPUs, cfg.MaxVCPUs)
 }
 
-// memory is what the guest starts with, and the room for what can be added.
-func memory(cfg hypervisor.Config) string {
-	start := fmt.Sprintf("%dM", cfg.Memory>>20)
-	if cfg.Growth() == 0 {
-		return start
+// memory is what the guest starts with, and the room for what can be added and for what it has in common with the host.
+func memory(cfg hypervisor.Config, fds descriptors) string {
+	start, most := cfg.Memory>>20, (cfg.Memory+cfg.Growth())>>20
+	if fds.memory != 0 {
+		most += transport.MemorySize >> 20
 	}
-	return start + fmt.Sprintf(",maxmem=%dM", (cfg.Memory+cfg.Growth())>>20)
+	if most == start {
+		return fmt.Sprintf("%dM", start)
+	}
+	return fmt.Sprintf("%dM,maxmem=%dM", start, most)
 }
 
 // growth is the device that adds memory. What is not added takes none of the host's.
@@ -134,7 +141,8 @@ func machine(cfg hypervisor.Config) string {
 	return kind + ",accel=" + string(cfg.Accel)
 }
 
-// grows tells whether processors and memory can be added to a machine of that kind: to PCs, of which q35 is one.
+// grows tells whether processors and memory can be added to a machine of that kind, and devices that are memory: to PCs, of which
+// q35 is one.
 func grows(machine string) bool {
 	kind, _, _ := strings.Cut(machine, ",")
 	return kind == "" || kind == "q35" || kind == "pc" || strings.HasPrefix(kind, "pc-")
@@ -166,6 +174,9 @@ func kernelParams(cfg hypervisor.Config, fds descriptors) string {
 		// Emulated time is too coarse for the kernel's checks, and there is nothing to mitigate.
 		// Patching the kernel for a single processor costs more than what it saves.
 		params = append(params, "no_timer_check", "tsc=reliable", "mitigations=off", "noreplace-smp")
+	}
+	if fds.memory != 0 && cfg.Growth() == 0 {
+		params = append(params, vmm.NoBounceBuffers)
 	}
 	params = append(params, vmm.GrowthParams(cfg)...)
 	return strings.Join(append(params, cfg.Params...), " ")

@@ -28,13 +28,13 @@ func TestCommandLine(t *testing.T) {
 		{"kvm-vsock", hypervisor.Config{
 			ID: "pod-2", Accel: hypervisor.KVM, Size: hypervisor.Size{VCPUs: 4, Memory: 1 << 30}, Params: []string{"loglevel=7", "audit=0"},
 			NICs: []hypervisor.NIC{{ID: "eth0", MAC: mac}},
-		}, descriptors{monitor: 3, console: 4, kernel: 5, vsock: 6, cid: 77, taps: []int{7}, vhostNet: []int{8}}},
+		}, descriptors{monitor: 3, console: 4, kernel: 5, vsock: 6, cid: 77, memory: 9, taps: []int{7}, vhostNet: []int{8}}},
 		{"machine", hypervisor.Config{
 			ID: "pod-3", Accel: hypervisor.KVM, Machine: "pc", Size: hypervisor.Size{VCPUs: 1, Memory: 128 << 20},
 		}, descriptors{monitor: 3, console: 4, kernel: 5, initrd: 6, pipe: 7}},
 		{"growth", hypervisor.Config{
 			ID: "pod-4", Accel: hypervisor.TCG, Size: hypervisor.Size{VCPUs: 1, MaxVCPUs: 4, Memory: 256 << 20, MaxMemory: 1000 << 20}, Tuning: hypervisor.Tuning{Reclaim: true},
-		}, descriptors{monitor: 3, console: 4, kernel: 5, initrd: 6, pipe: 7}},
+		}, descriptors{monitor: 3, console: 4, kernel: 5, initrd: 6, pipe: 7, memory: 8}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

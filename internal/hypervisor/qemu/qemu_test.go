@@ -140,3 +140,20 @@ func TestLastWords(t *testing.T) {
 		t.Errorf("start: %v", err)
 	}
 }
+
+// TestNoMemoryDevice: a QEMU that was built without the device for memory in common is started without it.
+func TestNoMemoryDevice(t *testing.T) {
+	binary := filepath.Join(t.TempDir(), "vmm")
+	script := "#!/bin/sh\ncase \"$*\" in *" + memoryDriver + "*) echo \"qemu: " + noMemoryDevice + "\" >&2; exit 1;; esac\necho \"started without\" >&2\nexit 3\n"
+	if err := os.WriteFile(binary, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	starts := 0
+	_, err := Driver{}.Start(t.Context(), hypervisor.Config{
+		ID: "x", Binary: binary, Accel: hypervisor.TCG, Kernel: binary, Size: hypervisor.Size{VCPUs: 1, Memory: minMemory},
+		Started: func(int) error { starts++; return nil },
+	})
+	if err == nil || !strings.Contains(err.Error(), "started without") || starts != 2 {
+		t.Errorf("%d starts: %v", starts, err)
+	}
+}

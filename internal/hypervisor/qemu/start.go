@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -23,18 +24,24 @@ const (
 	startTimeout = 30 * time.Second
 	// tcgWarning is in a line for every feature that emulation leaves out, whatever becomes of the guest.
 	tcgWarning = "TCG doesn't support requested feature"
+	// noMemoryDevice is what a QEMU says that was built without the device for memory in common.
+	noMemoryDevice = "'" + memoryDriver + "' is not a valid device model name"
 )
 
-// Start starts QEMU with the guest's processors stopped, calls cfg.Started, and lets them run.
+// Start starts QEMU with the guest's processors stopped, calls cfg.Started, and lets them run. A QEMU that was built without the
+// device for memory in common with the host is started again without it, and cfg.Started called again.
 func (d Driver) Start(ctx context.Context, cfg hypervisor.Config) (hypervisor.VM, error) {
-	v, err := d.start(ctx, cfg)
+	v, err := d.start(ctx, cfg, true)
+	if err != nil && strings.Contains(err.Error(), noMemoryDevice) {
+		v, err = d.start(ctx, cfg, false)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("start QEMU: %w", err)
 	}
 	return v, nil
 }
 
-func (d Driver) start(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
+func (d Driver) start(ctx context.Context, cfg hypervisor.Config, common bool) (*vm, error) {
 	if err := cfg.Validate(d.Capabilities()); err != nil {
 		return nil, err
 	}
@@ -51,7 +58,7 @@ func (d Driver) start(ctx context.Context, cfg hypervisor.Config) (*vm, error) {
 	if !grows(cfg.Machine) {
 		cfg.MaxVCPUs, cfg.MaxMemory = 0, 0
 	}
-	gift, err := prepare(cfg)
+	gift, err := prepare(cfg, common && grows(cfg.Machine))
 	if err != nil {
 		return nil, err
 	}
@@ -107,10 +114,10 @@ type gift struct {
 	memory                 *os.File      // what host and guest have in common, or nil
 }
 
-// prepare opens all that QEMU needs. On error nothing is left open.
-func prepare(cfg hypervisor.Config) (*gift, error) {
+// prepare opens all that QEMU needs, with memory in common with the host or without. On error nothing is left open.
+func prepare(cfg hypervisor.Config, common bool) (*gift, error) {
 	g := &gift{}
-	if err := g.open(cfg); err != nil {
+	if err := g.open(cfg, common); err != nil {
 		g.closeOwned()
 		g.closeOurs()
 		return nil, err
@@ -118,7 +125,7 @@ func prepare(cfg hypervisor.Config) (*gift, error) {
 	return g, nil
 }
 
-func (g *gift) open(cfg hypervisor.Config) (err error) {
+func (g *gift) open(cfg hypervisor.Config, common bool) (err error) {
 	if g.monitor, g.fds.monitor, err = g.socket(); err != nil {
 		return err
 	}
@@ -136,7 +143,7 @@ func (g *gift) open(cfg hypervisor.Config) (err error) {
 	if err := g.transport(); err != nil {
 		return err
 	}
-	if g.pipe != nil && cfg.Accel == hypervisor.TCG {
+	if common {
 		if g.memory, err = vmm.CommonMemory(transport.MemorySize); err != nil {
 			return err
 		}

@@ -110,7 +110,7 @@ func (v *vm) Shutdown(ctx context.Context) error {
 	return v.Machine.Shutdown(ctx, func(ctx context.Context) error { return v.tell(ctx, "quit") })
 }
 
-// CommonMemory is what the guest has as a device, where its streams are slow.
+// CommonMemory is what the guest has as a device, where the machine and this QEMU have such.
 func (v *vm) CommonMemory() *os.File { return v.memory }
 
 // Pause stops the guest's processors.

@@ -13,13 +13,16 @@ import (
 // back.
 const growInterval = 20 * time.Millisecond
 
-// GrowthParams tell the guest's kernel to use memory that is added, most of it in a way that lets it go again, and not to set
-// memory aside for devices that cannot reach what lies above 4 GiB: virtio can.
+// NoBounceBuffers tells the guest's kernel not to set memory aside for devices that cannot reach what lies above 4 GiB, where
+// its machine may have memory: virtio can.
+const NoBounceBuffers = "swiotlb=noforce"
+
+// GrowthParams tell the guest's kernel to use memory that is added, most of it in a way that lets it go again.
 func GrowthParams(cfg hypervisor.Config) []string {
 	if cfg.Growth() == 0 {
 		return nil
 	}
-	return []string{"memhp_default_state=online", "memory_hotplug.online_policy=auto-movable", "swiotlb=noforce"}
+	return []string{"memhp_default_state=online", "memory_hotplug.online_policy=auto-movable", NoBounceBuffers}
 }
 
 // Unbroken is for a request that must not be cut off when ctx ends, since the connection would end with it: it has a time of its

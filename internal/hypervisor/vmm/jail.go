@@ -35,6 +35,8 @@ type Jail struct {
 	Devices []string
 	// NetNS is the network namespace; nil is one with nothing in it. It stays the caller's.
 	NetNS *os.File
+
+	memory *os.File // the file system that MemoryFile is on, attached nowhere, or nil
 }
 
 // enter makes the jail and takes the calling thread into it.
@@ -80,6 +82,9 @@ func (j *Jail) enter(c Command) error {
 		if err := showFile(name, fd); err != nil {
 			return err
 		}
+	}
+	if err := j.showMemory(); err != nil {
+		return err
 	}
 	if err := libraries.show(); err != nil {
 		return err
@@ -142,6 +147,16 @@ func attach(tree int, at string) error {
 		return &os.PathError{Op: "attach mount to", Path: at, Err: err}
 	}
 	return nil
+}
+
+func (j *Jail) showMemory() error {
+	if j.memory == nil {
+		return nil
+	}
+	if err := os.Mkdir(memoryDir, 0o755); err != nil {
+		return err
+	}
+	return attach(int(j.memory.Fd()), memoryDir)
 }
 
 // cloneFile makes a mount of one file, attached nowhere. It must be called where the file was opened.

@@ -3,6 +3,7 @@ package vmm
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -48,11 +49,14 @@ func TestJail(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := Start(Command{
-		Name: "inside", Path: self, Args: []string{"-test.run=^TestJail$", "-test.v"},
-		User: &hypervisor.User{UID: jailUID, GID: jailUID},
-		Jail: &Jail{Dir: dir, Files: map[string]*os.File{"/early": early}, Devices: []string{"null", "net/tun"}},
-	})
+	kit := NewKit(hypervisor.Config{RunDir: dir, User: &hypervisor.User{UID: jailUID, GID: jailUID}}, "null", "net/tun")
+	kit.Jail.Files["/early"], kit.Jail.Dirs = early, nil
+	defer kit.Failed()
+	if err := kit.CommonMemory(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	p, err := Start(Command{Name: "inside", Path: self, Args: []string{"-test.run=^TestJail$", "-test.v"}, User: kit.user, Jail: kit.Jail})
+	kit.Started()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +113,8 @@ func TestJail(t *testing.T) {
 		t.Fatalf("%v; %s, it said: %s", err, p.End(), p.Said(20))
 	}
 	for _, want := range []string{
-		"root: dev early late run vmm", "dev: net null", "uid 2000007", "early: early", "late: written", "interfaces: lo",
+		"root: dev early late memory run vmm", "memory: common of 1048576 bytes", "memory is written to: <nil>", "more of it: no space left on device",
+		"write beside it: permission denied", "dev: net null", "uid 2000007", "early: early", "late: written", "interfaces: lo",
 		"write in the root: permission denied", "write of early: read-only file system",
 	} {
 		if !slices.Contains(strings.Split(string(found), "\n"), want) {
@@ -118,6 +123,10 @@ func TestJail(t *testing.T) {
 	}
 	if got, err := os.ReadFile(late.Name()); err != nil || string(got) != "written" {
 		t.Errorf("the late file holds %q, %v", got, err)
+	}
+	got := make([]byte, 5)
+	if _, err := kit.Memory.ReadAt(got, 1<<19); err != nil || string(got) != "guest" {
+		t.Errorf("memory in common holds %q, %v", got, err)
 	}
 	after, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil || string(before) != string(after) {
@@ -194,9 +203,27 @@ func lookAround() {
 	if err = errors.Join(err, readErr, netErr); err != nil {
 		fmt.Fprintln(&seen, err)
 	}
+	lookAtMemory(&seen)
 	fmt.Fprintf(&seen, "write in the root: %v\n", errors.Unwrap(os.WriteFile("/new", nil, 0o600)))
 	fmt.Fprintf(&seen, "write of early: %v\n", errors.Unwrap(os.WriteFile("/early", nil, 0)))
 	if err := os.WriteFile(JailDir+"/seen", []byte(seen.String()), 0o644); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}
+}
+
+func lookAtMemory(seen io.Writer) {
+	f, err := os.OpenFile(MemoryFile, os.O_RDWR, 0)
+	if err != nil {
+		fmt.Fprintln(seen, err)
+		return
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err == nil {
+		fmt.Fprintf(seen, "memory: %s of %d bytes\n", info.Name(), info.Size())
+		_, err = f.WriteAt([]byte("guest"), info.Size()/2)
+	}
+	fmt.Fprintf(seen, "memory is written to: %v\n", err)
+	fmt.Fprintf(seen, "more of it: %v\n", unix.Fallocate(int(f.Fd()), 0, 0, 2<<20))
+	fmt.Fprintf(seen, "write beside it: %v\n", errors.Unwrap(os.WriteFile(filepath.Join(memoryDir, "more"), nil, 0o600)))
 }

@@ -17,6 +17,8 @@ type Kit struct {
 	Jail *Jail
 	// Console is this side's end of the guest's console.
 	Console *os.File
+	// Memory is what the guest and the host have in common, or nil.
+	Memory *os.File
 
 	user       *hypervisor.User
 	lent, kept []io.Closer

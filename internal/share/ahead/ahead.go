@@ -6,6 +6,8 @@ package ahead
 
 import (
 	"encoding/binary"
+	"io"
+	"log"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -26,20 +28,28 @@ type Server struct {
 	Tells bool
 }
 
-// Handle has a request handled, in one part or two, and returns the part of out that has the answer. The attributes of
+// NewServer is for a guest whose messages have so much data.
+func NewServer(fs fuse.RawFileSystem, maxWrite int) Server {
+	return Server{ProtocolServer: fuse.NewProtocolServer(fs, &fuse.MountOptions{
+		MaxWrite: maxWrite, MaxBackground: 32, Logger: log.New(io.Discard, "", 0), // the guest writes the messages
+		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2,
+	})}
+}
+
+// Handle has a request handled, and returns the part of out that has the answer. The attributes of
 // directories that it has changed stand before it, so that the guest has them before its kernel asks. To a malformed
 // request there is none, and code is not OK.
-func (s Server) Handle(request [][]byte, out []byte) (answer []byte, code fuse.Status) {
-	dirs := s.changes(request[0])
+func (s Server) Handle(request, out []byte) (answer []byte, code fuse.Status) {
+	dirs := s.changes(request)
 	begin := len(dirs) * agentv1.ShareAttributesSize
-	n, code := s.HandleRequest(request, [][]byte{out[begin:]})
+	n, code := s.HandleRequest([][]byte{request}, [][]byte{out[begin:]})
 	end := begin + n
 	if n < replySize || !succeeded(out[begin:end]) {
 		return out[begin:end], code
 	}
 	for _, dir := range dirs {
 		at := begin - agentv1.ShareAttributesSize
-		if s.attributes(binary.NativeEndian.Uint64(request[0][8:]), dir, out[at:begin]) {
+		if s.attributes(binary.NativeEndian.Uint64(request[8:]), dir, out[at:begin]) {
 			begin = at
 		}
 	}

@@ -164,6 +164,8 @@ func obey(word, rest string, body io.Reader) (string, error) {
 		return "", touch(rest)
 	case "size":
 		return size(rest)
+	case "memory":
+		return memory(rest)
 	case "nics":
 		return nics()
 	case "work":
