@@ -173,3 +173,24 @@ func TestAnsweredHere(t *testing.T) {
 		t.Errorf("sent were %v", got)
 	}
 }
+
+// TestPlacedBehindHeld: data lies as aligned as without what is sent before it.
+func TestPlacedBehindHeld(t *testing.T) {
+	l, memory := newLoans(1)
+	o := newOutgoing()
+	release := asked(opRelease, 2, 1, 1, 2, 3)
+	o.hold(o.room()[:copy(o.room(), release)], time.Now)
+	data := bytes.Repeat([]byte("x"), leastPlaced)
+	n := copy(o.room(), message(opWrite, 4, leastPlaced, data))
+	placed := l.place(o.room()[:n])
+	if !isPlaced(placed) || !bytes.Equal(memory.data[:leastPlaced], data) {
+		t.Error("the data is not in memory")
+	}
+	b := o.all(len(placed))
+	if len(b) != len(release)+fixed+agentv1.SharePlace || !isPlaced(b[len(release):]) {
+		t.Errorf("%d bytes are sent", len(b))
+	}
+	if got := operations(t, b[:len(release)]); !slices.Equal(got, []int{-opRelease}) {
+		t.Errorf("before it go %v", got)
+	}
+}
