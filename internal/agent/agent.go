@@ -130,7 +130,7 @@ func (a *Agent) Hello(_ context.Context, req *agentv1.HelloRequest) (*agentv1.He
 	return &agentv1.HelloResponse{
 		Version: agentv1.ProtocolVersion, AgentVersion: version.Version,
 		Kernel: string(kernel), UptimeNs: uint64(a.Uptime), Features: []string{
-			agentv1.FeatureShares, agentv1.FeatureShareChanges, agentv1.FeatureLargeShares, agentv1.FeaturePIDNamespaces,
+			agentv1.FeatureShares, agentv1.FeatureShareChanges, agentv1.FeatureShareAttributes, agentv1.FeatureLargeShares, agentv1.FeaturePIDNamespaces,
 			agentv1.FeatureModules, agentv1.FeatureMemoryVolumes, agentv1.FeatureBlockDevices, agentv1.FeatureResize, agentv1.FeatureClock, agentv1.FeatureShareParts,
 			agentv1.FeatureDirectShares,
 		},

@@ -51,7 +51,7 @@ func (c *Client) OpenShare(ctx context.Context, id string, file bool) (Stream, e
 	if c.Has(agentv1.FeatureDirectShares) {
 		port = transport.DirectPort
 	}
-	s, err := c.openAt(ctx, port, &agentv1.StreamHeader{Kind: &agentv1.StreamHeader_Share{Share: &agentv1.ShareStream{Id: id, File: file}}})
+	s, err := c.openAt(ctx, port, &agentv1.StreamHeader{Kind: &agentv1.StreamHeader_Share{Share: &agentv1.ShareStream{Id: id, File: file, Unanswered: true}}})
 	if err != nil {
 		return nil, fmt.Errorf("mount share in guest: %w", err)
 	}
