@@ -68,7 +68,7 @@ func (a *Agent) serveShare(h *agentv1.ShareStream, conn duplex) error {
 	if err := reply(conn, nil); err != nil {
 		return err
 	}
-	if err := mount.Relay(conn); err != nil {
+	if err := mount.Relay(conn, h.Unanswered); err != nil {
 		a.Log.Warn("share lost", logfields.Share, h.Id, logfields.Error, err)
 	}
 	return nil

@@ -15,7 +15,10 @@
 // Where guest and server have memory in common, large messages leave their data there, where the guest says. The guest may
 // change it at any time, and the VMM may cut it off, so that nothing is done with it but reading it from files and writing it to them.
 //
+// A guest that takes them gets the attributes of the directories that its request has changed in front of the answer. A request
+// without a number is one whose sender wants no answer.
+//
 // A Host owns its process, its namespace and the mounts in it. A share is one stream: closing it ends the share, and
 // the end of the stream says that the server has let go of all its files. The package imports nothing of ours
-// but the contract with the guest, package transport for the memory's size and to wait for messages, and package confine, its own.
+// but the contract with the guest, package transport for the memory's size and to wait for messages, and its own packages confine and ahead.
 package share

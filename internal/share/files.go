@@ -29,6 +29,8 @@ type files struct {
 	valid time.Duration
 	// tells: the file system reports errors when a file is closed, as those on other machines do.
 	tells bool
+	// ahead: the guest gets a directory's attributes with the answer to what has changed them.
+	ahead bool
 	// live are devices whose files the kernel makes when they are read; those that were not asked for are not in it.
 	live sync.Map
 }

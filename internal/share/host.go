@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pistis-run/pistis/internal/hostmount"
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 // endTimeout bounds the wait for a server that was killed: it may hang in a file system that does not answer.
@@ -42,6 +43,8 @@ type Share struct {
 	// Watch: who watches the root of the share in the guest is told of what changes there on the host, as it is by
 	// the kubelet's updates. It is for directories, and its guest must know of it.
 	Watch bool
+	// Attributes: the guest takes the attributes of directories with the answers to what has changed them.
+	Attributes bool
 	// Memory, where it is not nil, is memory that the guest has too, for the data of large messages.
 	Memory *os.File
 	// Handed: Hand will say what the messages pass through.
@@ -210,17 +213,17 @@ func (h *Host) Serve(ctx context.Context, s Share) (_ *Served, err error) {
 	defer theirs.Close()
 	below, err := hostmount.Below(s.Path)
 	quiet := err == nil && !below && !s.Follow && served.local
-	o := order{Number: h.next, Quiet: quiet, Valid: s.Valid, MaxWrite: cmp.Or(s.MaxWrite, MaxWrite), Passing: s.Follow, Watch: s.Watch && !served.File, Handed: s.Handed}
+	o := order{Number: h.next, Quiet: quiet, Valid: s.Valid, MaxWrite: cmp.Or(s.MaxWrite, MaxWrite), Passing: s.Follow, Watch: s.Watch && !served.File, Attributes: s.Attributes, Handed: s.Handed}
 	files := []int{int(tree.Fd()), int(theirs.Fd())}
 	if s.Memory != nil {
-		memory, err := duplicate(s.Memory)
+		memory, err := transport.Duplicate(s.Memory)
 		if err != nil {
 			ours.Close()
 			return nil, fmt.Errorf("share %s: memory of the guest: %w", s.Path, err)
 		}
-		defer memory.Close()
+		defer unix.Close(memory)
 		o.Memory = true
-		files = append(files, int(memory.Fd()))
+		files = append(files, memory)
 	}
 	data, err := json.Marshal(o)
 	if err == nil {
@@ -235,23 +238,6 @@ func (h *Host) Serve(ctx context.Context, s Share) (_ *Served, err error) {
 	}
 	served.Stream = ours
 	return served, nil
-}
-
-// duplicate holds what a file refers to, which its owner may close at any time.
-func duplicate(f *os.File) (*os.File, error) {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var fd int
-	var dupErr error
-	if err := conn.Control(func(of uintptr) { fd, dupErr = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
-		return nil, err
-	}
-	if dupErr != nil {
-		return nil, os.NewSyscallError("fcntl", dupErr)
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // clone copies the mounts at a path, with what must hold for them in the server.

@@ -28,6 +28,7 @@ const (
 	serverArg  = "share-server"
 	memorySize = 3 * guestv1.MaxShareWrite / 2
 	guestArg   = "guest"
+	operateArg = "operate"
 )
 
 func TestMain(m *testing.M) {
@@ -36,6 +37,9 @@ func TestMain(m *testing.M) {
 	}
 	if len(os.Args) == 5 && os.Args[1] == guestArg {
 		os.Exit(relay(os.Args[2], os.Args[3] == "file", os.Args[4] == "memory"))
+	}
+	if len(os.Args) == 4 && os.Args[1] == operateArg {
+		os.Exit(operate(os.Args[2], os.Args[3]))
 	}
 	os.Exit(m.Run())
 }
@@ -68,7 +72,7 @@ func relay(point string, file, common bool) int {
 		m.Close() // a mount namespace that was just made elsewhere may have a copy of it
 		unmounted <- err
 	}()
-	err = m.Relay(conn)
+	err = m.Relay(conn, true)
 	err = errors.Join(err, <-unmounted, m.Remove())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "guest:", err)
@@ -100,13 +104,19 @@ func startHost(t *testing.T) *share.Host {
 // mount serves a share and mounts it as a guest would, on this machine.
 func mount(t *testing.T, h *share.Host, s share.Share) (string, *share.Served) {
 	t.Helper()
+	s.Attributes = true
 	served, err := h.Serve(t.Context(), s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	point := filepath.Join(t.TempDir(), "mnt")
-	stream := guestEnd(t, served, s.Handed)
+	return mountOver(t, s, served, guestEnd(t, served, s.Handed)), served
+}
+
+// mountOver mounts what is served, over a stream that it closes.
+func mountOver(t *testing.T, s share.Share, served *share.Served, stream *os.File) string {
+	t.Helper()
 	defer stream.Close()
+	point := filepath.Join(t.TempDir(), "mnt")
 	kind := "directory"
 	if served.File {
 		kind = "file"
@@ -141,7 +151,7 @@ func mount(t *testing.T, h *share.Host, s share.Share) (string, *share.Served) {
 			t.Error(err)
 		}
 	})
-	return point, served
+	return point
 }
 
 // guestEnd is the stream for a guest: the served one, or one whose other end the server got.

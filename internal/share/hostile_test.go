@@ -24,6 +24,11 @@ func startSession(t testing.TB, dir string) net.Conn {
 // startSessionWith has memory in common with the guest.
 func startSessionWith(t testing.TB, dir string, common memory) net.Conn {
 	t.Helper()
+	return startSessionOf(t, filesOf(t, dir), common)
+}
+
+func filesOf(t testing.TB, dir string) *files {
+	t.Helper()
 	root, err := unix.Open(dir, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -32,6 +37,11 @@ func startSessionWith(t testing.TB, dir string, common memory) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return fs
+}
+
+func startSessionOf(t testing.TB, fs *files, common memory) net.Conn {
+	t.Helper()
 	ours, theirs := net.Pipe()
 	done := make(chan struct{})
 	go func() {
@@ -278,6 +288,8 @@ func FuzzSession(f *testing.F) {
 	f.Add(request(6, 2, rootID, []byte("a\x00/etc/passwd\x00")))
 	f.Add(request(4, 2, rootID, make([]byte, 88)))
 	f.Add(words(0, 0))
+	f.Add(append(request(35, 0, rootID, words(2, 0o644, 0, 0), []byte("file\x00")), request(12, 3, rootID, words(rootID, 0), []byte("file\x00other\x00"))...))
+	f.Add(append(request(9, 2, rootID, words(0o755, 0), []byte("d\x00")), request(45, 3, rootID, words(2, 0, 0, 0), []byte("d\x00d\x00"))...))
 	f.Add(placed(opRead, 2, words(1, 0, 0, 0, 100, 0, 0, 0, 0, 0), 0, 100))
 	f.Add(append(request(35, 2, rootID, words(2, 0o644, 0, 0), []byte("file\x00")), placed(opWrite, 3, words(1, 0, 0, 0, 9, 0, 0, 0, 0, 0), 1<<12-9, 9)...))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -286,7 +298,9 @@ func FuzzSession(f *testing.F) {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		conn := startSessionWith(t, dir, make(memory, 1<<12))
+		fs := filesOf(t, dir)
+		fs.ahead = true
+		conn := startSessionOf(t, fs, make(memory, 1<<12))
 		conn.SetDeadline(time.Now().Add(time.Minute))
 		go io.Copy(io.Discard, conn)
 		conn.Write(initRequest())

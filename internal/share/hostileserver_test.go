@@ -1,6 +1,7 @@
 package share
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -117,7 +118,7 @@ func TestGarbage(t *testing.T) {
 		"largest": long, "a name without end": request(opLookup, 2, rootID, []byte(strings.Repeat("x", 4096))),
 		"forgets":   request(opBatchForget, 2, 0, words(^uint32(0), 0), make([]byte, 64)),
 		"write":     request(16, 2, rootID, words(1, 0, 0, 0, ^uint32(0), 0, 0, 0, 0, 0), make([]byte, 64)),
-		"interrupt": request(opInterrupt, 2, 0, words(1, 2)),
+		"interrupt": request(opInterrupt, 2, 0, words(1, 2)), "unanswered": bytes.Repeat(request(opLookup, 0, rootID, []byte("none\x00")), 1000),
 	} {
 		bad, served := shareWith(t, h, t.TempDir())
 		bad.SetDeadline(time.Now().Add(time.Minute))

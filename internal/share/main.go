@@ -45,6 +45,8 @@ type order struct {
 	Passing bool `json:"passing,omitempty"`
 	// Watch: the guest is told of changes.
 	Watch bool `json:"watch,omitempty"`
+	// Attributes: the guest takes those of directories with the answers to what has changed them.
+	Attributes bool `json:"attributes,omitempty"`
 	// Memory: a third descriptor is memory that the guest has too.
 	Memory bool `json:"memory,omitempty"`
 	// Handed: the stream's first byte says what messages pass through.
@@ -144,7 +146,7 @@ func open(o order, root int, room *budget) (opened, error) {
 		unix.Close(root)
 		return nil, err
 	}
-	fs.nodes.passing, fs.tells = o.Passing, !o.Quiet
+	fs.nodes.passing, fs.tells, fs.ahead = o.Passing, !o.Quiet, o.Attributes && o.Valid > 0
 	if !o.Watch {
 		return fs, nil
 	}

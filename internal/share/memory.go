@@ -79,7 +79,7 @@ func (s *session) handlePlaced(frame, small []byte) error {
 		binary.NativeEndian.PutUint32(small[replySize:], uint32(n-replySize))
 		n = replySize + agentv1.ShareCount
 	}
-	return s.send(small[:n])
+	return s.reply(request, small[:n])
 }
 
 // writePlaced answers a request to write without the protocol library, which looks at the beginning of the data.
@@ -97,5 +97,5 @@ func (s *session) writePlaced(request, data []byte) error {
 	binary.NativeEndian.PutUint32(answer, uint32(len(answer)))
 	copy(answer[8:], request[8:16])
 	binary.NativeEndian.PutUint32(answer[replySize:], n)
-	return s.send(answer)
+	return s.reply(request, answer)
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"slices"
 	"sync"
 
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
+	"github.com/pistis-run/pistis/internal/share/ahead"
 )
 
 const (
@@ -69,7 +69,7 @@ func served(op uint32) bool {
 type session struct {
 	stream io.ReadWriteCloser
 	in     *bufio.Reader
-	server *fuse.ProtocolServer
+	server ahead.Server
 	common common
 	big    sync.Pool // buffers of maxFrame bytes
 
@@ -83,7 +83,6 @@ type session struct {
 	mu      sync.Mutex
 	workers int
 	idle    int // workers that read or wait to read
-	over    bool
 	err     error
 }
 
@@ -93,11 +92,11 @@ func serve(stream io.ReadWriteCloser, fs fuse.RawFileSystem, maxWrite int, memor
 	s := &session{
 		stream: stream, common: common{memory, fs}, in: bufio.NewReaderSize(stream, smallFrame),
 		repeated: make(chan struct{}, 1), ended: make(chan struct{}), reading: reading{wake: make(chan struct{}, 1)},
-		server: fuse.NewProtocolServer(fs, &fuse.MountOptions{
-			MaxWrite: maxWrite, MaxBackground: 32, Logger: log.New(io.Discard, "", 0), // the guest writes the messages
-			ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2,
-		}),
-		big: sync.Pool{New: func() any { b := make([]byte, maxFrame); return &b }},
+		server: ahead.NewServer(fs, maxWrite),
+		big:    sync.Pool{New: func() any { b := make([]byte, maxFrame); return &b }},
+	}
+	if f, ok := fs.(*files); ok {
+		s.server.Tells = f.ahead
 	}
 	defer stream.Close()
 	if err := s.begin(); err != nil {
@@ -148,7 +147,7 @@ func (s *session) serveRequests() {
 			s.end(err)
 			return
 		}
-		reads := s.in.Buffered() == 0 && brief(frame)
+		reads := brief(frame) && (s.in.Buffered() == 0 || unanswered(frame))
 		if reads {
 			turn := s.reading.begin()
 			err = s.handle(frame, out)
@@ -204,8 +203,9 @@ func (s *session) end(err error) {
 	if s.err == nil && err != io.EOF {
 		s.err = err
 	}
-	if !s.over {
-		s.over = true
+	select {
+	case <-s.ended:
+	default:
 		close(s.ended)
 	}
 	s.mu.Unlock()
@@ -239,6 +239,9 @@ func (s *session) read(small []byte) (frame []byte, free func(), err error) {
 
 // inMemory tells a message whose data is in memory.
 func inMemory(frame []byte) bool { return binary.NativeEndian.Uint32(frame)&agentv1.ShareInMemory != 0 }
+
+// unanswered tells a request whose sender wants no answer: it has no number.
+func unanswered(frame []byte) bool { return binary.NativeEndian.Uint64(frame[8:]) == 0 }
 
 func opcode(frame []byte) uint32 { return binary.NativeEndian.Uint32(frame[4:]) }
 
@@ -309,11 +312,11 @@ func payload(frame []byte) int {
 
 // answer has the library handle a request, and sends what it says.
 func (s *session) answer(request, out []byte) error {
-	n, code := s.server.HandleRequest([][]byte{request}, [][]byte{out})
-	if n == 0 && !code.Ok() {
+	answer, code := s.server.Handle(request, out)
+	if len(answer) == 0 && !code.Ok() {
 		return s.refuse(request, code) // it was malformed
 	}
-	return s.send(out[:n])
+	return s.reply(request, answer)
 }
 
 // refuse sends an error, where the request is one that is answered.
@@ -325,7 +328,15 @@ func (s *session) refuse(frame []byte, code fuse.Status) error {
 	binary.NativeEndian.PutUint32(b[:], replySize)
 	binary.NativeEndian.PutUint32(b[4:], uint32(-int32(code)))
 	copy(b[8:], frame[8:16])
-	return s.send(b[:])
+	return s.reply(frame, b[:])
+}
+
+// reply sends the answer to a request, if its sender wants one.
+func (s *session) reply(request, answer []byte) error {
+	if unanswered(request) {
+		return nil
+	}
+	return s.send(answer)
 }
 
 func (s *session) send(b []byte) error {

@@ -71,16 +71,7 @@ func (e *Eagerness) Conn(conn any) (*Eager, error) {
 	if !ok {
 		return nil, nil
 	}
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	copied := -1
-	var failed error
-	err = raw.Control(func(fd uintptr) { copied, failed = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
-	if err == nil {
-		err = failed
-	}
+	copied, err := Duplicate(c)
 	if err != nil {
 		return nil, err
 	}
@@ -91,14 +82,36 @@ func (e *Eagerness) Conn(conn any) (*Eager, error) {
 	return adopted, err
 }
 
+// Duplicate is another descriptor for what a connection or a file has, which its owner may close at any time.
+func Duplicate(c syscall.Conn) (fd int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	var failed error
+	if err := raw.Control(func(of uintptr) { fd, failed = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return -1, err
+	}
+	return fd, os.NewSyscallError("fcntl", failed)
+}
+
 // Read waits for bytes. The error is a number of the kernel's, io.EOF, or os.ErrClosed after Close.
 func (e *Eager) Read(b []byte) (int, error) {
+	return e.read(b, func() error { return e.await(unix.POLLIN) })
+}
+
+// ReadWithin is Read that waits for so long at most. The error is os.ErrDeadlineExceeded then.
+func (e *Eager) ReadWithin(b []byte, patience time.Duration) (int, error) {
+	return e.read(b, func() error { return e.awaitWithin(patience) })
+}
+
+func (e *Eager) read(b []byte, await func() error) (int, error) {
 	if err := e.use(); err != nil {
 		return 0, err
 	}
 	defer e.release()
 	for {
-		if err := e.await(unix.POLLIN); err != nil {
+		if err := await(); err != nil {
 			return 0, err
 		}
 		n, err := rawIO(unix.SYS_READ, e.fd, b)
@@ -138,21 +151,55 @@ func (e *Eager) Write(b []byte) (n int, err error) {
 
 // await returns when the descriptor may be ready, or have an error, which the next call then tells.
 func (e *Eager) await(event int16) error {
-	ready, err := e.poll(event)
-	if ready || err != nil {
-		return err
+	if e.eagerness.take() {
+		ready, err := e.poll(event, e.eagerness.patience)
+		e.eagerness.giveBack()
+		if ready || err != nil {
+			return err
+		}
 	}
 	return e.park(event)
 }
 
-// poll waits in the kernel for a moment, if it may.
-func (e *Eager) poll(event int16) (ready bool, err error) {
-	if !e.eagerness.take() {
-		return false, nil
+// awaitWithin waits for bytes for a time so short that Go's poller would be no help.
+func (e *Eager) awaitWithin(patience time.Duration) error {
+	wait := e.pollTold
+	if e.eagerness.take() {
+		defer e.eagerness.giveBack()
+		wait = e.poll
 	}
-	defer e.eagerness.giveBack()
-	fds := [2]unix.PollFd{{Fd: int32(e.fd), Events: event}, {Fd: int32(e.wake), Events: unix.POLLIN}}
-	patience := unix.NsecToTimespec(int64(e.eagerness.patience)) // Linux leaves there what is left of it
+	ready, err := wait(unix.POLLIN, patience)
+	if !ready && err == nil {
+		err = os.ErrDeadlineExceeded
+	}
+	return err
+}
+
+func (e *Eager) events(event int16) [2]unix.PollFd {
+	return [2]unix.PollFd{{Fd: int32(e.fd), Events: event}, {Fd: int32(e.wake), Events: unix.POLLIN}}
+}
+
+// pollTold is poll for who may not keep one of GOMAXPROCS: the runtime is told.
+func (e *Eager) pollTold(event int16, limit time.Duration) (ready bool, err error) {
+	fds, patience := e.events(event), unix.NsecToTimespec(int64(limit))
+	for {
+		n, err := unix.Ppoll(fds[:], &patience, nil)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return false, os.NewSyscallError("ppoll", err)
+		case fds[1].Revents != 0:
+			return false, os.ErrClosed
+		default:
+			return n > 0, nil
+		}
+	}
+}
+
+// poll waits in the kernel. Its caller has taken from eagerness.
+func (e *Eager) poll(event int16, limit time.Duration) (ready bool, err error) {
+	fds := e.events(event)
+	patience := unix.NsecToTimespec(int64(limit)) // Linux leaves there what is left of it
 	for {
 		n, errno := rawPoll(&fds, &patience)
 		switch {
@@ -184,8 +231,9 @@ func (e *Eager) park(event int16) error {
 	}
 	fd, err := unix.FcntlInt(uintptr(e.fd), unix.F_DUPFD_CLOEXEC, 0)
 	switch {
-	case err == unix.EMFILE:
-		return e.block(event)
+	case err == unix.EMFILE: // who has the process open all files that it may ends no connection by that: it costs a thread
+		_, err := e.pollTold(event, time.Minute)
+		return err
 	case err != nil:
 		return os.NewSyscallError("fcntl", err)
 	}
@@ -214,19 +262,6 @@ func (e *Eager) park(event int16) error {
 	defer e.mu.Unlock()
 	e.parked[side] = nil
 	return err
-}
-
-// block waits with a thread: whoever has the process open all files that it may does not end its connections by that.
-func (e *Eager) block(event int16) error {
-	fds := []unix.PollFd{{Fd: int32(e.fd), Events: event}, {Fd: int32(e.wake), Events: unix.POLLIN}}
-	_, err := unix.Ppoll(fds, nil, nil)
-	switch {
-	case err != nil && err != unix.EINTR:
-		return os.NewSyscallError("ppoll", err)
-	case fds[1].Revents != 0:
-		return os.ErrClosed
-	}
-	return nil
 }
 
 // rawIO reads or writes what does not block.

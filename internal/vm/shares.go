@@ -165,6 +165,7 @@ func (s *shares) mount(ctx context.Context, e *shared, want share.Share) (err er
 		want.MaxWrite = agentv1.SmallShareWrite
 	}
 	want.Watch = want.Watch && s.agent.Has(agentv1.FeatureShareChanges)
+	want.Attributes = s.agent.Has(agentv1.FeatureShareAttributes)
 	want.Handed, want.Memory = true, s.memory
 	if e.served, err = host.Serve(ctx, want); err != nil {
 		return err

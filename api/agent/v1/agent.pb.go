@@ -3111,7 +3111,9 @@ type ShareStream struct {
 	// id is letters, digits and '-'.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// file: what is shared is one regular file.
-	File          bool `protobuf:"varint,2,opt,name=file,proto3" json:"file,omitempty"`
+	File bool `protobuf:"varint,2,opt,name=file,proto3" json:"file,omitempty"`
+	// unanswered: the server takes requests whose unique is 0, and sends no answer to them.
+	Unanswered    bool `protobuf:"varint,3,opt,name=unanswered,proto3" json:"unanswered,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3156,6 +3158,13 @@ func (x *ShareStream) GetId() string {
 func (x *ShareStream) GetFile() bool {
 	if x != nil {
 		return x.File
+	}
+	return false
+}
+
+func (x *ShareStream) GetUnanswered() bool {
+	if x != nil {
+		return x.Unanswered
 	}
 	return false
 }
@@ -3513,10 +3522,13 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"DialStream\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x18\n" +
-	"\aaddress\x18\x02 \x01(\tR\aaddress\"1\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"Q\n" +
 	"\vShareStream\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
-	"\x04file\x18\x02 \x01(\bR\x04file\"\xa6\x01\n" +
+	"\x04file\x18\x02 \x01(\bR\x04file\x12\x1e\n" +
+	"\n" +
+	"unanswered\x18\x03 \x01(\bR\n" +
+	"unanswered\"\xa6\x01\n" +
 	"\vShareChange\x125\n" +
 	"\x04kind\x18\x01 \x01(\x0e2!.pistis.agent.v1.ShareChange.KindR\x04kind\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\fR\x04path\x12\x0e\n" +

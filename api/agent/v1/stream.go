@@ -40,10 +40,19 @@ const (
 	ShareChanged  = 0x70697374
 	ShareRepeater = ^uint32(0)
 
+	// ShareAttributes is what the error of a FUSE message says, whose unique is 0, that carries attributes which a request has
+	// changed: the request's unique, the directory's node, and what GETATTR answers for it. It is sent right before the answer
+	// to that request, once for each directory whose entries it has changed.
+	ShareAttributes = 0x70697375
+	// ShareAttributesSize is all of such a message: a header of 16 bytes, two numbers of 8 bytes, and FUSE's attr_out.
+	ShareAttributesSize = 16 + 2*8 + 104
+
 	// FeatureShares in HelloResponse.Features: the agent knows ShareStream and RemoveShare.
 	FeatureShares = "shares"
 	// FeatureShareChanges in HelloResponse.Features: the agent knows ShareChange.
 	FeatureShareChanges = "share-changes"
+	// FeatureShareAttributes in HelloResponse.Features: the agent knows ShareAttributes.
+	FeatureShareAttributes = "share-attributes"
 	// FeaturePIDNamespaces: it knows CreateContainerRequest.pid_namespace.
 	FeaturePIDNamespaces = "pid-namespaces"
 	// FeatureLargeShares: messages of shares may have MaxShareWrite bytes of data.
@@ -58,6 +67,8 @@ const (
 	FeatureClock = "clock"
 	// FeatureShareParts: it knows CreateContainerRequest.share_parts.
 	FeatureShareParts = "share-parts"
+	// FeatureDirectShares: it takes ShareStream on the port for streams that have connections of their own.
+	FeatureDirectShares = "direct-shares"
 	// FeatureResize: it knows Resize.
 	FeatureResize = "resize"
 

@@ -55,11 +55,11 @@ func NewMemory(dev blocks, size int) *Memory {
 // align is that of a file which is read and written past the kernel's cache.
 const align = 4 << 10
 
-// frameBuffer holds a message whose data, which begins at the given place, is aligned.
-func frameBuffer(data int) []byte {
-	b := make([]byte, agentv1.MaxShareFrame+2*align)
-	at := -(int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) + data) & (align - 1)
-	return b[at : at+agentv1.MaxShareFrame]
+// frameBuffer holds a message after so many bytes of others. Its data, which begins at the given place of it, is aligned.
+func frameBuffer(before, data int) []byte {
+	b := make([]byte, before+agentv1.MaxShareFrame+2*align)
+	at := -(int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) + before + data) & (align - 1)
+	return b[at : at+before+agentv1.MaxShareFrame]
 }
 
 // whole is b with what is behind it, up to a multiple of align.

@@ -13,7 +13,7 @@ import (
 
 // message is a request to read or to write.
 func message(op uint32, unique uint64, size uint32, data []byte) []byte {
-	b := append(frameBuffer(fixed)[:fixed], data...)
+	b := append(frameBuffer(0, fixed)[:fixed], data...)
 	clear(b[:fixed])
 	binary.NativeEndian.PutUint32(b, uint32(len(b)))
 	binary.NativeEndian.PutUint32(b[4:], op)
@@ -113,7 +113,7 @@ func TestCollect(t *testing.T) {
 		l, memory := newLoans(1)
 		l.place(message(opRead, 7, leastPlaced, nil))
 		copy(memory.data, "abc")
-		buf := frameBuffer(minMessage)
+		buf := frameBuffer(0, minMessage)
 		got, err := l.collect(buf[:copy(buf, tc.answer)], buf)
 		if tc.fails {
 			if err == nil {
@@ -134,7 +134,7 @@ func TestLargest(t *testing.T) {
 	if !isPlaced(l.place(message(opWrite, 7, pieceSize-1, data))) || !bytes.Equal(memory.data[:pieceSize-1], data) {
 		t.Error("a large write is not placed")
 	}
-	buf := frameBuffer(minMessage)
+	buf := frameBuffer(0, minMessage)
 	got, err := l.collect(buf[:copy(buf, answerOf(agentv1.ShareInMemory|(minMessage+agentv1.ShareCount), 7, pieceSize-1))], buf)
 	if err != nil || !bytes.Equal(got[minMessage:], data) {
 		t.Errorf("a large read has %d bytes, %v", len(got), err)
@@ -152,7 +152,7 @@ func TestBrokenMemory(t *testing.T) {
 	if !isPlaced(l.place(message(opRead, 9, leastPlaced, nil))) {
 		t.Error("a read is not placed")
 	}
-	buf := frameBuffer(minMessage)
+	buf := frameBuffer(0, minMessage)
 	got, err := l.collect(buf[:copy(buf, answerOf(agentv1.ShareInMemory|(minMessage+agentv1.ShareCount), 9, 3))], buf)
 	want := answerOf(minMessage, 9)
 	binary.NativeEndian.PutUint32(want[4:], ^uint32(unix.EIO)+1)

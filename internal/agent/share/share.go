@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,9 +30,11 @@ type Mount struct {
 	dev       *transport.Eager
 	eagerness *transport.Eagerness
 
-	repeat  repeater
-	loans   loans
-	writing sync.Mutex // to the stream
+	repeat    repeater
+	loans     loans
+	ahead     ahead
+	writing   sync.Mutex // to the stream
+	answering sync.Mutex // the kernel
 }
 
 // New mounts a file system at path, which is made: a directory, or with file a regular file. The server is asked only
@@ -68,6 +71,7 @@ func New(path string, file bool, eagerness *transport.Eagerness, memory *Memory)
 		path: path, dev: dev, eagerness: eagerness,
 		repeat: repeater{path: path, changes: make(chan *agentv1.ShareChange, 1)},
 		loans:  loans{memory: memory, pieces: map[uint64]uint32{}},
+		ahead:  ahead{changing: map[uint64]struct{}{}},
 	}, nil
 }
 
@@ -83,8 +87,8 @@ func makePoint(path string, file bool) error {
 }
 
 // Relay carries messages until the file system is unmounted, Close is called or the stream ends, which it closes. The
-// error is nil after an unmount.
-func (m *Mount) Relay(stream io.ReadWriteCloser) error {
+// error is nil after an unmount. With unanswered the server knows requests that want no answer.
+func (m *Mount) Relay(stream io.ReadWriteCloser, unanswered bool) error {
 	if eager, err := m.eagerness.Conn(stream); err != nil {
 		return fmt.Errorf("stream of a share: %w", err)
 	} else if eager != nil {
@@ -102,7 +106,7 @@ func (m *Mount) Relay(stream io.ReadWriteCloser) error {
 		defer close(repeated)
 		m.repeat.run(func() error { return m.send(stream, answer()) })
 	}()
-	err := m.requests(stream)
+	err := m.requests(stream, unanswered)
 	m.Close()
 	stream.Close() // wakes replies
 	replyErr := <-in
@@ -115,63 +119,118 @@ func (m *Mount) Relay(stream io.ReadWriteCloser) error {
 }
 
 // requests carries what the kernel asks. One read is one message.
-func (m *Mount) requests(stream io.Writer) error {
-	buf := frameBuffer(fixed)
+func (m *Mount) requests(stream io.Writer, unanswered bool) error {
+	out := newOutgoing()
 	for {
-		n, err := m.dev.Read(buf)
+		n, err := m.next(out)
 		switch {
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINTR):
 			continue // that request was given up
-		case errors.Is(err, unix.ENODEV):
-			return nil // unmounted
-		case errors.Is(err, os.ErrClosed):
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			err = m.send(stream, out.all(0))
+		case err == nil:
+			err = m.carry(stream, out, n, unanswered)
+		case isOver(err):
 			return nil
-		case err != nil:
-			return fmt.Errorf("read requests: %w", err)
+		default:
+			err = fmt.Errorf("read requests: %w", err)
 		}
-		m.repeat.mark(buf[:n])
-		if err := m.send(stream, m.loans.place(buf[:n])); err != nil {
-			return fmt.Errorf("send request: %w", err)
+		if err != nil {
+			return err
 		}
 	}
+}
+
+// next reads a request.
+func (m *Mount) next(out *outgoing) (int, error) {
+	if len(out.held) == 0 {
+		return m.dev.Read(out.room())
+	}
+	return m.dev.ReadWithin(out.room(), out.patience(time.Now()))
+}
+
+// carry answers a request, holds it, or sends it.
+func (m *Mount) carry(stream io.Writer, out *outgoing, n int, unanswered bool) error {
+	request := out.room()[:n]
+	m.repeat.mark(request)
+	answer := m.ahead.request(request, time.Now)
+	holds := answer == nil && unanswered && holdable(request)
+	if holds {
+		answer = closed(request)
+	}
+	if answer != nil {
+		if err := m.answer(answer); err != nil && !isOver(err) { // if it is, the next read says so
+			return err
+		}
+	}
+	switch {
+	case holds && out.hold(request, time.Now), !holds && answer != nil:
+		return nil
+	case holds:
+		return m.send(stream, out.all(n))
+	}
+	return m.send(stream, out.all(len(m.loans.place(request))))
 }
 
 func (m *Mount) send(stream io.Writer, frame []byte) error {
 	m.writing.Lock()
 	defer m.writing.Unlock()
-	_, err := stream.Write(frame)
-	return err
+	if _, err := stream.Write(frame); err != nil {
+		return fmt.Errorf("send request: %w", err)
+	}
+	return nil
+}
+
+// answer tells the kernel an answer. That nobody waits for it any more is no error.
+func (m *Mount) answer(frame []byte) error {
+	m.answering.Lock()
+	defer m.answering.Unlock()
+	_, err := m.dev.Write(frame)
+	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINTR) {
+		return nil
+	}
+	return fmt.Errorf("answer: %w", err)
+}
+
+// isOver tells the error of a mount that has ended.
+func isOver(err error) bool {
+	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EPERM) || errors.Is(err, os.ErrClosed)
 }
 
 // replies carries what the server answers. One write is one message.
 func (m *Mount) replies(stream io.Reader) error {
 	r := bufio.NewReaderSize(stream, streamBuf)
-	buf := frameBuffer(minMessage)
+	buf := frameBuffer(0, minMessage)
 	for begun := false; ; {
 		frame, err := readFrame(r, buf)
 		if err != nil {
 			return fmt.Errorf("receive reply: %w", err)
 		}
-		if isChange(frame) {
+		switch {
+		case isChange(frame):
 			if err := m.repeat.take(frame); err != nil {
 				return err
 			}
 			continue
+		case isAttributes(frame):
+			if err := m.ahead.take(frame, time.Now()); err != nil {
+				return err
+			}
+			continue
 		}
+		m.ahead.answered(frame)
 		if frame, err = m.loans.collect(frame, buf); err != nil {
 			return err
 		}
-		_, err = m.dev.Write(frame)
+		err = m.answer(frame)
 		switch {
 		case err == nil && !begun:
 			begun = true
 			m.readAhead() // now the kernel has agreed on everything with the server
-		case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINTR):
-			// ENOENT: nobody waits for that answer any more.
-		case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EPERM), errors.Is(err, os.ErrClosed):
+		case isOver(err):
 			return nil
-		default:
-			return fmt.Errorf("answer: %w", err)
+		case err != nil:
+			return err
 		}
 	}
 }
