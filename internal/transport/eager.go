@@ -230,12 +230,8 @@ func (e *Eager) park(event int16) error {
 		side = 1
 	}
 	fd, err := unix.FcntlInt(uintptr(e.fd), unix.F_DUPFD_CLOEXEC, 0)
-	switch {
-	case err == unix.EMFILE: // who has the process open all files that it may ends no connection by that: it costs a thread
-		_, err := e.pollTold(event, time.Minute)
-		return err
-	case err != nil:
-		return os.NewSyscallError("fcntl", err)
+	if err != nil {
+		return e.waitWithThread(event)
 	}
 	f := os.NewFile(uintptr(fd), "parked")
 	defer f.Close()
@@ -246,21 +242,33 @@ func (e *Eager) park(event int16) error {
 	}
 	e.parked[side] = f
 	e.mu.Unlock()
+	defer func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.parked[side] = nil
+	}()
 	raw, err := f.SyscallConn()
-	if err == nil {
-		wait := raw.Read
-		if side == 1 {
-			wait = raw.Write
-		}
-		_ = wait(func(fd uintptr) bool { // an error of the poller's is one of the descriptor's, or Close
-			fds := []unix.PollFd{{Fd: int32(fd), Events: event}}
-			n, err := unix.Ppoll(fds, &unix.Timespec{}, nil)
-			return err != nil && err != unix.EINTR || n > 0
-		})
+	if err != nil {
+		return err
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.parked[side] = nil
+	wait := raw.Read
+	if side == 1 {
+		wait = raw.Write
+	}
+	err = wait(func(fd uintptr) bool {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: event}}
+		n, err := unix.Ppoll(fds, &unix.Timespec{}, nil)
+		return err != nil && err != unix.EINTR || n > 0
+	})
+	if err != nil { // Close, or an error of the descriptor's, which are seen there at once; or the poller can take no more
+		return e.waitWithThread(event)
+	}
+	return nil
+}
+
+// waitWithThread is for a process that has all descriptors open that it may: it ends no connection by that. It may return early.
+func (e *Eager) waitWithThread(event int16) error {
+	_, err := e.pollTold(event, time.Minute)
 	return err
 }
 
