@@ -19,7 +19,12 @@ const (
 // CommonMemory makes memory for a guest and processes of the host. Its size is sealed: who maps it need not fear that
 // somebody else makes it smaller.
 func CommonMemory(size int64) (*os.File, error) {
-	fd, err := unix.MemfdCreate("pistis-common", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	// A host may want it said that nobody runs it as a program (sysctl vm.memfd_noexec); kernels before 6.3 do not know that.
+	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate("pistis-common", flags|unix.MFD_NOEXEC_SEAL)
+	if err == unix.EINVAL {
+		fd, err = unix.MemfdCreate("pistis-common", flags)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("memory for the guest and the host: %w: %w", err, ErrorClass(err))
 	}
