@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	goruntime "runtime"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -31,6 +32,7 @@ func (a *Agent) Resize(ctx context.Context, req *agentv1.ResizeRequest) (*agentv
 	if err != nil {
 		return nil, err
 	}
+	goruntime.GOMAXPROCS(used + a.Eager) // Go does not do it, once it was told how many
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
 		return nil, fmt.Errorf("sysinfo: %w", err)
