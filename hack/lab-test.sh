@@ -5,7 +5,7 @@
 #   pods      pods through CRI: image, network, exec, logs and their rotation, attach, port-forward, resizing, stop
 #   volumes   every kind of volume, a row each
 #   critest   the specs of test/conformance/ci-specs-HANDLER.txt; not among the default, and for fc alone
-#   bench     volumes of QEMU's pods against the host and virtio-fs, as VOLUMES=1 make bench does; not among the default
+#   bench     volumes against the host and virtio-fs, as VOLUMES=1 make bench does; not among the default, and for qemu alone
 # It prints what passed, as tables. HANDLERS and SUITES choose a part, TESTS single tests of the pods' suites. A run of all
 # handlers that has the suite volumes writes its table into docs/volumes.md, critest writes its own into docs/conformance.md.
 set -euo pipefail
@@ -76,7 +76,7 @@ inside() {
 		pods) tests integration "${TESTS:-$pods}" ;;
 		volumes) tests integration "${TESTS:-$volumes}" ;;
 		critest) critest "$1" ;;
-		bench) BUILT=1 DIR=/mnt/bench hack/volumes.sh ;;
+		bench) HANDLER=$1 BUILT=1 DIR=/mnt/bench hack/volumes.sh ;;
 		*) echo "no suite $suite" && false ;;
 		esac || failed=1
 	done
@@ -109,7 +109,7 @@ fi
 suites=${SUITES:-${SUITE:-doctor contract pods volumes}}
 handlers=${HANDLERS:-qemu fc clh}
 [ "$suites" != critest ] || handlers=${HANDLERS:-fc}
-[ "$suites" != bench ] || handlers=qemu
+[ "$suites" != bench ] || handlers=${HANDLERS:-qemu}
 prepare "$suites"
 failed=0 logs=()
 for handler in $handlers; do
@@ -127,7 +127,10 @@ for handler in $handlers; do
 done
 [ ${#logs[@]} -gt 0 ] || exit 0
 if [ "$suites" = bench ]; then # it has measured, not tested
-	sed '1,/^== suite bench/d; /^== /,$d' "$out/qemu.log"
+	for log in "${logs[@]}"; do
+		echo "== ${log%%=*}"
+		sed '1,/^== suite bench/d; /^== /,$d' "${log#*=}"
+	done
 	exit $failed
 fi
 doc=()

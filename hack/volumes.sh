@@ -3,6 +3,7 @@
 #   ROUNDS  how often each is measured
 #   SUBJECTS  what is measured, as "pistis": host,virtio-fs,pistis by default
 #   LOAD    flags of test/bench/fsload, as "-mib 256 -files 2000"
+#   HANDLER  the pods' runtime handler; vm by default. The peer's guest is QEMU's always
 #   DIR     where the volumes lie; .cache/bench by default
 #   BUILT   1 takes the programs and fio that there are
 # With PISTIS_ACCELERATION=kvm, in the lab, guests run under KVM, else emulated.
@@ -29,4 +30,4 @@ start_registry "$dir" -cache "$cache/images" -storage
 start_daemon pistis-volumes "$dir" "$extra"
 read -ra load <<<"${LOAD:-}"
 "$BIN/bench-volumes/volumes" -image "$registry_address/pistis/fio:latest" -load "$BIN/bench-volumes/fsload" -dir "$dir" "${machine[@]}" \
-	-kernel "$GUEST/vmlinuz" -initrd "$GUEST/initrd" -virtiofs "$virtiofs" -rounds "${ROUNDS:-3}" -subjects "${SUBJECTS:-host,virtio-fs,pistis}" -- "${load[@]}"
+	-kernel "$GUEST/vmlinuz" -initrd "$GUEST/initrd" -virtiofs "$virtiofs" -rounds "${ROUNDS:-3}" -subjects "${SUBJECTS:-host,virtio-fs,pistis}" -handler "${HANDLER:-vm}" -- "${load[@]}"

@@ -20,6 +20,7 @@ import (
 	"github.com/pistis-run/pistis/internal/logfields"
 	"github.com/pistis-run/pistis/internal/reaper"
 	"github.com/pistis-run/pistis/internal/runc"
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 // Where things are in the guest.
@@ -84,6 +85,10 @@ func run(params boot.Params, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	direct, err := carrier.Listen(transport.DirectPort)
+	if err != nil {
+		return err
+	}
 	log.Info("ready", logfields.Uptime, boot.Uptime())
-	return a.Serve(ctx, control, streams)
+	return a.Serve(ctx, control, streams, direct)
 }

@@ -89,9 +89,9 @@ func New(cfg Config) *Agent {
 	return a
 }
 
-// Serve takes calls on control and streams on streams until Shutdown was called, ctx ends or a listener fails.
-// It closes both.
-func (a *Agent) Serve(ctx context.Context, control, streams net.Listener) error {
+// Serve takes calls on control and streams on all of streams until Shutdown was called, ctx ends or a listener fails.
+// It closes them.
+func (a *Agent) Serve(ctx context.Context, control net.Listener, streams ...net.Listener) error {
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(interceptor(a.Log)))
 	if err != nil {
 		return err
@@ -99,17 +99,21 @@ func (a *Agent) Serve(ctx context.Context, control, streams net.Listener) error 
 	agentv1.RegisterAgentService(server, a)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	failed := make(chan error, 2)
+	failed := make(chan error, 1+len(streams))
 	var serving sync.WaitGroup
 	serving.Go(func() { failed <- fmt.Errorf("control port: %w", server.Serve(ctx, control)) })
-	serving.Go(func() { failed <- fmt.Errorf("stream port: %w", a.serveStreams(ctx, streams)) })
+	for _, l := range streams {
+		serving.Go(func() { failed <- fmt.Errorf("stream port: %w", a.serveStreams(ctx, l)) })
+	}
 	select {
 	case <-a.shutdown:
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	case err = <-failed:
 	}
-	streams.Close()
+	for _, l := range streams {
+		l.Close()
+	}
 	// Close ends idle connections, and with them lets the answer to Shutdown out.
 	return errors.Join(err, server.Close())
 }
@@ -128,6 +132,7 @@ func (a *Agent) Hello(_ context.Context, req *agentv1.HelloRequest) (*agentv1.He
 		Kernel: string(kernel), UptimeNs: uint64(a.Uptime), Features: []string{
 			agentv1.FeatureShares, agentv1.FeatureShareChanges, agentv1.FeatureShareAttributes, agentv1.FeatureLargeShares, agentv1.FeaturePIDNamespaces,
 			agentv1.FeatureModules, agentv1.FeatureMemoryVolumes, agentv1.FeatureBlockDevices, agentv1.FeatureResize, agentv1.FeatureClock, agentv1.FeatureShareParts,
+			agentv1.FeatureDirectShares,
 		},
 	}, nil
 }

@@ -11,6 +11,7 @@ import (
 
 	agentv1 "github.com/pistis-run/pistis/api/agent/v1"
 	"github.com/pistis-run/pistis/internal/task"
+	"github.com/pistis-run/pistis/internal/transport"
 )
 
 // Stream is a byte stream into the guest. CloseWrite ends the bytes of the host and leaves those of the guest.
@@ -46,21 +47,30 @@ func (c *Client) OpenShare(ctx context.Context, id string, file bool) (Stream, e
 	if err := c.needs(agentv1.FeatureShares, "volumes"); err != nil {
 		return nil, fmt.Errorf("mount share in guest: %w", err)
 	}
-	s, err := c.open(ctx, &agentv1.StreamHeader{Kind: &agentv1.StreamHeader_Share{Share: &agentv1.ShareStream{Id: id, File: file, Unanswered: true}}})
+	port := uint32(agentv1.StreamPort)
+	if c.Has(agentv1.FeatureDirectShares) {
+		port = transport.DirectPort
+	}
+	s, err := c.openAt(ctx, port, &agentv1.StreamHeader{Kind: &agentv1.StreamHeader_Share{Share: &agentv1.ShareStream{Id: id, File: file, Unanswered: true}}})
 	if err != nil {
 		return nil, fmt.Errorf("mount share in guest: %w", err)
 	}
 	return s, nil
 }
 
-// open dials the stream port and exchanges header and reply.
-func (c *Client) open(ctx context.Context, header *agentv1.StreamHeader) (_ Stream, err error) {
+// open opens a stream through the stream port.
+func (c *Client) open(ctx context.Context, header *agentv1.StreamHeader) (Stream, error) {
+	return c.openAt(ctx, agentv1.StreamPort, header)
+}
+
+// openAt dials a port and exchanges header and reply.
+func (c *Client) openAt(ctx context.Context, port uint32, header *agentv1.StreamHeader) (_ Stream, err error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, c.timeout)
 		defer cancel()
 	}
-	conn, err := c.dial(ctx, agentv1.StreamPort)
+	conn, err := c.dial(ctx, port)
 	if err != nil {
 		return nil, err
 	}

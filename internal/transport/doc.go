@@ -6,10 +6,13 @@
 //   - [Client]: one byte pipe that carries all streams, multiplexed with yamux: a virtio-serial port, or a vsock stream
 //     through [Hybrid], vsock behind a Unix socket of the VMM, where "CONNECT port\n" is answered with "OK n\n".
 //
+// [DirectPort] is beside the pipe: its streams have connections of their own wherever the VMM offers such. [Eager] reads and writes
+// what carries messages that follow each other, on either side.
+//
 // Guests use [ListenVSOCK], or [OpenSerialPort] or [AcceptPipe], and [NewServer].
 //
 // Every stream of every carrier is a net.Conn with a method CloseWrite() error, which ends this side's bytes: the peer reads
-// those that were written and then EOF, and reading goes on.
+// those that were written and then EOF, and reading goes on, but for streams to DirectPort, which that may end.
 //
 // # The multiplexed pipe
 //

@@ -18,7 +18,7 @@ import (
 
 // Hybrid dials the guest's vsock ports through a Unix socket of the VMM, as Firecracker and Cloud Hypervisor
 // offer it.
-// These end the stream when the host half-closes it, so that they are good for one pipe and not for many streams.
+// These end the stream when the host half-closes it, so that they are good for one pipe, and for DirectPort, and not for other streams.
 type Hybrid struct{ Path string }
 
 // maxHybridReply bounds the VMM's answer: "OK ", a 32-bit number and a line feed.
@@ -92,6 +92,16 @@ func (h Hybrid) Pipe() io.ReadWriteCloser {
 	p.life, p.end = context.WithCancel(context.Background())
 	p.dial = sync.OnceValues(func() (net.Conn, error) { return h.Dial(p.life, PipePort) })
 	return p
+}
+
+// Beside dials DirectPort through the VMM's socket, and other ports through the pipe that all others share.
+func (h Hybrid) Beside(pipe *Client) func(ctx context.Context, port uint32) (net.Conn, error) {
+	return func(ctx context.Context, port uint32) (net.Conn, error) {
+		if port == DirectPort {
+			return h.Dial(ctx, port)
+		}
+		return pipe.Dial(ctx, port)
+	}
 }
 
 // hybridPipe is a connection that is made when it is first used.

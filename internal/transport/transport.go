@@ -20,6 +20,10 @@ const (
 // PipePort is where a guest that was told KindPipe waits for its host.
 const PipePort = 1023
 
+// DirectPort is the guest port of streams that are connections of their own wherever the carrier has such, also beside a pipe that
+// carries all others. These may end both ways at once.
+const DirectPort = 1026
+
 // retryInterval is the pause between two attempts to reach a guest that does not listen yet. The carriers
 // give no event for that.
 const retryInterval = 20 * time.Millisecond

@@ -151,12 +151,13 @@ func TestHostMountsAndDevices(t *testing.T) {
 		_, err := d.RunPodSandbox(d.call(), &runtime.RunPodSandboxRequest{Config: badPod, RuntimeHandler: d.handler})
 		refused(t, "a sysctl of the node's", err, codes.InvalidArgument, "vm.swappiness")
 
-		stopped := shell("stopped", "trap 'exit 42' USR1; while :; do sleep 1 & wait; done")
+		stopped := shell("stopped", "trap 'exit 42' USR1; echo ready; while :; do sleep 1 & wait; done")
 		stopped.StopSignal = runtime.Signal_SIGNAL_SIGUSR1
 		id := d.launch(pod, config, stopped)
 		if got := d.status(id).StopSignal; got != runtime.Signal_SIGNAL_SIGUSR1 {
 			t.Errorf("the status tells the stop signal %v", got)
 		}
+		eventually(t, "the container to expect the signal", func() bool { return d.logOf(d.status(id), "stdout") == "ready\n" })
 		if _, err := d.StopContainer(d.call(), &runtime.StopContainerRequest{ContainerId: id, Timeout: 60}); err != nil {
 			t.Fatal(err)
 		}

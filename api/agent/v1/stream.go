@@ -67,6 +67,8 @@ const (
 	FeatureClock = "clock"
 	// FeatureShareParts: it knows CreateContainerRequest.share_parts.
 	FeatureShareParts = "share-parts"
+	// FeatureDirectShares: it takes ShareStream on the port for streams that have connections of their own.
+	FeatureDirectShares = "direct-shares"
 	// FeatureResize: it knows Resize.
 	FeatureResize = "resize"
 

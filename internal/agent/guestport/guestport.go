@@ -75,7 +75,7 @@ func Open(ctx context.Context, kind string) (*Carrier, error) {
 		if err != nil {
 			return nil, err
 		}
-		return serve(ctx, pipe)
+		return serveBeside(ctx, pipe)
 	}
 	return nil, fmt.Errorf("transport %q: there are %s, %s and %s", kind, transport.KindVSOCK, transport.KindSerial, transport.KindPipe)
 }
@@ -95,6 +95,22 @@ func serve(ctx context.Context, pipe io.ReadWriteCloser) (*Carrier, error) {
 		return nil, err
 	}
 	return &Carrier{listen: s.Listen, close: s.Close, done: s.Done()}, nil
+}
+
+// serveBeside shares a pipe among streams but those that have connections of their own.
+func serveBeside(ctx context.Context, pipe io.ReadWriteCloser) (*Carrier, error) {
+	c, err := serve(ctx, pipe)
+	if err != nil {
+		return nil, err
+	}
+	shared := c.listen
+	c.listen = func(port uint32) (net.Listener, error) {
+		if port == transport.DirectPort {
+			return listenVSOCK(port)
+		}
+		return shared(port)
+	}
+	return c, nil
 }
 
 func hasSerial(class string) bool {

@@ -55,8 +55,9 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 	v.meter = vmm.NewMeter(v.readCounters)
 	var events sync.WaitGroup
 	events.Go(func() { readEvents(s.events, func(e event) { v.observe(e, proc) }) })
-	pipe := transport.NewClient(transport.Hybrid{Path: filepath.Join(cfg.RunDir, vsockSocket)}.Pipe())
-	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, pipe.Dial, func(m *vmm.Machine) error {
+	socket := transport.Hybrid{Path: filepath.Join(cfg.RunDir, vsockSocket)}
+	pipe := transport.NewClient(socket.Pipe())
+	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, socket.Beside(pipe), func(m *vmm.Machine) error {
 		pipe.Close()
 		events.Wait()
 		s.events.Close()

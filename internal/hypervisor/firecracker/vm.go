@@ -51,8 +51,9 @@ func newVM(cfg hypervisor.Config, proc *vmm.Process, s *starter) *vm {
 	if n := s.can.placeholders(cfg); n > 0 {
 		v.drives = newPlaceholders(n)
 	}
-	v.pipe = transport.NewClient(transport.Hybrid{Path: filepath.Join(cfg.RunDir, vsockSocket)}.Pipe())
-	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, v.pipe.Dial, func(m *vmm.Machine) error {
+	socket := transport.Hybrid{Path: filepath.Join(cfg.RunDir, vsockSocket)}
+	v.pipe = transport.NewClient(socket.Pipe())
+	v.Machine = vmm.Watch(proc, s.Console, cfg.Console, socket.Beside(v.pipe), func(m *vmm.Machine) error {
 		v.pipe.Close()
 		s.log.writer.Close()
 		s.metrics.writer.Close()

@@ -22,8 +22,8 @@ const (
 )
 
 // Jail is all of the host that a VMM sees: a root of its own in a mount namespace of its own, that holds the VMM, one
-// directory that the host sees as well, some files and some devices; and a network namespace. The VMM's user can write
-// nothing in it but that directory. A VMM that is linked dynamically sees the host's libraries, read-only.
+// directory that the host sees as well, some files and some devices, and memory in common with the host; and a network namespace.
+// The VMM's user can write nothing in it but that directory and that memory. A VMM that is linked dynamically sees the host's libraries, read-only.
 type Jail struct {
 	// Dir is the host's name of the directory that is JailDir inside. It belongs to the VMM's user.
 	Dir string

@@ -33,7 +33,7 @@ type options struct {
 	socket, image, load, dir, fio string
 	peer                          virtiofs.Guest
 	loadArgs                      []string
-	subjects                      string
+	subjects, handler             string
 	rounds                        int
 }
 
@@ -46,6 +46,7 @@ func main() {
 	o.peer.Flags()
 	flag.StringVar(&o.fio, "fio", "fio", "the host's fio")
 	flag.StringVar(&o.subjects, "subjects", "host,virtio-fs,pistis", "what is measured")
+	flag.StringVar(&o.handler, "handler", "vm", "the runtime handler of the pods")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each is measured, by turns")
 	flag.Parse()
 	o.loadArgs = flag.Args()
@@ -146,7 +147,7 @@ func onPistis(ctx context.Context, o options, dir string) (_ string, err error) 
 	pod := &runtime.PodSandboxConfig{
 		Metadata: &runtime.PodSandboxMetadata{Name: "volumes", Namespace: "bench", Uid: "volumes"}, LogDirectory: filepath.Dir(dir), Linux: &runtime.LinuxPodSandboxConfig{},
 	}
-	sandbox, err := cri.RunPodSandbox(ctx, &runtime.RunPodSandboxRequest{Config: pod, RuntimeHandler: "vm"})
+	sandbox, err := cri.RunPodSandbox(ctx, &runtime.RunPodSandboxRequest{Config: pod, RuntimeHandler: o.handler})
 	if err != nil {
 		return "", err
 	}

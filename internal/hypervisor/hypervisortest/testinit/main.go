@@ -54,7 +54,18 @@ func run() error {
 	case slices.Contains(params, "test.silent"):
 		select {}
 	}
-	listener, err := listen(params)
+	shared, direct, err := carriers(params)
+	if err != nil {
+		return err
+	}
+	ended := make(chan error, 2)
+	go func() { ended <- accept(shared, port) }()
+	go func() { ended <- accept(direct, transport.DirectPort) }()
+	return <-ended
+}
+
+func accept(listen func(uint32) (net.Listener, error), port uint32) error {
+	listener, err := listen(port)
 	if err != nil {
 		return err
 	}
@@ -67,25 +78,29 @@ func run() error {
 	}
 }
 
-func listen(params []string) (net.Listener, error) {
+// carriers are what streams come through: most of them, and those that have connections of their own if there are any.
+func carriers(params []string) (shared, direct func(uint32) (net.Listener, error), err error) {
 	var pipe io.ReadWriteCloser
-	var err error
 	switch {
 	case slices.Contains(params, transport.Param+transport.KindVSOCK):
-		return transport.ListenVSOCK(port)
+		return transport.ListenVSOCK, transport.ListenVSOCK, nil
 	case slices.Contains(params, transport.Param+transport.KindPipe):
+		direct = transport.ListenVSOCK
 		pipe, err = transport.AcceptPipe(context.Background())
 	default:
 		pipe, err = transport.OpenSerialPort(context.Background())
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	s, err := transport.NewServer(context.Background(), pipe)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return s.Listen(port)
+	if direct == nil {
+		direct = s.Listen
+	}
+	return s.Listen, direct, nil
 }
 
 func loadModules() error {
@@ -130,6 +145,13 @@ func obey(word, rest string, body io.Reader) (string, error) {
 		return strings.TrimSpace(string(b)), err
 	case "count": // the bytes up to the host's end of writing
 		n, err := io.Copy(io.Discard, body)
+		return fmt.Sprint(n), err
+	case "take": // so many bytes
+		size, err := strconv.ParseInt(rest, 10, 64)
+		if err != nil {
+			return "", err
+		}
+		n, err := io.CopyN(io.Discard, body, size)
 		return fmt.Sprint(n), err
 	case "cpuflags":
 		b, err := os.ReadFile("/proc/cpuinfo")
