@@ -203,3 +203,29 @@ func TestAheadOfNonsense(t *testing.T) {
 		t.Errorf("valid for %d s", s)
 	}
 }
+
+// FuzzAhead: whatever comes from either side, what is kept is bounded and an answer is one.
+func FuzzAhead(f *testing.F) {
+	f.Add(asked(opCreate, 2, 1), notice(2, 1, 0), askedAttributes(1, 0))
+	f.Add(asked(opUnlink, 2, 1), notice(3, 1, 0), askedAttributes(1, ofHandle))
+	f.Add([]byte{}, notice(2, 1, 0)[:minMessage], asked(opGetAttr, 3, 1))
+	f.Fuzz(func(t *testing.T, change, told, question []byte) {
+		a := ahead{changing: map[uint64]struct{}{}}
+		now := func() time.Time { return time.Unix(1, 0) }
+		a.request(change, now)
+		for range maxAhead + 1 {
+			if len(told) >= minMessage {
+				_ = a.take(told, now())
+			}
+		}
+		if len(a.known) > maxAhead || len(a.changing) > 1 {
+			t.Errorf("%d and %d are kept", len(a.known), len(a.changing))
+		}
+		if answer := a.request(question, now); answer != nil && (len(answer) != minMessage+attrOut || string(answer[8:minMessage]) != string(question[8:16])) {
+			t.Errorf("the answer is %x", answer)
+		}
+		if len(told) >= minMessage {
+			a.answered(told)
+		}
+	})
+}
