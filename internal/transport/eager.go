@@ -13,7 +13,7 @@ import (
 )
 
 // eagerness is how long a reader waits for the next message in the kernel, before it leaves waiting to Go's poller.
-const eagerness = 10 * time.Millisecond
+const eagerness = 100 * time.Millisecond
 
 // Eagerness is how many readers may wait in the kernel at a time. Each keeps one of GOMAXPROCS, which must be more.
 type Eagerness struct {
