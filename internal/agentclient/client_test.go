@@ -19,6 +19,7 @@ import (
 	"github.com/pistis-run/pistis/internal/agentclient"
 	"github.com/pistis-run/pistis/internal/hypervisor"
 	"github.com/pistis-run/pistis/internal/task"
+	"github.com/pistis-run/pistis/internal/transport"
 	"github.com/pistis-run/pistis/internal/vm/vmtest"
 )
 
@@ -142,6 +143,73 @@ func TestStreams(t *testing.T) {
 	s.CloseWrite()
 	if data, err := io.ReadAll(s); string(data) != "echo" || err != nil {
 		t.Errorf("read %q, %v", data, err)
+	}
+}
+
+// TestShareStream: a share's stream goes to the port that the agent has for it, and tells what its server knows.
+func TestShareStream(t *testing.T) {
+	for _, tc := range []struct {
+		features []string
+		port     uint32 // 0: refused before anything is dialled
+	}{
+		{nil, 0},
+		{[]string{agentv1.FeatureShares}, agentv1.StreamPort},
+		{[]string{agentv1.FeatureShares, agentv1.FeatureDirectShares}, transport.DirectPort},
+	} {
+		a := &vmtest.Agent{Answer: func(_ string, answer any) any {
+			if hello, ok := answer.(*agentv1.HelloResponse); ok {
+				hello.Features = tc.features
+			}
+			return answer
+		}}
+		d := &vmtest.Driver{Agent: a}
+		m, err := d.Start(t.Context(), hypervisor.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { m.Kill() })
+		var port uint32
+		headers := make(chan *agentv1.StreamHeader, 1)
+		c, err := agentclient.Connect(t.Context(), func(ctx context.Context, to uint32) (net.Conn, error) {
+			if to == agentv1.ControlPort {
+				return m.Dial(ctx, to)
+			}
+			port = to
+			host, guest, err := vmtest.Pair()
+			if err != nil {
+				return nil, err
+			}
+			go func() {
+				defer guest.Close()
+				header := &agentv1.StreamHeader{}
+				if agentv1.ReadMessage(guest, header) == nil {
+					headers <- header
+					_ = agentv1.WriteMessage(guest, &agentv1.StreamReply{})
+				}
+			}()
+			return host, nil
+		}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		s, err := c.OpenShare(t.Context(), "s1", true)
+		if port != tc.port {
+			t.Errorf("with the features %v port %d is dialled, want %d", tc.features, port, tc.port)
+		}
+		if tc.port == 0 {
+			if !errdefs.IsFailedPrecondition(err) {
+				t.Errorf("without shares: %v", err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		if h := (<-headers).GetShare(); h.GetId() != "s1" || !h.GetFile() || !h.GetUnanswered() {
+			t.Errorf("the header is %v", h)
+		}
 	}
 }
 

@@ -71,7 +71,7 @@ func (k *kernel) told(unique, node, mark uint64) {
 
 func (k *kernel) answered(unique uint64) { k.ahead.answered(answerOf(minMessage, unique)) }
 
-// knows says whether the attributes of a node are known, which are then those with a mark.
+// knows says whether the attributes of a node are known, which must be those with a mark then.
 func (k *kernel) knows(node, mark uint64) bool {
 	k.t.Helper()
 	answer := k.ahead.request(askedAttributes(node, 0), k.clock)
@@ -81,7 +81,10 @@ func (k *kernel) knows(node, mark uint64) bool {
 	if len(answer) != minMessage+attrOut || int(binary.NativeEndian.Uint32(answer)) != len(answer) || binary.NativeEndian.Uint64(answer[8:]) != 999 {
 		k.t.Errorf("the answer is %x", answer)
 	}
-	return binary.NativeEndian.Uint64(answer[len(answer)-88+8:]) == mark
+	if got := binary.NativeEndian.Uint64(answer[len(answer)-88+8:]); got != mark {
+		k.t.Errorf("of node %d attributes %d are known, want %d", node, got, mark)
+	}
+	return true
 }
 
 // creates makes a file in a directory, and is told.
