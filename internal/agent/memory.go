@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pistis-run/pistis/internal/agent/modules"
@@ -16,14 +19,16 @@ import (
 	"github.com/pistis-run/pistis/internal/transport"
 )
 
-// memoryTimeout bounds the start of the drivers.
-const memoryTimeout = 10 * time.Second
+// memoryTimeout bounds the start of the drivers, for which nobody waits.
+const memoryTimeout = 5 * time.Minute
 
-// commonMemory is what the guest has in common with the host, as a device of which the kernel makes a block device when it is
-// opened: pods that need none of it do not wait for drivers.
+// commonMemory is what the guest has in common with the host, as a device of which the kernel makes a block device once it has
+// drivers for it. They are loaded when there is something large for the first time: pods that have nothing such do not need them.
 type commonMemory struct {
-	*os.File
-	agent *Agent
+	open    func() (*os.File, error)
+	opening sync.Once
+	file    atomic.Pointer[os.File]
+	log     *slog.Logger
 }
 
 // findMemory returns memory for the data of shares, or nil where the machine has none.
@@ -31,38 +36,49 @@ func (a *Agent) findMemory() *share.Memory {
 	if _, err := transport.MemoryDevice(transport.VirtioDevices); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return share.NewMemory(&commonMemory{agent: a}, transport.MemorySize)
+	return share.NewMemory(&commonMemory{open: openMemory, log: a.Log}, transport.MemorySize)
 }
 
-// Open tells whether there is something to read and to write.
-func (m *commonMemory) Open() bool {
-	err := m.open()
-	if err != nil {
-		m.agent.Log.Warn("data of shares passes through their streams", logfields.Error, err)
-	}
-	return err == nil
+// Ready has the device opened when it is asked first, and does not wait for that.
+func (m *commonMemory) Ready() bool {
+	m.opening.Do(func() {
+		go func() {
+			f, err := m.open()
+			if err != nil {
+				m.log.Warn("data of shares passes through their streams", logfields.Error, err)
+				return
+			}
+			m.file.Store(f)
+		}()
+	})
+	return m.file.Load() != nil
 }
 
-func (m *commonMemory) open() error {
+func (m *commonMemory) ReadAt(b []byte, at int64) (int, error) { return m.file.Load().ReadAt(b, at) }
+
+func (m *commonMemory) WriteAt(b []byte, at int64) (int, error) { return m.file.Load().WriteAt(b, at) }
+
+func openMemory() (f *os.File, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), memoryTimeout)
 	defer cancel()
 	device, err := transport.MemoryDevice(transport.VirtioDevices)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, driver := range transport.MemoryDrivers() {
 		if _, err := os.Stat(driver); err == nil {
 			continue
 		}
 		if err := modules.Load(ctx, filepath.Base(driver)); err != nil {
-			return fmt.Errorf("driver of memory in common with the host: %w", err)
+			return nil, fmt.Errorf("driver of memory in common with the host: %w", err)
 		}
 	}
-	return uevent.Wait(ctx, func() (bool, error) {
+	err = uevent.Wait(ctx, func() (bool, error) {
 		var err error
-		if m.File, err = transport.OpenMemory(device, "/dev"); errors.Is(err, fs.ErrNotExist) {
+		if f, err = transport.OpenMemory(device, "/dev"); errors.Is(err, fs.ErrNotExist) {
 			return false, nil
 		}
 		return true, err
 	})
+	return f, err
 }

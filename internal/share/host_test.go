@@ -47,7 +47,7 @@ func TestMain(m *testing.M) {
 // openFile is a guest's memory that needs no drivers.
 type openFile struct{ *os.File }
 
-func (openFile) Open() bool { return true }
+func (openFile) Ready() bool { return true }
 
 // relay mounts what is served over descriptor 3, says so, and relays until its standard input ends and it has unmounted.
 // Descriptor 4 may be memory that the server has too.

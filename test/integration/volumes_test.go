@@ -193,10 +193,11 @@ func bigFile(t *testing.T, d *daemon, id, dir string) {
 // keptMemory: data of a big file passed through the memory that guest and host have in common, and a container has no access to that,
 // whatever nodes it makes.
 func keptMemory(t *testing.T, d *daemon, id string) {
-	number := strings.Fields(d.execSync(id, "sh", "-c", "cat /sys/block/pmem*/dev | tr : ' '"))
-	if len(number) != 2 {
-		t.Fatalf("the guest's block devices that are memory: %q", number)
-	}
+	var number []string
+	eventually(t, "a block device of the guest's that is memory, since there was something large", func() bool {
+		number = strings.Fields(d.execSync(id, "sh", "-c", "cat /sys/block/pmem*/dev 2>/dev/null | tr : ' '"))
+		return len(number) == 2
+	})
 	out := d.execSync(id, "sh", "-c", "ls /dev; mknod /tmp/node b "+strings.Join(number, " ")+"; head -c 1 /tmp/node 2>&1; true")
 	if strings.Contains(out, "pmem") || !strings.Contains(out, "not permitted") {
 		t.Errorf("/dev, and what is read from a node for the memory: %s", out)

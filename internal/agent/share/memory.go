@@ -26,8 +26,8 @@ const (
 
 // blocks are the memory as a file.
 type blocks interface {
-	// Open comes first, and tells whether there is one.
-	Open() bool
+	// Ready tells whether it can be read and written by now. It does not wait.
+	Ready() bool
 	io.ReaderAt
 	io.WriterAt
 }
@@ -35,8 +35,7 @@ type blocks interface {
 // Memory is what the guest has in common with the host's servers, for the data of large messages of all shares. It is lent
 // in pieces; who gets none sends the data. A nil Memory has none.
 type Memory struct {
-	dev  blocks
-	open func() bool // dev, for the first request that is large
+	dev blocks
 
 	mu   sync.Mutex
 	free []uint32 // offsets of pieces; the last used is the next to be used
@@ -45,7 +44,7 @@ type Memory struct {
 // NewMemory lends pieces of the first size bytes of dev, all of which the host has at the same offsets. They are read and written
 // in multiples of align, from and to addresses that are such.
 func NewMemory(dev blocks, size int) *Memory {
-	m := &Memory{dev: dev, open: sync.OnceValue(dev.Open)}
+	m := &Memory{dev: dev}
 	for at := size / pieceSize * pieceSize; at > 0; at -= pieceSize {
 		m.free = append(m.free, uint32(at-pieceSize))
 	}
@@ -69,7 +68,7 @@ func whole(b []byte) []byte {
 }
 
 func (m *Memory) take() (offset uint32, ok bool) {
-	if m == nil || !m.open() {
+	if m == nil || !m.dev.Ready() {
 		return 0, false
 	}
 	m.mu.Lock()

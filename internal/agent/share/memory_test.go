@@ -40,7 +40,7 @@ type aligned struct {
 	broken, absent bool
 }
 
-func (a *aligned) Open() bool { return !a.absent }
+func (a *aligned) Ready() bool { return !a.absent }
 
 func (a *aligned) part(b []byte, at int64) ([]byte, error) {
 	if a.broken || (int64(uintptr(unsafe.Pointer(unsafe.SliceData(b))))|int64(len(b))|at)%align != 0 {
